@@ -1,0 +1,111 @@
+"""The recipe: one YAML file, one typed tree, validated before any work begins.
+
+Every setting of a run is here or has a default here; the resolved tree is stored with the run's output, so a run can be
+repeated from its results. Command-line overrides (`--set train.steps=10`) go through the same validation. The cost of one
+tree: adding a setting means naming it in a section class, which is also where it is documented.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from nextflow_data.config import CaptionConfig, DedupConfig, FilterConfig, IngestConfig, Section
+from nextflow_pipelines.config import SparkConfig
+from nextflow_tokenize.config import PackConfig, TextTokenizerConfig, TokenizeConfig, VisionTokenizerConfig
+from pydantic import Field, ValidationError, field_validator
+
+from megatron_nextflow.config import GenerateConfig, TrainConfig
+from nextflow_orchestration.recipe_error import RecipeError, duplicate_keys, explain, key_lines
+
+SAMPLE = "sample"
+"""The input that `nextflow_orchestration.sample_warc` makes from PyPI packages."""
+
+
+class FlowConfig(Section):
+    """How the flow behaves as a Prefect flow."""
+
+    retries: int = Field(1, ge=0, description="tries again of a stage that failed (bad configuration is never tried again)")
+    retry_delay_seconds: float = Field(2.0, ge=0, description="wait before a retry")
+
+
+class ReportConfig(Section):
+    """What the run's report shows."""
+
+    packs: int = Field(8, ge=0, description="packs whose images and text are shown")
+    examples: int = Field(4, ge=0, description="examples a rule")
+
+
+class Recipe(Section):
+    """A whole run. `input` is "sample" or one or more WARC files; outputs go under `root`."""
+
+    name: str = Field(min_length=1)
+    root: Path = Field(description="folder of the run's outputs")
+    input: list[str] = Field(min_length=1, description='WARC files, or "sample"')
+    spark: SparkConfig = SparkConfig()
+    flow: FlowConfig = FlowConfig()
+    ingest: IngestConfig = IngestConfig()
+    filter: FilterConfig = FilterConfig()
+    dedup: DedupConfig = DedupConfig()
+    caption: CaptionConfig = CaptionConfig()
+    vision_tokenizer: VisionTokenizerConfig = VisionTokenizerConfig()
+    text_tokenizer: TextTokenizerConfig = TextTokenizerConfig()
+    tokenize: TokenizeConfig = TokenizeConfig()
+    pack: PackConfig = PackConfig()
+    train: TrainConfig = TrainConfig()
+    generate: GenerateConfig = GenerateConfig()
+    report: ReportConfig = ReportConfig()
+
+    @field_validator("input", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    def check_inputs(self) -> None:
+        """RecipeError where an input file is missing, naming it."""
+        missing = [name for name in self.input if name != SAMPLE and not Path(name).is_file()]
+        if missing:
+            raise RecipeError("\n".join(f"input file not found: {name}; correct `input` in the recipe" for name in missing))
+
+
+def _override(tree: dict[str, Any], assignment: str) -> None:
+    dotted, sign, value = assignment.partition("=")
+    keys = dotted.strip().split(".")
+    if not sign or not all(keys):
+        raise RecipeError(f"--set {assignment}: write it as section.key=value")
+    for key in keys[:-1]:
+        tree = tree.setdefault(key, {})
+        if not isinstance(tree, dict):
+            raise RecipeError(f"--set {assignment}: '{key}' is a value, not a section")
+    try:
+        tree[keys[-1]] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"--set {assignment}: the value is not YAML: {error}") from None
+
+
+def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
+    """Reads and validates a recipe. Raises RecipeError, one line a mistake with its line in the file."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise RecipeError(f"{path}: no such recipe") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: cannot be read: {error}") from None
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        tree = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        raise RecipeError(f"{path}:{mark.line + 1 if mark else 1}: not YAML: {error.problem}") from None
+    if not isinstance(tree, dict):
+        raise RecipeError(f"{path}:1: a recipe is a mapping of sections")
+    repeated = list(duplicate_keys(node, str(path)))
+    if repeated:
+        raise RecipeError("\n".join(repeated))
+    for assignment in overrides or []:
+        _override(tree, assignment)
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise RecipeError(explain(error, Recipe, dict(key_lines(node)), str(path))) from None
