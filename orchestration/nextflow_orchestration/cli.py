@@ -1,0 +1,181 @@
+"""`mnf`: one command, one verb a task. Each verb is a few lines over a function that a script could call too.
+
+Nothing heavy is imported until a verb needs it, so `mnf --help` answers at once and works in a base install.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(
+    help="Web pages to verified shards of multi-scale image tokens, and a Megatron-Core trainer that learns from exactly those.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+console = Console(stderr=True, highlight=False)
+
+RecipeArg = Annotated[Path, typer.Argument(help="recipe (YAML)")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="override a setting: --set train.steps=20", metavar="KEY=VALUE")]
+RootOption = Annotated[Path, typer.Option("--root", help="folder of the run to look in")]
+DEFAULT_ROOT = Path("runs/quickstart")
+EXTRAS = {
+    "pyspark": "data", "prefect": "data", "fastwarc": "data", "lxml": "data", "datatrove": "data", "tokenizers": "data",
+    "py3langid": "data", "scipy": "data", "xxhash": "data", "PIL": "data", "torch": "train", "megatron": "train",
+    "safetensors": "train", "tensorboard": "train", "transformer_engine": "gpu",
+}  # fmt: skip
+"""Which extra brings a package, for the error when it is missing."""
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """An error a person can act on is one line and exit code 1 (2 for a mistake in the request); set MNF_TRACEBACK=1 for more."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        console.print("[yellow]Interrupted.[/] What was finished is kept; the same command goes on from there.")
+        raise typer.Exit(130) from None
+    except ModuleNotFoundError as error:
+        extra = EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        console.print(f"[red]error:[/] this needs {error.name}: pip install 'megatron-nextflow\\[{extra}]'")
+        raise typer.Exit(2) from None
+    except Exception as error:
+        if os.environ.get("MNF_TRACEBACK"):
+            raise
+        from nextflow_orchestration.failures import describe
+
+        text, code = describe(error)
+        console.print("[red]error:[/]", end=" ")
+        console.print(text, markup=False, soft_wrap=True)
+        raise typer.Exit(code) from None
+
+
+@app.command()
+def run(recipe: RecipeArg, set_: SetOption = None) -> None:
+    """Everything, from source files to a trained model, a generated image and a report. Skips what is already committed."""
+    with _plain_errors():
+        from nextflow_orchestration.run import run_recipe
+
+        run_recipe(recipe, set_ or [])
+
+
+@app.command()
+def train(
+    recipe: RecipeArg,
+    set_: SetOption = None,
+    shards: Annotated[Path | None, typer.Option(help="shard set (default: the one this recipe's last run made)")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder for checkpoints and metrics")] = None,
+) -> None:
+    """Trains on a shard set with torchrun and Megatron-Core; resumes where the last run of the same folder stopped."""
+    with _plain_errors():
+        from nextflow_orchestration.training import train_recipe
+
+        train_recipe(recipe, set_ or [], shards, out)
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Option(help="what the image should show, or the text to continue")],
+    out: Annotated[Path | None, typer.Option(help="PNG to write; without it, text is continued")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="checkpoint folder (default: the run's last one)")] = None,
+    root: RootOption = DEFAULT_ROOT,
+    level: Annotated[int | None, typer.Option(help="resolution level: 128, 256, 512 or 1024 (default: the run's)")] = None,
+    ratio: Annotated[float, typer.Option(help="height/width of the image")] = 1.0,
+    cfg: Annotated[float, typer.Option(help="guidance; grows linearly over the scales to this")] = 3.0,
+    temperature: Annotated[float, typer.Option(help="sampling temperature")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="sample among this many codes; 0: all")] = 100,
+    top_p: Annotated[float, typer.Option(help="sample within this probability mass")] = 0.95,
+    seed: Annotated[int, typer.Option(help="seed of the sampling")] = 0,
+    max_text_tokens: Annotated[int, typer.Option(help="length of a text continuation")] = 64,
+) -> None:
+    """An image from a prompt, scale by scale; or with no --out, a continuation of the prompt in text."""
+    with _plain_errors():
+        from nextflow_orchestration.training import generate_from_run
+
+        generate_from_run(
+            root=root, checkpoint=checkpoint, prompt=prompt, out=out, level=level, ratio=ratio, cfg=cfg,
+            temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, max_text_tokens=max_text_tokens,
+        )  # fmt: skip
+
+
+@app.command()
+def audit(
+    shards: Annotated[Path, typer.Argument(help="shard set: the folder with manifest.json and the tars")],
+    report: Annotated[Path | None, typer.Option(help="HTML report to write (default: audit.html beside the set)")] = None,
+) -> None:
+    """Verifies every hash, count, code and grid of a shard set; exits 1 when anything is wrong."""
+    with _plain_errors():
+        from nextflow_orchestration.auditing import audit_shards
+
+        if not audit_shards(shards, report):
+            raise typer.Exit(1)
+
+
+@app.command()
+def explain(
+    query: Annotated[str, typer.Argument(help="a page's address, a document id, or shard:key")],
+    root: RootOption = DEFAULT_ROOT,
+) -> None:
+    """The whole story of a document: its record, each decision, and the pack that holds it or why none does."""
+    with _plain_errors():
+        from nextflow_orchestration.explain import explain as tell
+        from nextflow_orchestration.explain import render
+
+        render(tell(root, query), Console())
+
+
+@app.command()
+def schedule(
+    recipe: RecipeArg,
+    cron: Annotated[str, typer.Option(help='when to run, five fields: "0 3 * * *"')],
+    set_: SetOption = None,
+) -> None:
+    """Serves the recipe's flow as a Prefect deployment with a schedule, until Ctrl-C."""
+    with _plain_errors():
+        from nextflow_orchestration.scheduling import serve
+
+        serve(recipe, set_ or [], cron)
+
+
+@app.command()
+def ui(
+    root: RootOption = DEFAULT_ROOT,
+    port: Annotated[int, typer.Option(help="port of the Prefect server")] = 4200,
+) -> None:
+    """Keeps a Prefect server up for the runs beside ROOT, past and present; open the address it prints."""
+    with _plain_errors():
+        from nextflow_orchestration.prefect_server import serve_standing
+
+        raise typer.Exit(serve_standing(root, port))
+
+
+@app.command()
+def recipe(recipe: RecipeArg, set_: SetOption = None) -> None:
+    """Checks a recipe and prints it resolved: every setting, with its value."""
+    with _plain_errors():
+        import yaml
+
+        from nextflow_orchestration.recipe import load_recipe
+
+        loaded = load_recipe(recipe, set_ or [])
+        typer.echo(yaml.safe_dump(loaded.model_dump(mode="json"), sort_keys=False), nl=False)
+
+
+def main() -> None:
+    """Entry point of `mnf`."""
+    sys.exit(app(standalone_mode=True))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""A mistake in a recipe is one line that names the file, the line, the key and the way out."""
+
+from pathlib import Path
+
+import pytest
+from nextflow_orchestration.recipe import load_recipe
+from nextflow_orchestration.recipe_error import RecipeError
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "r.yaml"
+    path.write_text(text)
+    return path
+
+
+def refuse(tmp_path: Path, text: str, *overrides: str) -> str:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(write(tmp_path, text), list(overrides))
+    return str(caught.value)
+
+
+def test_a_misspelt_key_is_named_with_its_line_and_the_nearest_right_one(tmp_path: Path) -> None:
+    message = refuse(tmp_path, "name: tiny\nroot: runs/tiny\ninput: sample\ntrain:\n  stepz: 3\n")
+    assert "r.yaml:5:" in message and "train.stepz" in message and "'steps'" in message
+
+
+def test_a_misspelt_section_is_named_too(tmp_path: Path) -> None:
+    message = refuse(tmp_path, "name: tiny\nroot: runs/tiny\ninput: sample\ndedupp: {}\n")
+    assert "r.yaml:4:" in message and "did you mean 'dedup'?" in message
+
+
+def test_a_wrong_value_gives_its_line(tmp_path: Path) -> None:
+    message = refuse(tmp_path, "name: tiny\nroot: runs/tiny\ninput: sample\ntrain:\n  steps: many\n")
+    assert "r.yaml:5:" in message and "train.steps" in message and "many" in message
+
+
+def test_a_missing_key_a_repeated_key_and_broken_yaml_are_refused(tmp_path: Path) -> None:
+    assert "'name' is missing" in refuse(tmp_path, "root: a\ninput: sample\n")
+    assert "r.yaml:4: 'name' is already set on line 1" in refuse(tmp_path, "name: a\nroot: a\ninput: sample\nname: b\n")
+    assert "r.yaml:2: not YAML" in refuse(tmp_path, "name: a\nroot: [a\ninput: sample\n")
+    assert "no such recipe" in str(pytest.raises(RecipeError, load_recipe, tmp_path / "none.yaml").value)
+
+
+def test_overrides_are_validated_like_the_file(tmp_path: Path) -> None:
+    text = "name: tiny\nroot: runs/tiny\ninput: sample\n"
+    assert load_recipe(write(tmp_path, text), ["train.steps=7"]).train.steps == 7
+    assert "did you mean 'steps'?" in refuse(tmp_path, text, "train.step=7")
+    assert "section.key=value" in refuse(tmp_path, text, "train.steps")
+
+
+def test_missing_input_files_are_named_before_any_work(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, f"name: tiny\nroot: a\ninput: [{tmp_path}/gone.warc.gz]\n"))
+    with pytest.raises(RecipeError, match=r"gone\.warc\.gz"):
+        recipe.check_inputs()
+
+
+def test_every_recipe_of_the_repository_is_valid() -> None:
+    recipes = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+    assert recipes
+    for path in recipes:
+        load_recipe(path)
