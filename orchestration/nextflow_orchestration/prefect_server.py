@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -156,7 +157,8 @@ def _watch(port: int) -> None:
     """Keeps a server until standard input closes, which happens when the parent ends, however it ends."""
     child = subprocess.Popen(_command(port), stdin=subprocess.DEVNULL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    sys.stdin.buffer.read()
+    while child.poll() is None and not select.select([sys.stdin], [], [], 0.5)[0]:
+        pass
     child.terminate()
     try:
         child.wait(timeout=10)
