@@ -1,0 +1,149 @@
+"""Charts as inline SVG: a histogram and lines. By hand, because two shapes do not justify a plotting library.
+
+Colours and type come from the page's style sheet (classes, no attributes), so that both follow light and dark. Every label
+is escaped here; the result is marked as safe for the template.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from markupsafe import Markup, escape
+
+from nextflow_orchestration.report.model import Curve
+
+WIDTH, HEIGHT = 520, 240
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 14, 40
+
+
+def short(value: float) -> str:
+    """A number for an axis or a tile: 0.03, 12.5, 1,234, 3.4 M, 2.1 G."""
+    size = abs(value)
+    if size == 0:
+        return "0"
+    if size < 1e-3 or size >= 1e15:
+        return f"{value:.1e}"
+    for limit, unit in ((1e12, " T"), (1e9, " G"), (1e6, " M")):
+        if size >= limit:
+            return f"{value / limit:.3g}{unit}"
+    if size >= 100 or value == int(value):
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
+
+
+def ticks(low: float, high: float, wanted: int = 7) -> list[float]:
+    """Round positions that lie in [low, high], about `wanted` of them (steps of 1, 2 or 5 times a power of ten)."""
+    if not high > low:
+        return [low]
+    raw = (high - low) / max(1, wanted)
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    return [i * step for i in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+class _Frame:
+    """Maps data to the plot area, and draws the grid and the axis labels."""
+
+    def __init__(self, x: tuple[float, float], y: tuple[float, float]) -> None:
+        self.x0, self.x1 = x if x[1] > x[0] else (x[0] - 0.5, x[0] + 0.5)
+        self.y0, self.y1 = y if y[1] > y[0] else (y[0] - 0.5, y[0] + 0.5)
+
+    def x(self, value: float) -> float:
+        return _LEFT + (value - self.x0) / (self.x1 - self.x0) * (WIDTH - _LEFT - _RIGHT)
+
+    def y(self, value: float) -> float:
+        return HEIGHT - _BOTTOM - (value - self.y0) / (self.y1 - self.y0) * (HEIGHT - _TOP - _BOTTOM)
+
+    def grid(self, x_label: str, y_label: str, whole_x: bool = False) -> list[str]:
+        out = []
+        for tick in ticks(self.y0, self.y1):
+            y = self.y(tick)
+            out.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+            out.append(f'<text class="tick end" x="{_LEFT - 6}" y="{y + 3.5:.1f}">{escape(short(tick))}</text>')
+        for tick in ticks(self.x0, self.x1, 6):
+            if whole_x and tick != round(tick):
+                continue
+            out.append(
+                f'<text class="tick mid" x="{self.x(tick):.1f}" y="{HEIGHT - _BOTTOM + 15}">{escape(short(tick))}</text>'
+            )
+        base = HEIGHT - _BOTTOM
+        out.append(f'<line class="axis" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{base}" y2="{base}"/>')
+        out.append(f'<text class="label mid" x="{(WIDTH + _LEFT - _RIGHT) / 2}" y="{HEIGHT - 6}">{escape(x_label)}</text>')
+        out.append(f'<text class="label" x="2" y="{_TOP - 4}">{escape(y_label)}</text>')
+        return out
+
+
+def _svg(parts: list[str], title: str) -> Markup:
+    head = f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">'
+    return Markup(head + f"<title>{escape(title)}</title>" + "".join(parts) + "</svg>")
+
+
+def histogram(
+    values: Sequence[float], title: str, x_label: str, limit: float | None = None, bins: int = 20, y_label: str = "packs"
+) -> Markup:
+    """A histogram from 0 to `limit` (or the largest value), with `limit` drawn as a line. Empty input: an empty string."""
+    if not values:
+        return Markup("")
+    top = max(max(values), limit or 0) or 1.0
+    counts = [0] * bins
+    for value in values:
+        counts[min(bins - 1, max(0, int(value / top * bins)))] += 1
+    frame = _Frame((0, top), (0, max(counts) * 1.08))
+    parts = frame.grid(x_label, y_label)
+    for i, count in enumerate(counts):
+        if count:
+            left, right = frame.x(i * top / bins), frame.x((i + 1) * top / bins)
+            span = f"{short(i * top / bins)} to {short((i + 1) * top / bins)}: {count} {y_label}"
+            width = max(0.5, right - left - 1.6)
+            parts.append(
+                f'<rect class="bar" x="{left + 0.8:.1f}" y="{frame.y(count):.1f}" width="{width:.1f}" '
+                f'height="{frame.y(0) - frame.y(count):.1f}" rx="1.5"><title>{escape(span)}</title></rect>'
+            )
+    if limit is not None:
+        x = frame.x(limit)
+        parts.append(f'<line class="limit" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{HEIGHT - _BOTTOM}"/>')
+    return _svg(parts, title)
+
+
+def lines(curves: Sequence[Curve], title: str, x_label: str, y_label: str, ramp: bool = False, zero: bool = False) -> Markup:
+    """Curves over a common axis. `ramp` colours them as an ordered family (scales), else as categories.
+
+    Points that are not finite are left out; `zero` makes the y axis begin at 0. No points: an empty string.
+    """
+    kept = [(c.name, [(x, y) for x, y in c.points if math.isfinite(x) and math.isfinite(y)]) for c in curves]
+    kept = [(name, points) for name, points in kept if points]
+    if not kept:
+        return Markup("")
+    xs = [x for _, points in kept for x, _ in points]
+    ys = [y for _, points in kept for _, y in points]
+    low, high = (0.0 if zero else min(ys)), max(ys)
+    margin = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
+    frame = _Frame((min(xs), max(xs)), (low if zero else low - margin, high + margin))
+    parts = frame.grid(x_label, y_label, whole_x=True)
+    for i, (name, points) in enumerate(kept):
+        style = shade(i, len(kept), ramp)
+        path = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in thin(points))
+        parts.append(f'<polyline class="line {style}" points="{path}"><title>{escape(name)}</title></polyline>')
+        if len(points) == 1:
+            parts.append(
+                f'<circle class="dot {style}" cx="{frame.x(points[0][0]):.1f}" cy="{frame.y(points[0][1]):.1f}" r="3"/>'
+            )
+    return _svg(parts, title)
+
+
+def shade(index: int, count: int, ramp: bool) -> str:
+    """The style class of the `index`-th of `count` curves: one of ten ordered colours, or one of six categories."""
+    if not ramp:
+        return f"line{index % 6}"
+    return f"ramp{round(index * 9 / (count - 1)) if count > 1 else 5}"
+
+
+def thin(points: list[tuple[float, float]], most: int = 400) -> list[tuple[float, float]]:
+    """At most about `most` points: every n-th and the last. A line of 520 pixels shows no more."""
+    if len(points) <= most:
+        return points
+    step = -(-len(points) // most)
+    kept = points[::step]
+    return kept if kept[-1] == points[-1] else [*kept, points[-1]]
