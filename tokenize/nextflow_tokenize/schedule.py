@@ -1,13 +1,13 @@
 """The multi-scale schedule: which grid an image has at each scale.
 
-NextFlow (arXiv 2601.02204, appendix A.1 and Table 14) has 18 scales, 41 aspect ratios and three levels: an image at level 256
-uses the first 12 scales of its ratio, at 512 the first 16, at 1024 all 18. The table is not stored: a rule gives every entry
-of Table 14 (see `grids`). Level 128 with 8 scales is our choice, for small runs.
+NextFlow (arXiv 2601.02204, appendix A.1 and Table 14) has 18 scales, 41 aspect ratios and three levels: an image at level
+256 uses the first 12 scales of its ratio, at 512 the first 16, at 1024 all 18. The table is not stored: a rule gives every
+entry of Table 14 (see `grids`). Level 128 with 8 scales is our choice, for small runs.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from math import log
 
 Grid = tuple[int, int]
@@ -28,7 +28,7 @@ FINAL_GRIDS: tuple[Grid, ...] = (*_WIDE, (64, 64), *((w, h) for h, w in reversed
 """The 1024-level final grid of each of the 41 ratios, Table 14's order, then the transposes."""
 
 
-@lru_cache(maxsize=None)
+@cache
 def grids(final: Grid, scales: int) -> tuple[Grid, ...]:
     """The first `scales` grids of the ratio whose 1024-level final grid is `final`.
 
@@ -41,7 +41,8 @@ def grids(final: Grid, scales: int) -> tuple[Grid, ...]:
     if not 1 <= scales <= len(SQUARE_SIDES):
         raise ValueError(f"scales must be 1..{len(SQUARE_SIDES)}, not {scales}")
     height, width = final
-    return ((1, 1),) + tuple((max(1, round(s * height / 64)), max(1, round(s * width / 64))) for s in SQUARE_SIDES[1:scales])
+    later = ((max(1, round(s * height / 64)), max(1, round(s * width / 64))) for s in SQUARE_SIDES[1:scales])
+    return ((1, 1), *later)
 
 
 def nearest_final(height: int, width: int) -> Grid:
@@ -54,7 +55,7 @@ def token_count(schedule: tuple[Grid, ...]) -> int:
     return sum(h * w for h, w in schedule)
 
 
-@lru_cache(maxsize=None)
+@cache
 def schedule_of(grid: Grid, scales: int) -> tuple[Grid, ...]:
     """The schedule of `scales` scales whose last grid is `grid`: what a shard's segment stores, made whole again.
 

@@ -1,0 +1,99 @@
+"""What a vision tokenizer is, to everyone who must not load torch: its hash, its codebook, its sizes.
+
+Manifests and checkpoints name a tokenizer by this hash, so it covers the settings and the weights. It is a hash of the two
+files' hashes and not of their joined bytes, so that a large weights file can be verified alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TypedDict
+
+import numpy as np
+import numpy.typing as npt
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "weights.safetensors"
+FORMAT = 1
+"""Version of the folder's layout; a reader refuses another."""
+
+SEMANTIC_CODES = "quantizer.semantic"
+PIXEL_CODES = "quantizer.pixel"
+"""Names of the two codebooks in the weights file."""
+
+
+class VisionInfo(TypedDict):
+    """Sizes of a vision tokenizer. `width` is semantic_dim + pixel_dim, the width of `load_codebook`'s rows."""
+
+    codebook_size: int
+    semantic_dim: int
+    pixel_dim: int
+    width: int
+    levels: list[int]
+    teacher: str
+
+
+def file_sha256(path: Path) -> str:
+    """Hex sha256 of a file, read in blocks. Raises OSError."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def identity(directory: Path | str) -> str:
+    """Hex sha256 of the ASCII text "<sha256 of config.json>\\n<sha256 of weights.safetensors>\\n".
+
+    Raises FileNotFoundError, naming the missing file, where `directory` is not a vision tokenizer.
+    """
+    text = "".join(file_sha256(_member(directory, name)) + "\n" for name in (CONFIG_FILE, WEIGHTS_FILE))
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+def read_config(directory: Path | str) -> dict[str, object]:
+    """The settings of config.json's `model` section, as plain values. Raises ValueError for another format version."""
+    path = _member(directory, CONFIG_FILE)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}): the tokenizer was not saved whole, train it again") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT or not isinstance(content.get("model"), dict):
+        raise ValueError(f"{path} is not a vision tokenizer of format {FORMAT}: it was written by another version")
+    return dict(content["model"])
+
+
+def vision_info(directory: Path | str) -> VisionInfo:
+    """Codebook size and widths from config.json alone. Raises FileNotFoundError or ValueError as `read_config` does."""
+    model = read_config(directory)
+    semantic, pixel = int(str(model["semantic_dim"])), int(str(model["pixel_dim"]))
+    levels = model["levels"]
+    return {
+        "codebook_size": int(str(model["codebook_size"])),
+        "semantic_dim": semantic,
+        "pixel_dim": pixel,
+        "width": semantic + pixel,
+        "levels": [int(level) for level in levels] if isinstance(levels, list) else [],
+        "teacher": str(model["teacher"]),
+    }
+
+
+def load_codebook(directory: Path | str) -> npt.NDArray[np.float32]:
+    """The codebook, [V, semantic_dim + pixel_dim] float32, each branch of each row of unit length; no torch needed.
+
+    Bit for bit what `VisionTokenizer.codebook` holds, since the stored codes are normalised already.
+    """
+    from safetensors import safe_open
+
+    with safe_open(_member(directory, WEIGHTS_FILE), framework="np") as weights:
+        branches = [weights.get_tensor(name) for name in (SEMANTIC_CODES, PIXEL_CODES)]
+    return np.ascontiguousarray(np.concatenate(branches, axis=1), dtype=np.float32)
+
+
+def _member(directory: Path | str, name: str) -> Path:
+    path = Path(directory) / name
+    if not path.is_file():
+        raise FileNotFoundError(f"{directory} is not a vision tokenizer: {name} is missing; train one or give its folder")
+    return path
