@@ -1,0 +1,284 @@
+"""Attention where every query sees one contiguous range of keys, exactly and with no mask of the sequence's size.
+
+A slot sees its document up to the end of its own block, a block being one scale of one image or one token (`layout`). So a
+pack's whole mask is two integers a slot. On a CPU they become a short plan of scaled-dot-product calls over slices: one call
+for a large block, one causal call for a document's opening text, one call with a small mask for what lies between, small
+scales taken together. The plan is made once a microbatch and shared by all layers and by recomputation. On a GPU the same
+two integers become a FlexAttention block mask. The cost: planning runs on the host, so the ranges must be there too, and a
+document of very many tiny blocks gets one call for every `CHUNK` queries or so.
+
+The ranges travel in a PackedSeqParams subclass, because Megatron carries that to every layer, and through full activation
+recomputation, where it drops a mask that is not a tensor. `qkv_format` "sbhd" keeps Megatron's own packed code paths out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+import torch
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.transformer_config import TransformerConfig
+from numpy.typing import NDArray
+from torch.nn.functional import scaled_dot_product_attention
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
+
+CHUNK = 128
+"""Queries a masked call aims at: enough to fill the kernel, few enough that masked-out products stay rare."""
+
+_FLEX_BLOCK = 128
+
+
+@dataclass(frozen=True)
+class Call:
+    """One attention call: queries [first, last) see keys [start, stop); slots are absolute.
+
+    `kind` "full": all of them; "causal": query i sees keys up to i, and first = start; "ends": query i sees keys before
+    `ends`[i − first] (int64); "self": each query sees itself alone.
+    """
+
+    kind: Literal["full", "causal", "ends", "self"]
+    first: int
+    last: int
+    start: int
+    stop: int
+    ends: torch.Tensor | None = None
+
+
+def plan_calls(visible: NDArray[np.integer], offset: int = 0, chunk: int = CHUNK) -> tuple[Call, ...]:
+    """The calls that cover the queries of one row, in order of slots; `visible` [2, n] is (start, end) of each.
+
+    `offset`: the absolute slot of the first query, where earlier keys are cached. Raises ValueError where a query does not
+    see itself, or sees beyond the given slots.
+    """
+    start, end = (np.asarray(v, dtype=np.int64) for v in visible)
+    count = len(start)
+    slot = np.arange(offset, offset + count)
+    if not ((start >= 0) & (start <= slot) & (slot < end) & (end <= offset + count)).all():
+        raise ValueError("visible ranges must hold their own slot and end within the sequence")
+    single = end == slot + 1
+    lone = single & (start == slot) & (np.append(start[1:], -1) != start)
+    edge = np.ones(count, dtype=bool)
+    edge[1:] = (lone[1:] != lone[:-1]) | (~lone[1:] & (start[1:] != start[:-1]))
+    edge[1:] |= ~lone[1:] & ((single[1:] != single[:-1]) | (~single[1:] & (end[1:] != end[:-1])))
+    firsts = np.flatnonzero(edge)
+    lasts = np.append(firsts[1:], count)
+    calls: list[Call] = []
+    waiting: list[int] = []  # [first, last) of small blocks not yet planned, relative to `offset`
+
+    def flush() -> None:
+        if waiting:
+            calls.append(_call(start, end, single, offset, waiting[0], waiting[1]))
+            waiting.clear()
+
+    for first, last in zip(firsts.tolist(), lasts.tolist(), strict=True):
+        if waiting and start[waiting[0]] != start[first]:
+            flush()
+        if lone[first]:
+            flush()
+            calls.append(Call("self", offset + first, offset + last, offset + first, offset + last))
+            continue
+        opens = bool(single[first]) and start[first] == slot[first]
+        if last - first >= chunk and (opens or not single[first]):
+            flush()
+            calls.append(_call(start, end, single, offset, first, last))
+            continue
+        while first < last:
+            took = last if not single[first] else min(last, first + chunk - (waiting[1] - waiting[0] if waiting else 0))
+            waiting[:] = [waiting[0] if waiting else first, took]
+            first = took
+            if waiting[1] - waiting[0] >= chunk:
+                flush()
+    flush()
+    return tuple(calls)
+
+
+def _call(
+    start: NDArray[np.int64], end: NDArray[np.int64], single: NDArray[np.bool_], offset: int, first: int, last: int
+) -> Call:
+    low, high = int(start[first]), int(end[first:last].max())
+    here = (offset + first, offset + last, low, high)
+    if (end[first:last] == high).all():
+        return Call("full", *here)
+    if single[first:last].all() and low == offset + first:
+        return Call("causal", *here)
+    return Call("ends", *here, ends=torch.from_numpy(end[first:last].copy()))
+
+
+class KeyValueStore(Protocol):
+    """Keys and values of earlier slots (`cache.KeyValueCache`)."""
+
+    def append(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keep a layer's new keys and values [n, b, g, d]; give all of them so far, each row's from slot 0 on."""
+        ...
+
+
+@dataclass
+class BlockRangeParams(PackedSeqParams):
+    """What every layer of one microbatch shares: each row's calls on a CPU, the block mask on a GPU; `store` when cached."""
+
+    qkv_format: str = "sbhd"
+    calls: tuple[tuple[Call, ...], ...] = ()
+    offsets: tuple[int, ...] = ()
+    store: KeyValueStore | None = None
+    block_mask: BlockMask | None = None
+
+    @classmethod
+    def of(cls, visible: torch.Tensor, device: torch.device | str = "cpu") -> BlockRangeParams:
+        """From the visible ranges [2, b, s] of a batch, for attention that will run on `device`."""
+        if torch.device(device).type == "cuda":
+            return cls(block_mask=block_mask_of(visible.to(device)))
+        ranges = visible.cpu().numpy()
+        rows = ranges.shape[1]
+        return cls(calls=tuple(plan_calls(ranges[:, row]) for row in range(rows)), offsets=(0,) * rows)
+
+    @classmethod
+    def cached(
+        cls, visible: Sequence[NDArray[np.integer]], offsets: Sequence[int], store: KeyValueStore
+    ) -> BlockRangeParams:
+        """For new slots behind cached ones: row r's ranges [2, n_r] are absolute and its first query is slot `offsets[r]`.
+
+        Rows with fewer new slots than the longest are padded behind; what comes out there means nothing.
+        """
+        calls = tuple(plan_calls(ranges, offset) for ranges, offset in zip(visible, offsets, strict=True))
+        return cls(calls=calls, offsets=tuple(offsets), store=store)
+
+
+def run_calls(
+    calls: Sequence[Call], query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None = None
+) -> torch.Tensor:
+    """Attention of one row: query [n, h, d], key and value [m, g, d] with h a multiple of g; gives [n, h, d].
+
+    The calls cover the queries from the first on; queries behind the last planned one give zeros.
+    """
+    heads, groups = query.size(1), key.size(1)
+    sizes = [call.last - call.first for call in calls]
+    *queries, rest = query.split([*sizes, query.size(0) - sum(sizes)])
+    parts: list[torch.Tensor] = []
+    for call, q in zip(calls, queries, strict=True):
+        k, v = key[call.start : call.stop], value[call.start : call.stop]
+        if call.kind == "self":
+            parts.append(v.repeat_interleave(heads // groups, dim=1))
+            continue
+        mask = None
+        if call.ends is not None:
+            mask = torch.arange(call.start, call.stop, device=q.device) < call.ends.to(q.device).unsqueeze(1)
+        attended = scaled_dot_product_attention(
+            q.transpose(0, 1).unsqueeze(0),
+            k.transpose(0, 1).unsqueeze(0),
+            v.transpose(0, 1).unsqueeze(0),
+            attn_mask=mask,
+            is_causal=call.kind == "causal",
+            scale=scale,
+            enable_gqa=groups != heads,
+        )
+        parts.append(attended.squeeze(0).transpose(0, 1))
+    if rest.size(0):
+        parts.append(torch.zeros_like(rest))
+    return torch.cat(parts)
+
+
+def block_mask_of(visible: torch.Tensor) -> BlockMask:
+    """FlexAttention's block mask for ranges [2, b, s], from block minima and maxima: memory (s/128)², never s².
+
+    A query block may see a key block that holds any of its ranges' hull; whole blocks inside every range need no test.
+    """
+    from torch.nn.attention.flex_attention import BlockMask
+
+    start, end = visible.int()
+    rows, length = start.shape
+    blocks = -(-length // _FLEX_BLOCK)
+    padding = (0, blocks * _FLEX_BLOCK - length)
+    high = torch.iinfo(torch.int32).max
+
+    def reduced(values: torch.Tensor, fill: int, largest: bool) -> torch.Tensor:
+        tiled = torch.nn.functional.pad(values, padding, value=fill).view(rows, blocks, _FLEX_BLOCK)
+        return (tiled.amax(-1) if largest else tiled.amin(-1)).unsqueeze(-1)
+
+    left = torch.arange(blocks, device=visible.device, dtype=torch.int32) * _FLEX_BLOCK
+    right = left + _FLEX_BLOCK
+    some = (right > reduced(start, high, False)) & (left < reduced(end, 0, True))
+    full = (left >= reduced(start, -1, True)) & (right <= reduced(end, high, False))
+
+    def listed(chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        order = torch.argsort(chosen.int(), dim=-1, descending=True, stable=True).int()
+        return chosen.sum(-1, dtype=torch.int32).unsqueeze(1), order.unsqueeze(1)
+
+    def allowed(b: torch.Tensor, h: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        return (k >= start[b, q]) & (k < end[b, q])
+
+    return BlockMask.from_kv_blocks(
+        *listed(some & ~full), *listed(full), BLOCK_SIZE=_FLEX_BLOCK, mask_mod=allowed, seq_lengths=(length, length)
+    )
+
+
+@cache
+def _flex() -> Callable[..., torch.Tensor]:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention)
+
+
+class BlockRangeAttention(MegatronModule):
+    """Megatron's `core_attention` for block ranges: names the class in `SelfAttentionSubmodules.core_attention`.
+
+    Without dropout. Raises ValueError at once for what it cannot do: context parallelism, attention dropout, query-key layer
+    scaling. The GPU path (FlexAttention, compiled) is tested for its block mask only; it has not been run on a GPU.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        layer_number: int,
+        attn_mask_type: AttnMaskType,
+        attention_type: str,
+        attention_dropout: float | None = None,
+        softmax_scale: float | None = None,
+        cp_comm_type: str | None = None,
+        pg_collection: Any = None,
+    ) -> None:
+        super().__init__(config=config)
+        if config.context_parallel_size > 1:
+            raise ValueError("block-range attention does not split a sequence: set context_parallel_size to 1")
+        if config.attention_dropout if attention_dropout is None else attention_dropout:
+            raise ValueError("block-range attention has no dropout: set attention_dropout to 0")
+        if config.apply_query_key_layer_scaling:
+            raise ValueError("block-range attention does not scale by layer: set apply_query_key_layer_scaling to false")
+        self.layer_number = layer_number
+        self.softmax_scale = softmax_scale
+
+    def forward(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        attn_mask_type: AttnMaskType | None = None,
+        attention_bias: torch.Tensor | None = None,
+        packed_seq_params: PackedSeqParams | None = None,
+    ) -> torch.Tensor:
+        """query [s, b, h, d], key and value [s, b, g, d] → [s, b, h·d]. Masks but `packed_seq_params` are not looked at."""
+        params = packed_seq_params
+        if not isinstance(params, BlockRangeParams):
+            raise TypeError("block-range attention needs packed_seq_params=BlockRangeParams")
+        if params.block_mask is not None:
+            q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
+            out = _flex()(
+                q, k, v, block_mask=params.block_mask, scale=self.softmax_scale, enable_gqa=q.size(1) != k.size(1)
+            ).permute(2, 0, 1, 3)
+        else:
+            if params.store is not None:
+                key, value = params.store.append(self.layer_number, key, value)
+            rows = [
+                run_calls(calls, query[:, row], key[:, row], value[:, row], self.softmax_scale)
+                for row, calls in enumerate(params.calls)
+            ]
+            out = torch.stack(rows, dim=1)
+        return out.reshape(out.size(0), out.size(1), -1)
