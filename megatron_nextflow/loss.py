@@ -17,12 +17,10 @@ from megatron_nextflow.layout import IGNORED, LayoutBatch
 def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Cross-entropy [b, s] float32, nats, 0 where the label is IGNORED; `labels` [b, s] are ids of the joint vocabulary.
 
-    `logits` [s, b, V/tp] are this process's part of the vocabulary, padding at −∞; float32 logits are overwritten (Megatron's
-    function works in place). Raises ValueError for a label below 0 that is not IGNORED.
+    `logits` [s, b, V/tp] are this process's part of the vocabulary, padding at −∞. Logits in float32 are overwritten, because
+    Megatron's function works in place.
     """
     counted = labels != IGNORED
-    if bool((labels < 0)[counted].any()):
-        raise ValueError(f"labels must be ids of the joint vocabulary or {IGNORED}")
     target = labels.where(counted, torch.zeros_like(labels))
     losses = vocab_parallel_cross_entropy(logits, target.transpose(0, 1).contiguous()).transpose(0, 1)
     return losses.where(counted, torch.zeros_like(losses))

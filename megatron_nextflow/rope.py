@@ -5,8 +5,8 @@ three times, and for it the formula is plain RoPE. The rotary frequencies are sh
 does it (`mrope_section`), because the language model starts from its weights; which section carries which coordinate is not
 published: scale, row, column in that order is our choice, since Qwen2.5-VL has time, height, width there.
 
-Unlike Megatron's own class this one keeps no buffer, so casting the model to bfloat16 cannot round the frequencies. The cost:
-the few frequencies are computed anew at each pass.
+Unlike Megatron's own class this one keeps no buffer, so casting the model to bfloat16 cannot round the frequencies. The
+cost: the few frequencies are computed anew at each pass.
 """
 
 from __future__ import annotations
