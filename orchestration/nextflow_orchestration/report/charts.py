@@ -34,7 +34,7 @@ def short(value: float) -> str:
 
 def ticks(low: float, high: float, wanted: int = 7) -> list[float]:
     """Round positions that lie in [low, high], about `wanted` of them (steps of 1, 2 or 5 times a power of ten)."""
-    if not high > low:
+    if not high - low > max(abs(low), abs(high), 1e-200) * 1e-12:
         return [low]
     raw = (high - low) / max(1, wanted)
     power = 10.0 ** math.floor(math.log10(raw))
@@ -43,12 +43,18 @@ def ticks(low: float, high: float, wanted: int = 7) -> list[float]:
     return [i * step for i in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
+def _widened(low: float, high: float) -> tuple[float, float]:
+    """A range that can be divided by: one too narrow for floating point is given some width."""
+    room = max(abs(low), abs(high)) * 1e-6 or 0.5
+    return (low, high) if high - low > room * 1e-3 else (low - room, high + room)
+
+
 class _Frame:
     """Maps data to the plot area, and draws the grid and the axis labels."""
 
     def __init__(self, x: tuple[float, float], y: tuple[float, float]) -> None:
-        self.x0, self.x1 = x if x[1] > x[0] else (x[0] - 0.5, x[0] + 0.5)
-        self.y0, self.y1 = y if y[1] > y[0] else (y[0] - 0.5, y[0] + 0.5)
+        self.x0, self.x1 = _widened(*x)
+        self.y0, self.y1 = _widened(*y)
 
     def x(self, value: float) -> float:
         return _LEFT + (value - self.x0) / (self.x1 - self.x0) * (WIDTH - _LEFT - _RIGHT)
@@ -86,7 +92,8 @@ def histogram(
     """A histogram from 0 to `limit` (or the largest value), with `limit` drawn as a line. Empty input: an empty string."""
     if not values:
         return Markup("")
-    top = max(max(values), limit or 0) or 1.0
+    top = max(max(values), limit or 0)
+    top = top if top > 1e-200 else 1.0
     counts = [0] * bins
     for value in values:
         counts[min(bins - 1, max(0, int(value / top * bins)))] += 1

@@ -93,7 +93,7 @@ def _packing(packing: Packing) -> dict[str, Any]:
     if costs and statistics.fmean(costs) > 0:
         mean = statistics.fmean(costs)
         deviation = _percent(statistics.pstdev(costs), mean)
-        spread = f"Mean {short(mean)}, from {short(min(costs))} to {short(max(costs))}; standard deviation {deviation} of the mean."
+        spread = f"Mean {short(mean)}, from {short(min(costs))} to {short(max(costs))}; deviation {deviation} of the mean."
     return {
         "fill_chart": histogram(slots, "Pack lengths", "slots", packing.max_slots),
         "cost_chart": histogram(costs, "Pack costs", "FLOPs", packing.max_cost),

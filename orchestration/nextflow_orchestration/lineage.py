@@ -1,0 +1,58 @@
+"""Which committed stages belong together: the chain that report and explain read.
+
+A root may hold several commits of one stage, from other settings or inputs. A stage's manifest names its inputs by
+fingerprint, so the chain is followed backwards from its end and never guessed from times. Where the end is not given it is
+the newest commit of the stage furthest down the way: time decides only which run is meant, not what belongs to it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from nextflow_pipelines.stage import MANIFEST, Manifest, find_committed, read_manifest
+
+STAGES = ("ingest", "filter", "dedup", "caption", "vision_tokenizer", "text_tokenizer", "tokenize", "pack")
+"""The stages of the way, in order."""
+
+
+@dataclass(frozen=True)
+class Commit:
+    """A committed stage: its folder and manifest."""
+
+    folder: Path
+    manifest: Manifest
+
+    def has(self, dataset: str) -> bool:
+        """Whether the stage wrote a data set of that name."""
+        return any(entry["path"].startswith(f"{dataset}/") for entry in self.manifest["files"])
+
+
+class NoRun(RuntimeError):
+    """There is no committed stage where one was looked for."""
+
+
+def chain(root: Path, end: Path | None = None) -> dict[str, Commit]:
+    """The commits of one run, by stage name in the order of the way.
+
+    `end` is the folder of its last stage; None: the newest commit of the last stage that has one. Raises NoRun when nothing
+    is committed under `root`, and what `read_manifest` raises for a damaged one.
+    """
+    if end is None:
+        ends = [found for stage in reversed(STAGES) if (found := find_committed(root, stage))]
+        if not ends:
+            raise NoRun(f"{root} holds no committed stage: run `mnf run` first, or name another folder with --root")
+        end = ends[0][0]
+    by_fingerprint = {}
+    for path in sorted(root.glob(f"*/{MANIFEST}")):
+        if any(path.parent.name.startswith(f"{stage}-") for stage in STAGES):
+            manifest = read_manifest(path.parent)
+            by_fingerprint[manifest["fingerprint"]] = Commit(path.parent, manifest)
+    found = {}
+    waiting = [read_manifest(end)["fingerprint"]]
+    while waiting:
+        commit = by_fingerprint.get(waiting.pop())
+        if commit is not None and commit.manifest["stage"] not in found:
+            found[commit.manifest["stage"]] = commit
+            waiting += commit.manifest["inputs"].values()
+    return {stage: found[stage] for stage in STAGES if stage in found}
