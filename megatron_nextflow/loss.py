@@ -17,8 +17,8 @@ from megatron_nextflow.layout import IGNORED, LayoutBatch
 def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Cross-entropy [b, s] float32, nats, 0 where the label is IGNORED; `labels` [b, s] are ids of the joint vocabulary.
 
-    `logits` [s, b, V/tp] are this process's part of the vocabulary, padding at −∞. Logits in float32 are overwritten, because
-    Megatron's function works in place.
+    `logits` [s, b, V/tp] are this process's part of the vocabulary, padding at −∞. Logits in float32 are overwritten: that
+    is how Megatron's function works.
     """
     counted = labels != IGNORED
     target = labels.where(counted, torch.zeros_like(labels))
