@@ -1,0 +1,63 @@
+"""The Spark session: local by default, quiet, offline, and running the very Python that started it."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nextflow_pipelines.config import SparkConfig
+from nextflow_pipelines.java import find_java, java_home
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+_LOG4J = Path(__file__).with_name("log4j2.properties")
+
+
+def master_with_retries(master: str, retries: int) -> str:
+    """`local[N]` as `local[N,retries]`: alone, local mode never retries a task. Other masters are left as they are."""
+    found = re.fullmatch(r"local\[(\d+|\*)\]", master)
+    return f"local[{found[1]},{retries}]" if found else master
+
+
+def spark_settings(config: SparkConfig) -> dict[str, str]:
+    """Every Spark setting that the session is started with."""
+    settings = {
+        "spark.driver.memory": config.driver_memory,
+        "spark.driver.extraJavaOptions": f"-Dlog4j2.configurationFile={_LOG4J.as_uri()} -XX:+IgnoreUnrecognizedVMOptions "
+        "--enable-native-access=ALL-UNNAMED --sun-misc-unsafe-memory-access=allow",
+        "spark.task.maxFailures": str(config.task_retries),
+        "spark.ui.enabled": str(config.ui).lower(),
+        "spark.ui.showConsoleProgress": "false",
+        "spark.python.worker.reuse": "true",
+        "spark.sql.shuffle.partitions": str(config.partitions),
+        "spark.sql.execution.arrow.maxBytesPerBatch": str(config.arrow_batch_bytes),
+        "spark.sql.session.timeZone": "UTC",
+        "spark.sql.parquet.compression.codec": "zstd",
+        "spark.sql.execution.pyspark.udf.simplifiedTraceback.enabled": "true",
+    }
+    return settings | config.options
+
+
+def spark_session(config: SparkConfig, app: str = "megatron-nextflow") -> SparkSession:
+    """Starts the session, or gives the one that this process already has (Spark allows one a process).
+
+    The environment variables set here (PYSPARK_PYTHON, SPARK_LOCAL_IP, JAVA_HOME) are read by the JVM's launcher; they stay
+    set, because the launcher reads them again when a stopped session is started anew. Raises JavaNotFound.
+    """
+    from pyspark.sql import SparkSession
+
+    active = SparkSession.getActiveSession()
+    if active is not None:
+        return active
+    os.environ["JAVA_HOME"] = str(java_home(find_java(config.java)))
+    os.environ["PYSPARK_PYTHON"] = os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
+    if config.master.startswith("local"):
+        os.environ["SPARK_LOCAL_IP"] = "127.0.0.1"
+    builder = SparkSession.builder.appName(app).master(master_with_retries(config.master, config.task_retries))
+    for key, value in spark_settings(config).items():
+        builder = builder.config(key, value)
+    return builder.getOrCreate()

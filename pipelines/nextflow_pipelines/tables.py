@@ -1,0 +1,114 @@
+"""Data sets of a stage as Parquet files whose bytes depend only on their rows.
+
+Rows are gathered into row groups of a fixed number of rows, whatever batches they came in, and written by pyarrow with fixed
+settings. The cost is one row group of rows in memory for each open file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from nextflow_data.document import ASIDE_SCHEMA, DECISION_SCHEMA, DOCUMENT_SCHEMA
+
+from nextflow_pipelines.stage import UnitOutput, read_manifest
+
+ROW_GROUP = 256
+"""Rows of a row group."""
+
+SCHEMAS = {"documents": DOCUMENT_SCHEMA, "decisions": DECISION_SCHEMA, "asides": ASIDE_SCHEMA}
+"""Schemas of the data sets that several stages write."""
+
+
+class TableWriter:
+    """One Parquet file of a unit's output, `<dataset>/<unit>.parquet`; `close` must be called for an empty one too."""
+
+    def __init__(self, out: UnitOutput, dataset: str, schema: pa.Schema, name: str) -> None:
+        self.out, self.dataset, self.schema, self.rows = out, dataset, schema, 0
+        self._relative = f"{dataset}/{name}.parquet"
+        self._writer = pq.ParquetWriter(out.path(self._relative), schema, compression="zstd", write_statistics=True)
+        self._waiting: list[pa.Table] = []
+        self._waiting_rows = 0
+
+    def write(self, table: pa.Table) -> None:
+        """Adds rows; the table must have exactly the schema."""
+        if table.schema != self.schema:
+            table = table.select(self.schema.names).cast(self.schema)
+        self.rows += table.num_rows
+        self._waiting.append(table)
+        self._waiting_rows += table.num_rows
+        if self._waiting_rows >= ROW_GROUP:
+            whole = pa.concat_tables(self._waiting)
+            cut = self._waiting_rows // ROW_GROUP * ROW_GROUP
+            for start in range(0, cut, ROW_GROUP):
+                self._flush(whole.slice(start, ROW_GROUP))
+            self._waiting, self._waiting_rows = [whole.slice(cut)], self._waiting_rows - cut
+
+    def _flush(self, table: pa.Table) -> None:
+        # A slice or a chunked column would show in the pages; rebuilding the rows makes equal rows equal bytes.
+        self._writer.write_table(
+            table.take(pa.array(range(table.num_rows), pa.int64())).combine_chunks(), row_group_size=ROW_GROUP
+        )
+
+    def close(self) -> None:
+        """Writes what is left and notes the number of rows."""
+        if self._waiting_rows:
+            self._flush(pa.concat_tables(self._waiting))
+        self._writer.close()
+        self.out.path(self._relative, self.rows)
+
+
+class UnitTables:
+    """The data sets one unit writes: a file each, counted by rows; decisions also by rule and action, asides by reason."""
+
+    def __init__(self, out: UnitOutput, schemas: dict[str, pa.Schema], name: str) -> None:
+        self.out = out
+        self._writers = {dataset: TableWriter(out, dataset, schema, name) for dataset, schema in schemas.items()}
+
+    def write(self, dataset: str, rows: pa.Table | Sequence[Any]) -> None:
+        """Adds an Arrow table, or rows as dicts."""
+        writer = self._writers[dataset]
+        table = rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(list(rows), schema=writer.schema)
+        if not table.num_rows:
+            return
+        writer.write(table)
+        if dataset == "decisions":
+            for rule, action in zip(table["rule"].to_pylist(), table["action"].to_pylist(), strict=True):
+                self.out.count("decisions", rule, action)
+        elif dataset == "asides":
+            for reason in table["reason"].to_pylist():
+                self.out.count("asides", reason)
+
+    def close(self) -> None:
+        """Ends every file; a data set without rows has a file too, so that its schema can be read."""
+        for dataset, writer in self._writers.items():
+            writer.close()
+            if not dataset.startswith("_work/"):
+                self.out.count("rows", dataset, by=writer.rows)
+
+
+def dataset_files(stage_dir: Path, dataset: str) -> list[Path]:
+    """Files of a committed stage's data set, in order of name."""
+    return [stage_dir / f["path"] for f in read_manifest(stage_dir)["files"] if f["path"].startswith(f"{dataset}/")]
+
+
+def read_table(stage_dir: Path, dataset: str, columns: list[str] | None = None, filters: Any = None) -> pa.Table:
+    """A committed data set as one table; `columns` and `filters` as in `pyarrow.parquet.read_table`.
+
+    Raises KeyError where the stage has no such data set.
+    """
+    files = dataset_files(stage_dir, dataset)
+    if not files:
+        raise KeyError(f"{stage_dir.name} has no data set {dataset!r}")
+    return pa.concat_tables([pq.read_table(f, columns=columns, filters=filters, partitioning=None) for f in files])
+
+
+def iter_batches(files: Iterable[Path], rows: int = 64, columns: list[str] | None = None) -> Iterator[pa.Table]:
+    """The rows of Parquet files in order, in tables of at most `rows` rows."""
+    for path in files:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=rows, columns=columns):
+                yield pa.Table.from_batches([batch])
