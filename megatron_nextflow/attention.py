@@ -60,6 +60,8 @@ def plan_calls(visible: NDArray[np.integer], offset: int = 0, chunk: int = CHUNK
     """
     start, end = (np.asarray(v, dtype=np.int64) for v in visible)
     count = len(start)
+    if not count:
+        return ()
     slot = np.arange(offset, offset + count)
     if not ((start >= 0) & (start <= slot) & (slot < end) & (end <= offset + count)).all():
         raise ValueError("visible ranges must hold their own slot and end within the sequence")

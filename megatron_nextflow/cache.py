@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -83,7 +84,7 @@ def window(layout: PackLayout, first: int, last: int, images: tuple[ImageInput, 
 
     For the slots of scale k alone give ImageInput((grid k−1, grid k), codes of scale k−1).
     """
-    cut = {name: getattr(layout, name)[..., first:last] for name in _ARRAYS}
+    cut: dict[str, Any] = {name: getattr(layout, name)[..., first:last] for name in _ARRAYS}
     return replace(layout, **cut, images=images, used=last - first)
 
 
@@ -95,7 +96,8 @@ def _padded(layout: PackLayout, length: int) -> PackLayout:
     def pad(array: np.ndarray) -> np.ndarray:
         return np.concatenate([array, np.zeros((*array.shape[:-1], missing), array.dtype)], axis=-1)
 
-    return replace(layout, **{name: pad(getattr(layout, name)) for name in _ARRAYS})
+    longer: dict[str, Any] = {name: pad(getattr(layout, name)) for name in _ARRAYS}
+    return replace(layout, **longer)
 
 
 _ARRAYS = tuple(field.name for field in fields(PackLayout) if field.name not in ("images", "used"))

@@ -1,0 +1,320 @@
+"""From a checkpoint and a prompt to an image, scale by scale, or to more text.
+
+An image of K scales takes K forward passes: the prompt with ⟨boi⟩ gives scale 1, and each further pass takes in one scale's
+codes, upsampled, and gives all codes of the next (NextFlow, arXiv 2601.02204, section 2). Codes are drawn from the codes
+alone and words from the words alone. One process holds the whole model, whatever layout it was trained with. Generation
+refuses tokenizers that are not the checkpoint's by hash, because their ids would mean something else.
+
+Nothing of Megatron is imported before the device is set up, hence the imports within functions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from nextflow_tokenize.schedule import LEVEL_SCALES, Grid, canonical_final, grids, nearest_final, token_count
+from nextflow_tokenize.segments import ImageSegment, Segment, TextSegment
+from nextflow_tokenize.text import TextTokenizer
+from nextflow_tokenize.vision.identity import identity, vision_info
+from numpy.typing import NDArray
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from megatron_nextflow.layout import ImageInput, JointVocabulary, LayoutConfig, PackLayout, build_layout
+from megatron_nextflow.sampling import Sampling, draw, guided
+
+if TYPE_CHECKING:
+    from megatron_nextflow.checkpoint import CheckpointState
+    from megatron_nextflow.model import NextFlowModel
+
+
+class GenerationError(ValueError):
+    """A request that cannot be met; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class GenerateResult:
+    """What was generated: `image` and its `codes` int64 [Σhw] over `grids`, or `text`, the continuation without the prompt.
+
+    `path` is the PNG written, if any; `passes` the forward passes it took; `metadata` what the PNG says of its origin.
+    """
+
+    image: Image.Image | None
+    codes: NDArray[np.int64] | None
+    grids: tuple[Grid, ...]
+    text: str | None
+    path: Path | None
+    passes: int
+    metadata: dict[str, str]
+
+
+def image_grids_of(level: int, ratio: float) -> tuple[Grid, ...]:
+    """The schedule of the image of `level` whose height over width is nearest to `ratio`. Raises GenerationError."""
+    if level not in LEVEL_SCALES:
+        raise GenerationError(f"level must be one of {', '.join(map(str, LEVEL_SCALES))}, not {level}")
+    if not 0.05 <= ratio <= 20:
+        raise GenerationError(f"ratio is height over width, about 0.25 to 4, not {ratio}")
+    scales = LEVEL_SCALES[level]
+    return grids(canonical_final(nearest_final(round(ratio * 10_000), 10_000), scales), scales)
+
+
+def document(
+    prompt: Sequence[int], schedule: tuple[Grid, ...] | None, vocabulary: JointVocabulary, config: LayoutConfig
+) -> PackLayout:
+    """The layout of one document: the prompt's ids, then, with a schedule, an image whose codes are still to come."""
+    segments: list[Segment] = [TextSegment(kind="text", doc="", tokens=len(prompt), loss=False)]
+    codes = 0
+    if schedule is not None:
+        grid, scales = list(schedule[-1]), len(schedule)
+        segments.append(ImageSegment(kind="image", doc="", sha256="", grid=grid, scales=scales, loss=False))
+        codes = token_count(schedule)
+    empty = np.zeros(codes, np.int64)
+    length = len(prompt) + (codes + 1 if codes else 0)
+    return build_layout(segments, np.array(prompt, np.int64), empty, empty, vocabulary, length, config)
+
+
+def sample_codes(
+    model: NextFlowModel, prompt: Sequence[int], schedule: tuple[Grid, ...], sampling: Sampling, config: LayoutConfig
+) -> NDArray[np.int64]:
+    """Codes [Σhw] of an image after `prompt` (text ids), in K passes, one a scale.
+
+    With guidance a second row runs beside the first, the same image after no text at all. It begins at position 0, as an
+    image that opens a document does in training (our choice).
+    """
+    from megatron_nextflow.cache import CachedModel, window
+
+    vocabulary = model.vocabulary
+    prompts = [list(prompt), []] if sampling.guidance and prompt else [list(prompt)]
+    layouts = [document(ids, schedule, vocabulary, config) for ids in prompts]
+    # ⟨eoi⟩ is not fed: nothing follows it.
+    cached = CachedModel(model, len(layouts), max(layout.used for layout in layouts) - 1)
+    generator = torch.Generator(next(model.parameters()).device).manual_seed(sampling.seed)
+    logits = cached.feed([window(layout, 0, len(ids) + 1) for layout, ids in zip(layouts, prompts, strict=True)])
+    at = [len(ids) + 1 for ids in prompts]
+    drawn: list[NDArray[np.int64]] = []
+    for k, grid in enumerate(schedule, start=1):
+        size = grid[0] * grid[1]
+        if k > 1:
+            feeds = (ImageInput((schedule[k - 2], grid), drawn[-1]),)
+            windows = [window(layout, a, a + size, feeds) for layout, a in zip(layouts, at, strict=True)]
+            logits = cached.feed(windows)
+            at = [a + size for a in at]
+        rows = [row[-size:, vocabulary.code_offset : vocabulary.size].float() for row in logits]
+        chosen = guided(rows[0], rows[1], sampling.guidance, k, len(schedule)) if len(rows) == 2 else rows[0]
+        drawn.append(draw(chosen, sampling, generator).cpu().numpy())
+    return np.concatenate(drawn)
+
+
+def continue_ids(
+    model: NextFlowModel, prompt: Sequence[int], most: int, stop: int | None, sampling: Sampling, config: LayoutConfig
+) -> list[int]:
+    """Up to `most` text ids after `prompt`, one a pass, ending before the id `stop`. Raises GenerationError without prompt."""
+    from megatron_nextflow.cache import CachedModel, window
+
+    if not prompt:
+        raise GenerationError("a continuation needs at least one token of prompt: no slot predicts a document's first token")
+    generator = torch.Generator(next(model.parameters()).device).manual_seed(sampling.seed)
+    cached = CachedModel(model, 1, len(prompt) + most)
+    ids, fed = list(prompt), 0
+    while len(ids) < len(prompt) + most:
+        layout = document(ids, None, model.vocabulary, config)
+        (logits,) = cached.feed([window(layout, fed, len(ids))])
+        fed = len(ids)
+        found = int(draw(logits[-1:, : model.vocabulary.boi], sampling, generator))
+        if found == stop:
+            break
+        ids.append(found)
+    return ids[len(prompt) :]
+
+
+def load_model(checkpoint: Path, device: str = "auto", threads: int = 1) -> tuple[NextFlowModel, CheckpointState]:
+    """The model of a checkpoint folder whole in this process, in evaluation mode and float32, and the checkpoint's state.
+
+    Must come before anything imports megatron.core. Raises CheckpointError where the checkpoint is damaged, RuntimeError
+    where this process is one of several.
+    """
+    from megatron_nextflow.device import setup
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise RuntimeError("generation runs in one process: start it without torchrun")
+    where = setup(device, threads)
+    from megatron.core import dist_checkpointing, parallel_state
+    from megatron.core.dist_checkpointing.serialization import get_default_load_sharded_strategy
+
+    from megatron_nextflow import checkpoint as checkpoints
+    from megatron_nextflow.config import TrainConfig
+    from megatron_nextflow.model import NextFlowModel
+    from megatron_nextflow.spec import transformer_config
+    from megatron_nextflow.training import start_parallel
+    from megatron_nextflow.vocabulary import Vocabulary
+
+    manifest = checkpoints.read_manifest(checkpoint)
+    checkpoints.verify(checkpoint, manifest)
+    state = manifest.state
+    config = TrainConfig(model=state.model)
+    if not parallel_state.model_parallel_is_initialized():
+        start_parallel(config)
+    vocabulary = Vocabulary(state.text_vocabulary, state.codebook_size)
+    codebook = torch.zeros(state.codebook_size, state.codebook_dim)
+    model = NextFlowModel(transformer_config(config), state.model, vocabulary, codebook).to(where)
+    folder = str(checkpoint / "megatron")
+    wanted = {"model": model.sharded_state_dict()}
+    loaded = dist_checkpointing.load(wanted, folder, get_default_load_sharded_strategy(folder))
+    model.load_state_dict(loaded["model"])
+    return model.eval(), state
+
+
+def generate(
+    checkpoint: Path,
+    prompt: str,
+    out: Path | None,
+    *,
+    text_tokenizer: Path | None = None,
+    vision_tokenizer: Path | None = None,
+    level: int | None = None,
+    ratio: float = 1.0,
+    cfg: float = 2.0,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    max_text_tokens: int = 64,
+    device: str = "auto",
+    threads: int = 1,
+) -> GenerateResult:
+    """An image from `prompt`, written to `out` as PNG; where `out` is None, up to `max_text_tokens` tokens of text after it.
+
+    `checkpoint`: a step folder, or a run's folder for its latest. Tokenizers: folder of the vision tokenizer, tokenizer.json
+    (or its folder); None takes those that the run's train.json names. `level` None is the largest that both the vision
+    tokenizer and the model's scales allow. Raises GenerationError, CheckpointError or FileNotFoundError with what is wrong.
+    """
+    sampling = Sampling(guidance=cfg, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    step = _step_folder(checkpoint)
+    model, state = load_model(step, device, threads)
+    config = LayoutConfig(spatial_extent=state.model.rope_extent)
+    text = _text_tokenizer(text_tokenizer or _named(step, "text_tokenizer"), state)
+    metadata = {
+        "checkpoint": hashlib.sha256((step / "manifest.json").read_bytes()).hexdigest(),
+        "step": str(state.step),
+        "text_tokenizer": state.text_tokenizer,
+        "vision_tokenizer": state.vision_tokenizer,
+        "prompt": prompt,
+        "sampling": sampling.model_dump_json(),
+    }
+    ids = text.encode(prompt)
+    if out is None:
+        _require_room(len(ids) + max_text_tokens, state)
+        found = continue_ids(model, ids, max_text_tokens, text.eod_id, sampling, config)
+        return GenerateResult(None, None, (), text.decode(found), None, len(found), metadata)
+    folder = vision_tokenizer or _named(step, "vision_tokenizer")
+    _require_same("vision tokenizer", folder, identity(folder), state.vision_tokenizer)
+    schedule = image_grids_of(_level(level, folder, state), ratio)
+    _require_room(len(ids) + token_count(schedule) + 1, state)
+    codes = sample_codes(model, ids, schedule, sampling, config)
+    image = _decode(folder, codes, schedule)
+    _write(image, out, metadata)
+    return GenerateResult(image, codes, schedule, None, out, len(schedule), metadata)
+
+
+def _step_folder(path: Path) -> Path:
+    if (path / "manifest.json").is_file():
+        return path
+    pointer = path / "checkpoints" / "latest"
+    if not pointer.is_file():
+        raise GenerationError(
+            f"{path} is neither a checkpoint folder nor a run with one; train first, or give a step-* folder"
+        )
+    return path / "checkpoints" / pointer.read_text(encoding="utf-8").strip()
+
+
+def _named(step: Path, name: str) -> Path:
+    """The path of a tokenizer as the run's resolved settings name it."""
+    file = step.parent.parent / "train.json"
+    try:
+        path = json.loads(file.read_text(encoding="utf-8"))["data"].get(name)
+    except (OSError, ValueError, KeyError):
+        path = None
+    if path is None:
+        raise GenerationError(f"{file} does not say where the {name.replace('_', ' ')} lies: give its path")
+    return Path(path)
+
+
+def _text_tokenizer(path: Path, state: CheckpointState) -> TextTokenizer:
+    tokenizer = TextTokenizer.load(path / "tokenizer.json" if path.is_dir() else path)
+    _require_same("text tokenizer", path, tokenizer.hash, state.text_tokenizer)
+    return tokenizer
+
+
+def _require_same(name: str, path: Path, found: str, wanted: str) -> None:
+    if found != wanted:
+        raise GenerationError(
+            f"the {name} at {path} is {found[:12]}…, the checkpoint was trained with {wanted[:12]}…: its ids would mean "
+            "something else; give the one that the checkpoint's shards were made with"
+        )
+
+
+def _require_room(slots: int, state: CheckpointState) -> None:
+    if slots > state.model.max_length:
+        raise GenerationError(
+            f"prompt and result need {slots} slots, the model was trained on sequences of {state.model.max_length}: shorten the "
+            "prompt, or ask for less text or a lower level"
+        )
+
+
+def _level(level: int | None, folder: Path, state: CheckpointState) -> int:
+    possible = [n for n in vision_info(folder)["levels"] if LEVEL_SCALES.get(n, 99) <= state.model.max_scales]
+    if level is None and possible:
+        return max(possible)
+    if level not in possible:
+        raise GenerationError(f"level {level} is not one of {possible}, which vision tokenizer and model were trained for")
+    return level
+
+
+def _decode(folder: Path, codes: NDArray[np.int64], schedule: tuple[Grid, ...]) -> Image.Image:
+    from nextflow_tokenize.vision.model import VisionTokenizer
+
+    pixels = VisionTokenizer.load(folder).decode(torch.from_numpy(codes).unsqueeze(0), schedule)[0]
+    values = ((pixels + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0)
+    return Image.fromarray(values.cpu().numpy(), "RGB")
+
+
+def _write(image: Image.Image, out: Path, metadata: dict[str, str]) -> None:
+    info = PngInfo()
+    for key, value in metadata.items():
+        info.add_itxt(key, value)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    image.save(out, format="PNG", pnginfo=info)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """`python -m megatron_nextflow.generate`: `generate` in a process of its own; prints the result as one line of JSON."""
+    parser = argparse.ArgumentParser(prog="megatron_nextflow.generate", description="An image or text from a checkpoint.")
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("prompt")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--text-tokenizer", type=Path)
+    parser.add_argument("--vision-tokenizer", type=Path)
+    parser.add_argument("--level", type=int)
+    for name, default in (("ratio", 1.0), ("cfg", 2.0), ("temperature", 1.0), ("top-p", 1.0)):
+        parser.add_argument(f"--{name}", type=float, default=default)
+    for name, count in (("top-k", 0), ("seed", 0), ("max-text-tokens", 64), ("threads", 1)):
+        parser.add_argument(f"--{name}", type=int, default=count)
+    try:
+        result = generate(**vars(parser.parse_args(arguments)))
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"{error}\n")
+    path = None if result.path is None else str(result.path)
+    print(json.dumps({"path": path, "text": result.text, "passes": result.passes, "metadata": result.metadata}))
+
+
+if __name__ == "__main__":
+    main()
