@@ -12,6 +12,8 @@ from typing import Literal, Self
 from nextflow_data.config import Section
 from pydantic import Field, model_validator
 
+from nextflow_tokenize.pack_config import CostModel as CostModel
+from nextflow_tokenize.pack_config import PackConfig as PackConfig
 from nextflow_tokenize.schedule import LEVEL_SCALES, PIXELS_PER_TOKEN
 
 
@@ -43,6 +45,9 @@ class VisionTrainingConfig(Section):
     """A code whose running count of assignments falls below this is put on a random current residual."""
     kmeans_iterations: int = Field(default=4, ge=0)
     """Spherical k-means iterations that place the codebook before the first step; 0: random codes."""
+    initial_norm: float = Field(default=3.0, gt=0)
+    """RMS length of a pixel feature at the start, where linear_skip starts it; codes have length 1, so it sets how fine they
+    are beside the features."""
     held_out: float = Field(default=0.1, ge=0, lt=1)
     """Share of the images kept from training (at least one when there are two or more), chosen by their hash."""
     max_images: int = Field(default=2000, ge=1)
