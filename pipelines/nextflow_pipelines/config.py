@@ -1,7 +1,7 @@
 """The recipe's `spark` section: where Spark runs and how much it takes.
 
-Nothing here enters a stage's fingerprint: partitions, memory and batch sizes decide how fast a stage is, never what it
-writes. What does shape the output (the number of files of a data set) is `LayoutConfig`, which is fingerprinted.
+Partitions, memory and batch sizes decide how fast a stage is, never what it writes, so they are not part of a stage's
+fingerprint. `files` alone is, because it decides how data sets are cut into files.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ class SparkConfig(Section):
 
     partitions: int = Field(default=8, ge=1)
     """Partitions of a shuffle: how many tasks it is cut into. Any number gives the same files."""
+
+    files: int = Field(default=4, ge=1)
+    """Files of each data set: a document goes to the file that its id hashes to. Finished files are what a kill leaves."""
 
     driver_memory: str = "1g"
     """Heap of the JVM (Spark's notation). The Python workers are outside it, about 150 MB each plus a batch."""
@@ -37,10 +40,3 @@ class SparkConfig(Section):
 
     options: dict[str, str] = Field(default_factory=dict)
     """Any other Spark settings, which win over ours."""
-
-
-class LayoutConfig(Section):
-    """How a stage's data sets are cut into files; part of the fingerprint, because it decides the bytes."""
-
-    files: int = Field(default=4, ge=1)
-    """Files of each data set: a document goes to the file that its id hashes to, and files are what is kept after a kill."""

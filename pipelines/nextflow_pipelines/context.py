@@ -1,0 +1,91 @@
+"""What a stage is given to run in, what it gives back, and the one way in which every stage begins and ends."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nextflow_pipelines.config import SparkConfig
+from nextflow_pipelines.stage import Counts, StagePlan, StageWork, append_metrics, open_stage
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+Progress = Callable[[int, int | None, str], None]
+"""Called with (units done, units in all or None, what is being done)."""
+
+
+def no_progress(done: int, total: int | None, note: str) -> None:
+    """Shows nothing."""
+
+
+@dataclass
+class RunContext:
+    """Where a run's outputs go and what it may use. `sources` are the input files; `progress` may be set for each stage."""
+
+    root: Path
+    sources: Sequence[Path] = ()
+    spark: SparkConfig = field(default_factory=SparkConfig)
+    progress: Progress = no_progress
+
+    def session(self) -> SparkSession:
+        """The Spark session, started at the first call: a run in which all is committed never starts one."""
+        from nextflow_pipelines.session import spark_session
+
+        self.progress(0, None, "starting Spark")
+        return spark_session(self.spark)
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """A committed stage. `counts` and `facts` are its manifest's; `kept` units were found finished by a killed run."""
+
+    name: str
+    dir: Path
+    fingerprint: str
+    skipped: bool
+    counts: Counts
+    facts: Mapping[str, Any]
+    seconds: float
+    kept: int = 0
+
+
+Body = Callable[[StageWork], tuple[Sequence[str], Mapping[str, Any]]]
+"""A stage's work: runs its units and gives their names, and the facts for the manifest."""
+
+
+def run_contract(ctx: RunContext, plan: StagePlan, body: Body) -> StageResult:
+    """Runs `body` under the stage contract, or finds the stage committed and does nothing.
+
+    Raises what `open_stage` and the body raise. Ctrl-C (KeyboardInterrupt) leaves finished units in place.
+    """
+    started = time.monotonic()
+    with open_stage(ctx.root, plan) as work:
+        skipped = work.manifest is not None
+        if work.manifest is None:
+            units, facts = body(work)
+            ctx.progress(len(units), len(units), "committing")
+            work.commit(units, facts)
+        seconds = time.monotonic() - started
+        manifest = work.manifest
+        assert manifest is not None
+        result = StageResult(
+            plan.name, work.dir, plan.fingerprint, skipped, manifest["counts"], manifest["facts"], seconds, len(work.kept)
+        )
+    if not skipped:
+        rows = sum(manifest["counts"].get("rows", {}).values())
+        append_metrics(
+            ctx.root,
+            plan.name,
+            {
+                "fingerprint": plan.fingerprint,
+                "seconds": round(seconds, 3),
+                "rows": rows,
+                "rows_per_second": round(rows / seconds, 2),
+                "kept_units": len(work.kept),
+            },
+        )
+    return result

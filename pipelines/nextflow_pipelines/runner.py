@@ -1,0 +1,236 @@
+"""Runs a stage's units as Spark jobs: each task streams Arrow batches and writes its own files.
+
+Two shapes of job, which are all that the stages need:
+
+- `run_units`: the units are known beforehand (a source file, a file of documents). Each is one Spark task.
+- `run_frame`: rows are brought together by key first. A DataFrame with a column `bucket` is shuffled by it and sorted within
+  (range partitioning would not be reproducible); each bucket is a unit, written by whichever task holds it. How many Spark
+  partitions there are changes nothing but speed.
+
+What goes through a shuffle is keys and measures; documents and pixels stay in their files. Units that are already done are
+left out before the shuffle. The cost of files written by tasks and not by Spark's own sink: the done-record protocol of
+`nextflow_pipelines.stage`, which in exchange survives the death of the driver.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby, pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from nextflow_pipelines.context import Progress, no_progress
+from nextflow_pipelines.stage import StageError, StageWork, is_disk_full, unit_output, unit_record
+from nextflow_pipelines.tables import UnitTables
+
+if TYPE_CHECKING:
+    from pyspark.sql import Column, DataFrame, SparkSession
+
+Schemas = Mapping[str, pa.Schema]
+UnitFunction = Callable[[Any, UnitTables], None]
+"""Does one unit of `run_units`: given the unit's payload (plain JSON values) and where to write."""
+
+FrameFunction = Callable[[int, Iterator[pa.Table], UnitTables], None]
+"""Does one unit of `run_frame`: given the bucket, its rows in order (tables without `bucket`) and where to write."""
+
+POLL_SECONDS = 0.2
+_REPORT = "unit string"
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A unit of `run_units`: its name (unique in the stage; also its files' name) and its payload, JSON values."""
+
+    name: str
+    payload: Any
+
+
+def bucket_names(prefix: str, buckets: int) -> list[str]:
+    """Unit names of a `run_frame`."""
+    return [f"{prefix}-{bucket:05d}" for bucket in range(buckets)]
+
+
+def bucket_of(column: Column, buckets: int) -> Column:
+    """The file a key belongs to: the first 32 bits of its sha256, modulo. The same on every engine and version."""
+    from pyspark.sql import functions as F
+
+    return (F.conv(F.substring(F.sha2(column, 256), 1, 8), 16, 10).cast("long") % buckets).cast("int")
+
+
+def run_units(
+    session: Callable[[], SparkSession],
+    work: StageWork,
+    units: Sequence[Unit],
+    function: UnitFunction,
+    schemas: Schemas,
+    progress: Progress = no_progress,
+    note: str = "",
+) -> list[str]:
+    """Runs every unit that is not done yet, each as one Spark task; returns all units' names.
+
+    `schemas` are the data sets a unit writes (each gets a file, even without rows). Raises StageError when a unit failed on
+    all attempts, OSError-like causes kept in its text; KeyboardInterrupt cancels the job and leaves finished units.
+    """
+    names = [unit.name for unit in units]
+    pending = set(work.pending(names))
+    todo = [unit for unit in units if unit.name in pending]
+    if todo:
+        payloads = [(unit.name, json.dumps(unit.payload)) for unit in todo]
+        task = partial(_unit_task, work.dir, payloads, function, dict(schemas))
+        spark = session()
+        frame = spark.range(0, len(todo), 1, len(todo)).mapInArrow(task, _REPORT)
+        _run_job(spark, frame, work, names, progress, note)
+    return names
+
+
+def _unit_task(
+    stage_dir: Path,
+    payloads: list[tuple[str, str]],
+    function: UnitFunction,
+    schemas: dict[str, pa.Schema],
+    batches: Iterator[pa.RecordBatch],
+) -> Iterator[pa.RecordBatch]:
+    for batch in batches:
+        for index in batch.column(0).to_pylist():
+            name, payload = payloads[index]
+            if unit_record(stage_dir, name) is None:
+                with unit_output(stage_dir, name) as out:
+                    tables = UnitTables(out, schemas, name)
+                    function(json.loads(payload), tables)
+                    tables.close()
+            yield pa.RecordBatch.from_pydict({"unit": [name]})
+
+
+def run_frame(
+    session: Callable[[], SparkSession],
+    work: StageWork,
+    prefix: str,
+    buckets: int,
+    frame: Callable[[SparkSession], DataFrame],
+    sort: Sequence[str],
+    function: FrameFunction,
+    schemas: Schemas,
+    progress: Progress = no_progress,
+    note: str = "",
+) -> list[str]:
+    """Shuffles a DataFrame by its column `bucket` (0…buckets−1), sorts within by `sort`, and runs each bucket as a unit.
+
+    `frame` makes the DataFrame and is called only when something is left to do. `sort` must order rows completely, or the
+    result is not reproducible. Returns the units' names; raises as `run_units` does.
+    """
+    from pyspark.sql import functions as F
+
+    names = bucket_names(prefix, buckets)
+    pending = [names.index(name) for name in work.pending(names)]
+    if pending:
+        spark = session()
+        partitions = min(len(pending), int(spark.conf.get("spark.sql.shuffle.partitions", "8") or 8))
+        rows = frame(spark).where(F.col("bucket").isin(pending))
+        spread = _spread(rows, pending, partitions)
+        task = partial(_frame_task, work.dir, prefix, function, dict(schemas))
+        _run_job(spark, spread.sortWithinPartitions("bucket", *sort).mapInArrow(task, _REPORT), work, names, progress, note)
+        for bucket in pending:
+            if unit_record(work.dir, names[bucket]) is None:
+                _do_bucket(work.dir, names[bucket], bucket, iter(()), function, dict(schemas))
+    return names
+
+
+def _spread(rows: DataFrame, pending: list[int], partitions: int) -> DataFrame:
+    """Rows by bucket; where Spark can (4.1 and newer) buckets are dealt out evenly, else by hash, where some may meet."""
+    from pyspark.sql import functions as F
+
+    if not hasattr(rows, "repartitionById"):
+        return rows.repartition(partitions, "bucket")
+    deal = [F.lit(value) for rank, bucket in enumerate(pending) for value in (bucket, rank % partitions)]
+    return rows.repartitionById(partitions, F.element_at(F.create_map(*deal), F.col("bucket")))
+
+
+def _frame_task(
+    stage_dir: Path,
+    prefix: str,
+    function: FrameFunction,
+    schemas: dict[str, pa.Schema],
+    batches: Iterator[pa.RecordBatch],
+) -> Iterator[pa.RecordBatch]:
+    for bucket, group in groupby(_runs(batches), key=lambda run: run[0]):
+        name = f"{prefix}-{bucket:05d}"
+        if unit_record(stage_dir, name) is None:
+            _do_bucket(stage_dir, name, bucket, (table for _, table in group), function, schemas)
+        yield pa.RecordBatch.from_pydict({"unit": [name]})
+
+
+def _runs(batches: Iterator[pa.RecordBatch]) -> Iterator[tuple[int, pa.Table]]:
+    for batch in batches:
+        if not batch.num_rows:
+            continue
+        buckets = batch.column("bucket").to_numpy(zero_copy_only=False)
+        table = pa.Table.from_batches([batch]).drop_columns("bucket")
+        bounds = [0, *(np.flatnonzero(np.diff(buckets)) + 1).tolist(), batch.num_rows]
+        for start, stop in pairwise(bounds):
+            yield int(buckets[start]), table.slice(start, stop - start)
+
+
+def _do_bucket(
+    stage_dir: Path,
+    name: str,
+    bucket: int,
+    tables: Iterator[pa.Table],
+    function: FrameFunction,
+    schemas: dict[str, pa.Schema],
+) -> None:
+    with unit_output(stage_dir, name) as out:
+        written = UnitTables(out, schemas, name)
+        function(bucket, tables, written)
+        written.close()
+
+
+def _run_job(
+    spark: SparkSession, frame: DataFrame, work: StageWork, names: Sequence[str], progress: Progress, note: str
+) -> None:
+    """Runs the job in a thread and counts done-records meanwhile, so that Ctrl-C reaches the caller at once."""
+    context = spark.sparkContext
+    group = f"{work.plan.name}-{uuid.uuid4().hex}"
+    failed: list[BaseException] = []
+
+    def job() -> None:
+        try:
+            context.setJobGroup(group, f"{work.plan.name}: {note}", interruptOnCancel=True)
+            frame.collect()
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=job, name=group, daemon=True)
+    thread.start()
+    try:
+        while thread.is_alive():
+            progress(len(names) - len(work.pending(names)), len(names), note)
+            thread.join(POLL_SECONDS)
+    except BaseException:
+        context.cancelJobGroup(group)
+        thread.join(10)
+        raise
+    if failed:
+        raise _as_stage_error(work, failed[0], note) from failed[0]
+    progress(len(names), len(names), note)
+
+
+def _as_stage_error(work: StageWork, error: BaseException, note: str) -> BaseException:
+    if is_disk_full(error):
+        return OSError(28, "No space left on device", str(work.dir))
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # Of a Python task's traceback the last line of the innermost error is what a person needs; the rest is in __cause__.
+    said = next((line for line in reversed(lines) if _is_error_line(line)), lines[-1] if lines else type(error).__name__)
+    return StageError(f"stage {work.plan.name} ({note}) failed: {said}. Finished units are kept; run again to go on.")
+
+
+def _is_error_line(line: str) -> bool:
+    name, colon, _ = line.partition(":")
+    return bool(colon) and name.replace(".", "").replace("_", "").isidentifier() and name.endswith(("Error", "Exception"))
