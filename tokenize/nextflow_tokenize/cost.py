@@ -30,7 +30,7 @@ def flops_per_slot(model: CostModel) -> int:
 
 
 def flops_per_pair(model: CostModel) -> int:
-    """FLOPs of one (query, key) pair over all layers and heads: 2 for the score and 2 for the value, each channel; × passes."""
+    """FLOPs of one (query, key) pair over all layers and heads: 2 for score and 2 for value a channel, times `passes`."""
     return 4 * model.passes * model.layers * model.heads * model.channels
 
 

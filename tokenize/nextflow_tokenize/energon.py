@@ -1,7 +1,7 @@
 """`.nv-meta`: what lets Megatron Energon 7 read a shard set in place, as a crude WebDataset.
 
-Energon wants `.info.json` (shard name → samples), `split.yaml`, `dataset.yaml` (which class reads it) and, beside each tar, an
-index of sample offsets: our member index is that very file. No `index.sqlite` is written: Energon needs it only to look
+Energon wants `.info.json` (shard name → samples), `split.yaml`, `dataset.yaml` (which class reads it) and, beside each tar,
+an index of sample offsets: our member index is that very file. No `index.sqlite` is written: Energon needs it only to look
 samples up by key, and it would not be byte-reproducible; `energon prepare` adds it. A crude data set yields each sample's
 members for a user's own cooker to interpret.
 """

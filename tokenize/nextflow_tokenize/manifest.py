@@ -1,7 +1,8 @@
-"""`manifest.json` of a shard set: what the set is, and the size and sha256 of every file in it. Written last; the only commit.
+"""`manifest.json` of a shard set: what the set is, and the size and sha256 of every file in it. Written last, the commit.
 
-The file is canonical JSON and carries a hash of itself, so that no byte of it can change unseen. The cost: it cannot be edited
-by hand; a set is made again instead. A reader refuses a format version it does not know, and names with a path in them.
+The file is canonical JSON and carries a hash of itself, so that no byte of it can change unseen. The cost: it cannot be
+edited by hand; a set is made again instead. A reader refuses a format version it does not know, and names with a path in
+them.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0)]
 
 SAMPLE_SCHEMA = {
-    "json": "canonical JSON {cost: FLOPs, segments: [text {kind, doc, tokens, loss} | image {kind, doc, sha256, grid, scales, loss}]}",
+    "json": "canonical JSON {cost, segments}: cost in FLOPs; segments in order, "
+    "text {kind, doc, tokens, loss} or image {kind, doc, sha256, grid, scales, loss}",
     "text.npy": "int32 [text tokens of all text segments]: ids, in order",
     "input.npy": "unsigned int [Σhw of all images]: codes fed, image by image, scale by scale, row by row",
     "target.npy": "unsigned int [Σhw of all images]: codes to predict, same order",

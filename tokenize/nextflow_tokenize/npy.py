@@ -23,7 +23,7 @@ class NpyError(ValueError):
 
 
 def code_dtype(codebook_size: int) -> np.dtype[np.unsignedinteger]:
-    """The smallest unsigned type that holds every code of a codebook: uint8 up to 256 entries, uint16 up to 65,536, uint32."""
+    """The smallest unsigned type that holds every code of a codebook: uint8 to 256 entries, uint16 to 65,536, uint32."""
     for name, bits in (("|u1", 8), ("<u2", 16), ("<u4", 32)):
         if codebook_size <= 1 << bits:
             return np.dtype(name)
@@ -37,7 +37,10 @@ def _header(dtype: np.dtype, count: int) -> bytes:
 
 
 def to_npy(array: NDArray) -> bytes:
-    """The bytes of a one-dimensional array. Raises ValueError for a type or a number of dimensions that shards do not hold."""
+    """The bytes of a one-dimensional array.
+
+    Raises ValueError for a type or a number of dimensions that shards do not hold.
+    """
     if array.dtype.str not in _DESCRIPTIONS or array.ndim != 1:
         raise ValueError(
             f"a shard holds one-dimensional arrays of {', '.join(_DESCRIPTIONS)}, not {array.ndim}-d {array.dtype.str}"

@@ -52,7 +52,8 @@ class PackConfig(Section):
     """How documents become packs, and packs shards."""
 
     max_length: int = Field(default=8192, ge=2)
-    """Slots of a pack at most: the bound on memory. The paper's length is unpublished; two 512-level images and text fit here."""
+    """Slots of a pack at most: the bound on memory. The paper's length is unpublished; two 512-level images and text
+    fit here."""
 
     max_cost: float | None = Field(default=None, gt=0)
     """FLOPs of a pack at most: the bound on time. None: `relative_cost` decides."""
@@ -64,12 +65,12 @@ class PackConfig(Section):
     cost: CostModel = CostModel()
 
     split: Literal["fill", "drop"] = "fill"
-    """A document longer than a pack: `fill` cuts it into pieces that each fill a pack as far as they can, between text tokens
-    and never within an image; `drop` sets it aside."""
+    """A document longer than a pack: `fill` cuts it into pieces that each fill a pack as far as they can, between text
+    tokens and never within an image; `drop` sets it aside."""
 
     image_context: int = Field(default=64, ge=0)
-    """Where a cut falls just before an image: text tokens before it, at most, that go with the image instead of staying behind,
-    so that an image is not left without the words that lead to it."""
+    """Where a cut falls just before an image: text tokens before it, at most, that go with the image instead of staying
+    behind, so that an image is not left without the words that lead to it."""
 
     window: int = Field(default=8192, ge=1)
     """Pieces that are packed together, best-fit decreasing; packs with room left stay open for the next window."""

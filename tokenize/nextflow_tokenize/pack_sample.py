@@ -17,7 +17,8 @@ from nextflow_tokenize.tokenized import TokenizedDocument
 class PieceRow(Section):
     """What one pack holds of one document: a row of `documents.parquet`, less its shard and key.
 
-    Segments [first_segment, last_segment) and slots [first_slot, last_slot) of the pack; `piece` counts the document's pieces.
+    Segments [first_segment, last_segment) and slots [first_slot, last_slot) of the pack; `piece` counts the document's
+    pieces.
     """
 
     doc_id: str

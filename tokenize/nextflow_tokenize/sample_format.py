@@ -54,7 +54,10 @@ _PACK = TypeAdapter(_Pack)
 
 
 class SampleError(ValueError):
-    """A sample that is not what the format demands. `member` is the part at fault; `start`, `stop` its bytes in the sample."""
+    """A sample that is not what the format demands.
+
+    `member` is the part at fault; `start`, `stop` its bytes in the sample.
+    """
 
     def __init__(self, message: str, member: str | None = None, start: int | None = None, stop: int | None = None) -> None:
         super().__init__(message)

@@ -1,13 +1,14 @@
 """Writing a shard set: tars through webdataset, their member indexes, the two tables, and the manifest last.
 
-`webdataset.TarWriter` writes the tars, because its ordering and naming are what every WebDataset reader expects; with a fixed
-time, owner and mode its output is byte for byte reproducible (ustar headers, members of a sample in alphabetical order). A
-sample's key is its shard's number and its place in it, `000003-000017`, so a key finds its bytes without a lookup. The cost: a
-pack's key changes when the plan does; what is stable is the document's id, and `documents.parquet` leads from one to the other.
+`webdataset.TarWriter` writes the tars, because its ordering and naming are what every WebDataset reader expects; with a
+fixed time, owner and mode its output is byte for byte reproducible (ustar headers, members of a sample in alphabetical
+order). A sample's key is its shard's number and its place in it, `000003-000017`, so a key finds its bytes without a
+lookup. The cost: a pack's key changes when the plan does; what is stable is the document's id, and `documents.parquet`
+leads from one to the other.
 
-The member index `shard-000000.tar.idx` is little-endian uint64: the offset of each sample's first header, then the end of the
-last sample. It is Energon's index format. A shard is read back once after writing: for its hash, and because it is then known
-that the disk gives back what was written.
+The member index `shard-000000.tar.idx` is little-endian uint64: the offset of each sample's first header, then the end of
+the last sample. It is Energon's index format. A shard is read back once after writing: for its hash, and because it is then
+known that the disk gives back what was written.
 """
 
 from __future__ import annotations
@@ -50,7 +51,6 @@ from nextflow_tokenize.pack_config import PackConfig
 from nextflow_tokenize.pack_sample import PackSample, PieceRow
 from nextflow_tokenize.packing import budget
 
-
 SAMPLES_SCHEMA = pa.schema(
     [
         ("shard", pa.string()),
@@ -88,7 +88,7 @@ DOCUMENTS_SCHEMA = pa.schema(
         ("task", pa.string()),
     ]
 )
-"""`documents.parquet`: one row a piece of a document, sorted by doc_id and piece. Slots and segments are those of the pack."""
+"""`documents.parquet`: one row a piece of a document, sorted by doc_id and piece; slots and segments are the pack's."""
 
 
 class SampleRow(Section):
@@ -108,7 +108,7 @@ class SampleRow(Section):
 
 
 class ShardInfo(Section):
-    """What `write_shard` made: all that `write_manifest` needs of a shard. JSON by `model_dump_json`, so tasks can send it."""
+    """What `write_shard` made: all that `write_manifest` needs of a shard. Tasks send it as JSON (`model_dump_json`)."""
 
     record: ShardRecord
     samples: tuple[SampleRow, ...]
@@ -125,7 +125,7 @@ def shard_name(number: int) -> str:
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Writes a file under a temporary name, fsyncs it and renames it into place; the temporary file never outlives an error."""
+    """Writes a file under a temporary name, fsyncs it and renames it; no temporary file outlives an error."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with temporary.open("xb") as file:
@@ -146,8 +146,8 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
 def write_shard(path: Path, packs: Iterable[PackSample], codebook_size: int) -> ShardInfo:
     """Writes `shard-NNNNNN.tar` and its index, each whole or not at all, and says what is in them.
 
-    `codebook_size` decides the width of codes; 1 for a set without images. Raises ValueError for a path that is no shard's, and
-    for a pack whose codes or ids do not fit, naming its key. Two tasks that write the same shard write the same bytes.
+    `codebook_size` decides the width of codes; 1 for a set without images. Raises ValueError for a path that is no shard's,
+    and for a pack whose codes or ids do not fit, naming its key. Two tasks that write the same shard write the same bytes.
     """
     path = Path(path)
     if not (

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from hashlib import file_digest, sha256
 from pathlib import Path
-from typing import BinaryIO, Literal, cast
+from typing import Any, BinaryIO, Literal, cast
 
 import numpy as np
 import pyarrow as pa
@@ -83,8 +83,8 @@ class ShardSet:
     def open(cls, path: str | Path, *, verify: bool = False, opener: Opener = open_binary) -> ShardSet:
         """Opens the set at `path`, a folder or an address of one.
 
-        Always checked: the manifest with its own hash, that every file is there in its size, and the table of samples by hash.
-        `verify` also hashes every file (`verify("full")`). Raises ShardError naming what is missing or differs.
+        Always checked: the manifest with its own hash, that every file is there in its size, and the table of samples by
+        hash. `verify` also hashes every file (`verify("full")`). Raises ShardError naming what is missing or differs.
         """
         path = str(path).rstrip("/")
         manifest = _read_manifest(path, opener)
@@ -148,7 +148,7 @@ class ShardSet:
         return sample
 
     def verify(self, level: Literal["quick", "full"] = "full") -> None:
-        """`quick`: every file is there in the size the manifest states. `full`: with the sha256 it states. Raises ShardError."""
+        """`quick`: every file is there in the size the manifest states. `full`: with its sha256 too. Raises ShardError."""
         for name, (size, digest) in self.manifest.file_table().items():
             with self._open(name) as stream:
                 found = size_of(stream)
@@ -156,9 +156,12 @@ class ShardSet:
                     raise ShardError(
                         f"{name} has {found} bytes, {MANIFEST} states {size}; restore it or write the set again", name
                     )
-                if level == "full" and (actual := file_digest(stream, "sha256").hexdigest()) != digest:
-                    message = f"{name} was changed after it was written: its sha256 is {actual[:16]}…, {MANIFEST} states {digest[:16]}…"
-                    raise ShardError(f"{message}; 'mnf audit' says where; restore it or write the set again", name)
+                if level == "full" and (actual := file_digest(cast(Any, stream), "sha256").hexdigest()) != digest:
+                    raise ShardError(
+                        f"{name} was changed after it was written: its sha256 is {actual[:16]}…, {MANIFEST} states "
+                        f"{digest[:16]}…; 'mnf audit' says where; restore it or write the set again",
+                        name,
+                    )
 
     def table(self, name: Literal["samples.parquet", "documents.parquet"] | str) -> pa.Table:
         """One of the set's tables, its bytes verified by hash. Raises ShardError."""
@@ -172,7 +175,7 @@ class ShardSet:
         return pq.read_table(pa.BufferReader(data))
 
     def pieces_of(self, doc_id: str) -> list[dict]:
-        """Where a document is: its rows of `documents.parquet` (see `shard_writer.DOCUMENTS_SCHEMA`), by piece; [] if nowhere.
+        """Where a document is: its rows of `documents.parquet` (`shard_writer.DOCUMENTS_SCHEMA`), by piece; [] if nowhere.
 
         The table is sorted by document, so only the row group that can hold it is read.
         """
