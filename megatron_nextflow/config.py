@@ -105,8 +105,9 @@ class FeedConfig(Section):
 
     shards: Path | None = None
     """Folder of the shard set, with its manifest.json. A whole run fills it in with the set that it packed."""
-    codebook: Path | None = None
-    """Safetensors file of the vision tokenizer (see `megatron_nextflow.codebook`). A whole run fills it in with its own."""
+    vision_tokenizer: Path | None = None
+    """Folder of the vision tokenizer that made the shards: its codebook is where vision inputs begin. A whole run fills it
+    in with its own."""
     text_vocabulary: int | None = Field(None, ge=1)
     """Text ids; None reads it from the shard set's manifest."""
     global_batch_size: int = Field(8, ge=1)
@@ -148,6 +149,9 @@ class TrainConfig(Section):
     """Checkpoints kept; the oldest go first."""
     resume: bool = True
     """Go on from the latest checkpoint under `output`; False refuses to start where there is one."""
+    init_from: Path | None = None
+    """Another run's output folder or one of its checkpoints, to begin from its weights (with a new optimizer and from the
+    first pack): how one training stage follows another."""
     precision: Literal["float32", "bf16"] = "float32"
     fp8: Literal["tensorwise", "delayed", "blockwise"] | None = None
     """FP8 recipe of Transformer Engine for the matrix products; the attention stays in bf16."""
@@ -172,6 +176,13 @@ class TrainConfig(Section):
                 f"data.global_batch_size {self.data.global_batch_size} is not divisible by "
                 f"data.micro_batch_size {self.data.micro_batch_size}"
             )
+        decay_steps = self.optimizer.decay_steps or self.steps
+        if self.optimizer.warmup_steps >= decay_steps:
+            raise ValueError(
+                f"optimizer.warmup_steps {self.optimizer.warmup_steps} must be fewer than the {decay_steps} steps of the schedule"
+            )
+        if self.optimizer.min_lr > self.optimizer.lr:
+            raise ValueError(f"optimizer.min_lr {self.optimizer.min_lr} is above optimizer.lr {self.optimizer.lr}")
         if self.fp8 is not None and self.precision != "bf16":
             raise ValueError("fp8 needs precision: bf16 for all that is not a matrix product")
         return self
@@ -182,9 +193,9 @@ class TrainConfig(Section):
         Raises ValueError. Megatron-Core ignores FP8 without Transformer Engine and trains on in silence, so that is
         refused here.
         """
-        if self.data.shards is None or self.data.codebook is None:
-            missing = "shards" if self.data.shards is None else "codebook"
-            raise ValueError(f"data.{missing} is not set: the trainer needs a shard set and the codebook of its vision tokenizer")
+        if self.data.shards is None or self.data.vision_tokenizer is None:
+            missing = "shards" if self.data.shards is None else "vision_tokenizer"
+            raise ValueError(f"data.{missing} is not set: the trainer needs a shard set and the vision tokenizer that made it")
         shape = self.parallel.tp * self.parallel.pp
         if processes % shape:
             raise ValueError(f"{processes} processes cannot hold parallel.tp {self.parallel.tp} × pp {self.parallel.pp} = {shape}")

@@ -1,0 +1,103 @@
+"""From a shard set to micro-batches: which pack is next, on which process, in which layout.
+
+The state is one number, the packs consumed, beside the seed and the shard set's fingerprint it counts in. The order of packs
+does not depend on the number of processes: a global batch is a run of `global_batch_size` places of the order, dealt out to
+the data-parallel copies. So a run may resume on more or fewer processes and see the same batches. The cost: tensor- and
+pipeline-parallel peers each read and lay out the same packs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from nextflow_tokenize.segments import Segment, image_grids
+from numpy import integer
+from numpy.typing import NDArray
+
+from megatron_nextflow.config import TrainConfig
+from megatron_nextflow.layout import LayoutBatch, LayoutConfig, PackLayout, build_layout, collate
+from megatron_nextflow.order import shuffled
+from megatron_nextflow.vocabulary import Vocabulary
+
+
+class Sample(Protocol):
+    """One pack as a shard set gives it."""
+
+    @property
+    def key(self) -> str: ...
+    @property
+    def segments(self) -> list[Segment]: ...
+    @property
+    def text(self) -> NDArray[integer]: ...
+    @property
+    def input(self) -> NDArray[integer]: ...
+    @property
+    def target(self) -> NDArray[integer]: ...
+
+
+class Packs(Protocol):
+    """What feeding needs of a shard set."""
+
+    def __len__(self) -> int: ...
+    def read(self, index: int, /) -> Sample: ...
+
+
+class FeedError(ValueError):
+    """A pack that cannot be laid out; the message names it."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which data-parallel copy this process belongs to, of how many."""
+
+    rank: int = 0
+    size: int = 1
+
+
+class Feed:
+    """Micro-batches of the global batches from place `consumed` on."""
+
+    def __init__(self, packs: Packs, config: TrainConfig, vocabulary: Vocabulary, share: Share, consumed: int = 0) -> None:
+        self.packs = packs
+        self.config = config
+        self.vocabulary = vocabulary
+        self.share = share
+        self.consumed = consumed
+        self.layout = LayoutConfig(
+            spatial_extent=config.model.rope_extent, scale_alpha=config.loss.alpha, predict_boi=config.loss.predict_boi
+        )
+
+    def places(self) -> list[int]:
+        """Places of the order that this process's copy takes of the next global batch."""
+        first = self.consumed + self.share.rank
+        return list(range(first, self.consumed + self.config.data.global_batch_size, self.share.size))
+
+    def next_batch(self) -> Iterator[LayoutBatch]:
+        """The micro-batches of this copy's part of the next global batch; the state has then moved on by the whole of it."""
+        indices = [shuffled(place, len(self.packs), self.config.data.seed) for place in self.places()]
+        self.consumed += self.config.data.global_batch_size
+        size = self.config.data.micro_batch_size
+        return (collate([self._lay_out(i) for i in indices[at : at + size]]) for at in range(0, len(indices), size))
+
+    def _lay_out(self, index: int) -> PackLayout:
+        sample = self.packs.read(index)
+        try:
+            scales = max((len(image_grids(s)) for s in sample.segments if s["kind"] == "image"), default=0)
+            if scales > self.config.model.max_scales:
+                raise ValueError(f"an image has {scales} scales, model.max_scales is {self.config.model.max_scales}")
+            layout = build_layout(
+                sample.segments,
+                sample.text,
+                sample.input,
+                sample.target,
+                self.vocabulary,
+                self.config.model.max_length,
+                self.layout,
+            )
+        except ValueError as error:
+            raise FeedError(f"pack {sample.key}: {error}") from error
+        if self.config.loss.vision_weight != 1.0:
+            layout.weights[layout.scale > 0] *= self.config.loss.vision_weight
+        return layout

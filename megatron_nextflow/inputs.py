@@ -1,0 +1,95 @@
+"""What a run is trained on: the shard set, checked whole, and the codebook of the vision tokenizer that made it.
+
+A code means something only to the tokenizer that chose it, so the tokenizer's folder is hashed and compared with the hash in
+the shards' manifest before its vectors are used; and every shard is hashed before any of it is read, each process taking its
+part. The cost: the set is read once at the start (`data.verify: false` trusts it).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from nextflow_tokenize.shards import ShardSet
+from nextflow_tokenize.vision.identity import identity, load_codebook
+from torch import Tensor
+
+from megatron_nextflow.config import TrainConfig
+from megatron_nextflow.files import file_problem
+from megatron_nextflow.vocabulary import Vocabulary
+
+
+class InputError(ValueError):
+    """A shard set or tokenizer that cannot be trained on."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The packs, the joint vocabulary, the codebook [V, D] float32, and the hashes that a checkpoint records."""
+
+    packs: ShardSet
+    vocabulary: Vocabulary
+    codebook: Tensor
+    fingerprint: str
+    text_tokenizer: str
+    vision_tokenizer: str
+
+
+def open_inputs(config: TrainConfig) -> Inputs:
+    """Open and check the shard set and the vision tokenizer that `config.data` names.
+
+    torch.distributed must be running; every process must call this. Raises InputError, or what `ShardSet.open` raises for a
+    manifest it cannot use (a ValueError too), on all processes and before anything is read.
+    """
+    folder = config.data.shards
+    assert folder is not None  # TrainConfig.check has refused that
+    packs = ShardSet.open(folder)
+    manifest = packs.manifest
+    if not len(packs):
+        raise InputError(f"{folder} holds no packs; there is nothing to train on")
+    if manifest.budget.max_length > config.model.max_length:
+        raise InputError(
+            f"{folder} was packed for up to {manifest.budget.max_length} slots, model.max_length is {config.model.max_length}; "
+            f"set model.max_length to at least {manifest.budget.max_length} or pack shorter"
+        )
+    if config.data.verify:
+        verify_files(folder, manifest.file_table())
+    vision = manifest.vision_tokenizer
+    codebook = _codebook(config.data.vision_tokenizer, folder, vision.sha256) if vision else torch.zeros(1, 1)
+    return Inputs(
+        packs=packs,
+        vocabulary=Vocabulary(text=manifest.text_tokenizer.vocab_size, codes=manifest.codebook_size),
+        codebook=codebook,
+        fingerprint=manifest.sha256,
+        text_tokenizer=manifest.text_tokenizer.sha256,
+        vision_tokenizer=vision.sha256 if vision else "",
+    )
+
+
+def verify_files(folder: Path, table: dict[str, tuple[int, str]]) -> None:
+    """Compare every file of `table` (name: bytes, sha256) with what lies in `folder`, each process its share of them.
+
+    Raises InputError on all processes, naming the first file that is missing or differs.
+    """
+    names = sorted(table)[dist.get_rank() :: dist.get_world_size()]
+    mine = [f"{name} {problem}" for name in names if (problem := file_problem(folder / name, *table[name]))]
+    found: list[list[str]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(found, mine)
+    problems = sorted(problem for part in found for problem in part)
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise InputError(f"shard set {folder}: {problems[0]}{more}; run `mnf audit {folder}` and pack again")
+
+
+def _codebook(tokenizer: Path | None, shards: Path, expected: str) -> Tensor:
+    if tokenizer is None:
+        raise InputError(f"data.vision_tokenizer is not set, and {shards} holds images: name the tokenizer that made them")
+    found = identity(tokenizer)
+    if found != expected:
+        raise InputError(
+            f"{shards} was made with the vision tokenizer {expected}, {tokenizer} is {found}: its codes mean something else; "
+            "name the tokenizer that made the shards"
+        )
+    return torch.from_numpy(load_codebook(tokenizer))

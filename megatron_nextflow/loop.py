@@ -1,0 +1,187 @@
+"""The training run on one process: check, build, resume, step, save, stop when told.
+
+Everything that can be refused is refused before the first step: a damaged shard, a tokenizer that is not the shards' or the
+checkpoint's, a layout of processes that does not fit. A request to stop (SIGTERM, SIGINT) on any process is shared among all
+after each step, so that they stop at the same one, save, and leave with a checkpoint. The cost is one small all-reduce a step.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+
+from megatron_nextflow import checkpoint, inputs
+from megatron_nextflow.checkpoint import CheckpointError, CheckpointState
+from megatron_nextflow.config import TrainConfig
+from megatron_nextflow.feed import Feed, Share
+from megatron_nextflow.metrics import Reporter
+from megatron_nextflow.training import Trainer, start_parallel
+
+
+@dataclass
+class _Stop:
+    """Set by a signal handler; read after each step."""
+
+    signal: int = 0
+
+    def install(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: Any) -> None:
+        self.signal = number
+
+    def anywhere(self, device: torch.device) -> bool:
+        """Whether any process was told to stop; the same answer on all."""
+        flag = torch.tensor(self.signal, device=device)
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+        return bool(flag)
+
+
+def train(config: TrainConfig, device: torch.device) -> int:
+    """Run until `config.steps` steps are done or a signal asks to stop; returns the step reached.
+
+    torch.distributed must be running (see `device.setup`). Raises ValueError (also CheckpointError, FeedError,
+    InputError) with a one-line reason for what cannot be trained on, the same on every process.
+    """
+    stop = _Stop()
+    stop.install()
+    config.check(dist.get_world_size())
+    start_parallel(config)
+    source = inputs.open_inputs(config)
+    trainer = Trainer(config, source.vocabulary, source.codebook, device)
+    share = Share(parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size())
+    feed = Feed(source.packs, config, source.vocabulary, share)
+    state = _resume(config, trainer, source)
+    feed.consumed = state.consumed
+    trainer.set_step(state.step)
+    reporter = Reporter(config.output, state.step, config.steps) if _reports() else None
+    parameters = trainer.parameters
+    if reporter:
+        reporter.say(_opening(config, source, parameters, state))
+    saved = state.step
+    stopped = False
+    while state.step < config.steps and not stopped:
+        began = time.perf_counter()
+        report, norm = trainer.step(feed.next_batch())
+        state = state.model_copy(update={"step": state.step + 1, "consumed": feed.consumed})
+        stopped = stop.anywhere(device)
+        if reporter and report and (state.step % config.log_interval == 0 or state.step == config.steps or stopped):
+            seconds = time.perf_counter() - began
+            slots = config.data.global_batch_size * config.model.max_length
+            reporter.step(
+                {
+                    "step": state.step,
+                    "loss": report.loss,
+                    "by_kind": report.by_kind,
+                    "grad_norm": norm,
+                    "lr": trainer.learning_rate,
+                    "tokens": report.tokens,
+                    "seconds": seconds,
+                    "tokens_per_second": slots / seconds,
+                    "consumed": state.consumed,
+                }
+            )
+        if state.step % config.checkpoint_interval == 0 or state.step == config.steps or stopped:
+            path = checkpoint.save(trainer, state, config.output, config.keep)
+            saved = state.step
+            if reporter:
+                reporter.say(f"[dim]saved {path}[/dim]")
+    if reporter:
+        if stopped:
+            reporter.say(f"stopped by a signal at step {state.step}, saved; the same command goes on from here")
+        elif saved == state.step and state.step >= config.steps:
+            reporter.say(f"done: {state.step} steps")
+        reporter.close()
+    dist.barrier()
+    return state.step
+
+
+def _reports() -> bool:
+    return bool(
+        parallel_state.is_pipeline_last_stage()
+        and parallel_state.get_tensor_model_parallel_rank() == 0
+        and parallel_state.get_data_parallel_rank() == 0
+    )
+
+
+def _opening(config: TrainConfig, source: inputs.Inputs, parameters: int, state: CheckpointState) -> str:
+    copies = parallel_state.get_data_parallel_world_size()
+    begin = f"going on from step {state.step}" if state.step else "from the beginning"
+    return (
+        f"[bold]{parameters:,}[/bold] parameters, TP {config.parallel.tp} × PP {config.parallel.pp} × DP {copies}, "
+        f"{config.precision}; {len(source.packs):,} packs, {config.data.global_batch_size} a step of "
+        f"{config.model.max_length} slots; {begin}"
+    )
+
+
+def _resume(config: TrainConfig, trainer: Trainer, source: inputs.Inputs) -> CheckpointState:
+    """The state to go on from: the latest checkpoint's, with its tensors loaded, or that of a fresh start."""
+    fresh = CheckpointState(
+        step=0,
+        consumed=0,
+        seed=config.data.seed,
+        shards=source.fingerprint,
+        text_tokenizer=source.text_tokenizer,
+        vision_tokenizer=source.vision_tokenizer,
+        text_vocabulary=source.vocabulary.text,
+        codebook_size=source.vocabulary.codes,
+        codebook_dim=int(source.codebook.shape[1]),
+        model=config.model,
+        tp=config.parallel.tp,
+        pp=config.parallel.pp,
+        processes=dist.get_world_size(),
+    )
+    path = checkpoint.latest(config.output)
+    if path is not None:
+        if not config.resume:
+            raise CheckpointError(f"{path} exists and resume is false; choose another output folder or remove it")
+        return _go_on(path, fresh, trainer)
+    if config.init_from is not None:
+        _load_weights(config.init_from, fresh, trainer)
+    return fresh
+
+
+def _go_on(path: Path, fresh: CheckpointState, trainer: Trainer) -> CheckpointState:
+    manifest = checkpoint.read_manifest(path)
+    _require_tokenizers(path, manifest.state, fresh)
+    for name in ("shards", "seed", "model"):
+        old, new = getattr(manifest.state, name), getattr(fresh, name)
+        if name == "model":
+            changed = {k: v for k, v in old.model_dump().items() if v != getattr(new, k)}
+            if not changed:
+                continue
+            old, new = changed, {k: getattr(new, k) for k in changed}
+        if old != new:
+            raise CheckpointError(
+                f"checkpoint {path} was trained with {name} {old}, this run has {new}: its place in the data would mean "
+                f"nothing; train into another output folder, with init_from: {path} to begin from these weights"
+            )
+    checkpoint.load(trainer, path, manifest)
+    return fresh.model_copy(update={"step": manifest.state.step, "consumed": manifest.state.consumed})
+
+
+def _load_weights(path: Path, fresh: CheckpointState, trainer: Trainer) -> None:
+    found = path if (path / checkpoint.MANIFEST).is_file() else checkpoint.latest(path)
+    if found is None:
+        raise CheckpointError(f"init_from: {path} holds no checkpoint")
+    manifest = checkpoint.read_manifest(found)
+    _require_tokenizers(found, manifest.state, fresh)
+    checkpoint.load(trainer, found, manifest, weights_only=True)
+
+
+def _require_tokenizers(path: Path, old: CheckpointState, new: CheckpointState) -> None:
+    for name in ("text_tokenizer", "vision_tokenizer", "text_vocabulary", "codebook_size", "codebook_dim"):
+        before, now = getattr(old, name), getattr(new, name)
+        if before != now:
+            raise CheckpointError(
+                f"checkpoint {path} was trained with {name.replace('_', ' ')} {before}, the shards were made with {now}: "
+                "its codes would mean something else; take the shards' own checkpoint or tokenize again"
+            )
