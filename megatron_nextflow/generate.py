@@ -117,7 +117,7 @@ def sample_codes(
 def continue_ids(
     model: NextFlowModel, prompt: Sequence[int], most: int, stop: int | None, sampling: Sampling, config: LayoutConfig
 ) -> list[int]:
-    """Up to `most` text ids after `prompt`, one a pass, ending before the id `stop`. Raises GenerationError without prompt."""
+    """Up to `most` text ids after `prompt`, one a pass, ending before the id `stop`. GenerationError without a prompt."""
     from megatron_nextflow.cache import CachedModel, window
 
     if not prompt:
@@ -214,7 +214,7 @@ def generate(
     if out is None:
         _require_room(len(ids) + max_text_tokens, state)
         found = continue_ids(model, ids, max_text_tokens, text.eod_id, sampling, config)
-        return GenerateResult(None, None, (), text.decode(found), None, len(found), metadata)
+        return GenerateResult(None, None, (), text.decode(found), None, min(len(found) + 1, max_text_tokens), metadata)
     folder = vision_tokenizer or _named(step, "vision_tokenizer")
     _require_same("vision tokenizer", folder, identity(folder), state.vision_tokenizer)
     schedule = image_grids_of(_level(level, folder, state), ratio)
@@ -265,8 +265,8 @@ def _require_same(name: str, path: Path, found: str, wanted: str) -> None:
 def _require_room(slots: int, state: CheckpointState) -> None:
     if slots > state.model.max_length:
         raise GenerationError(
-            f"prompt and result need {slots} slots, the model was trained on sequences of {state.model.max_length}: shorten the "
-            "prompt, or ask for less text or a lower level"
+            f"prompt and result need {slots} slots, the model was trained on sequences of {state.model.max_length}: "
+            "shorten the prompt, or ask for less text or a lower level"
         )
 
 
