@@ -56,3 +56,11 @@ def chain(root: Path, end: Path | None = None) -> dict[str, Commit]:
             found[commit.manifest["stage"]] = commit
             waiting += commit.manifest["inputs"].values()
     return {stage: found[stage] for stage in STAGES if stage in found}
+
+
+def shard_folder(commits: dict[str, Commit]) -> Path | None:
+    """The shard set of a run, None where it is not packed yet."""
+    if "pack" not in commits:
+        return None
+    folder = commits["pack"].folder / "shards"
+    return folder if (folder / MANIFEST).exists() else None

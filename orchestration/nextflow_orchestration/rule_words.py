@@ -1,0 +1,145 @@
+"""Rules and reasons in plain words, for people who read a report or ask about one page.
+
+A stage names its rules in short, stable words that statistics can be kept by. What they mean is said here, in the place
+where people read it; a rule this table does not know is told by its own name, so a new rule is never hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+RULES: dict[str, str] = {
+    # ingest
+    "image-not-in-source": "an image the page shows is not among the records of its source",
+    "image-unusable": "an image the page shows could not be read",
+    "image-without-address": "an image without an address was left out",
+    "icon-tracking-pixel": "an invisible image of a pixel or two was left out",
+    "icon-declared-size": "an image that its markup declares to be small was left out as an icon",
+    "icon-class": "an image marked as an icon or logo was left out",
+    "inline-svg": "a drawing inside the markup was left out",
+    "boilerplate-link-density": "regions made mostly of links were left out as navigation",
+    "boilerplate-hidden": "regions the page hides were left out",
+    "boilerplate-role": "regions whose role is navigation, banner or the like were left out",
+    "boilerplate-class": "regions whose class or id says navigation, footer or the like were left out",
+    "charset-claim": "the page claims another character set than it is written in",
+    "charset-replaced": "characters that could not be decoded were replaced",
+    # filter: language and text
+    "language.allowed": "the text is not in a language that is kept",
+    "language.min_probability": "the text's language is too uncertain",
+    "quality.min_doc_words": "too few words",
+    "quality.max_doc_words": "too many words",
+    "quality.min_avg_word_length": "words are too short on average",
+    "quality.max_avg_word_length": "words are too long on average",
+    "quality.max_symbol_word_ratio": "too many # or … for its words",
+    "quality.max_bullet_lines_ratio": "too many lines are bullet points",
+    "quality.max_ellipsis_lines_ratio": "too many lines end in an ellipsis",
+    "quality.min_alpha_words_ratio": "too few words have a letter in them",
+    "quality.min_stop_words": "too few of the commonest words of the language",
+    "repetition.dup_line_frac": "too many lines are repeated",
+    "repetition.dup_para_frac": "too many paragraphs are repeated",
+    "repetition.dup_line_char_frac": "too much of the text is in repeated lines",
+    "repetition.dup_para_char_frac": "too much of the text is in repeated paragraphs",
+    "c4.min_sentences": "too few sentences",
+    "c4.min_words_per_line": "a line with too few words was taken out",
+    "c4.max_word_length": "a line with an endless word was taken out",
+    "c4.no_terminal_punctuation": "a line without a final mark was taken out",
+    "c4.policy": "a line about cookies, privacy or terms of use was taken out",
+    "c4.javascript": "a line about JavaScript was taken out",
+    "c4.lorem_ipsum": "the text is a placeholder (lorem ipsum)",
+    "c4.curly_bracket": "the text has a curly bracket",
+    "fineweb.line_punct_thr": "too few lines end in a final mark",
+    "fineweb.short_line_thr": "too many lines are short",
+    "fineweb.char_duplicates_ratio": "too much of the text is in repeated lines",
+    "fineweb.new_line_ratio": "too many line breaks for its words",
+    "fineweb.empty": "there is no text",
+    # filter: images and what is left
+    "image.min_side": "the image's shorter side is too small, in pixels",
+    "image.max_aspect": "the image is too long for its width",
+    "image.max_recurrence": "too many pages of the site show this image, as they would an icon or a logo",
+    "image.min_sharpness": "the image is too blurred",
+    "image.min_entropy": "the image is nearly of one colour",
+    "document.min_images": "too few images are left",
+    "document.max_images": "too many images",
+    "document.min_characters": "too little text is left",
+    "document.max_characters": "too much text to be worth its cost",
+    "document.min_characters_per_image": "too little text for its images",
+    "document.empty": "nothing is left",
+}
+"""What a rule found or did, as a clause."""
+
+REASONS: dict[str, str] = {
+    "empty-file": "the file has no bytes",
+    "missing-file": "the file cannot be opened",
+    "unsupported-compression": "the file is compressed in a way that is not supported",
+    "not-warc": "these bytes are not a WARC record",
+    "gzip-corrupt": "the compressed member is damaged",
+    "gzip-truncated": "the compressed member ends before it should: the file was cut",
+    "record-too-large": "the record is larger than the limit",
+    "payload-too-large": "the decoded content is larger than the limit",
+    "warc-header": "the record's header cannot be read",
+    "content-length": "the record's stated length is not its length",
+    "several-records-in-member": "several records share one compressed member, so none can be found again",
+    "not-http": "the record is not an HTTP response",
+    "http-header": "the HTTP header cannot be read",
+    "http-status": "the server's answer was not a success",
+    "http-body-short": "the body is shorter than the HTTP header says",
+    "revisit": "the record only points to an earlier capture",
+    "segmented": "the record is one part of a divided one",
+    "content-encoding": "the content's compression is damaged or not supported",
+    "content-changed": "the bytes are not those that were measured",
+    "not-found-in-page": "the page no longer holds its embedded image",
+    "empty-page": "the page has neither text nor images after its boilerplate is left out",
+    "page-too-large": "the page is larger than the limit",
+    "markup-too-deep": "the page's elements are nested too deeply to be parsed",
+    "empty-image": "the image has no bytes",
+    "image-too-large": "the image file is larger than the limit",
+    "unsupported-format": "the image is of a kind that is not supported",
+    "too-many-pixels": "the image has more pixels than the limit",
+    "undecodable": "the image cannot be decoded",
+    "truncated-image": "the image file ends before it should",
+}
+"""Why a record could not be used, as a clause."""
+
+
+def rule_words(rule: str) -> str:
+    """What a rule means, or "" where only its name is known."""
+    if rule in RULES:
+        return RULES[rule]
+    if rule.startswith("repetition.top_n_grams."):
+        return f"one phrase of {rule.rpartition('.')[2]} words makes up too much of the text"
+    if rule.startswith("repetition.dup_n_grams."):
+        return f"too much of the text is in repeated phrases of {rule.rpartition('.')[2]} words"
+    if rule.startswith("boilerplate-tag-"):
+        return f"regions in a <{rule.removeprefix('boilerplate-tag-')}> element were left out"
+    return ""
+
+
+def reason_words(reason: str) -> str:
+    """What a reason means; its own words where it is not known."""
+    return REASONS.get(reason, reason.replace("-", " "))
+
+
+def number(value: float | None) -> str:
+    """A measured value for reading: whole where it is whole, else four significant digits; "" for None."""
+    if value is None:
+        return ""
+    if value == int(value) and abs(value) < 1e15:
+        return f"{int(value):,}"
+    return f"{value:,.4g}"
+
+
+def in_words(decision: Mapping[str, Any]) -> str:
+    """A decision as one sentence: rule, measured value, threshold, what was done, detail."""
+    words = rule_words(decision["rule"])
+    text = f"{decision['rule']}: {words}" if words else decision["rule"]
+    value, threshold = number(decision["value"]), number(decision["threshold"])
+    if value and threshold:
+        text += f" (measured {value}, threshold {threshold})"
+    elif value:
+        text += f" (measured {value})"
+    if decision["node"] is not None:
+        text += f", node {decision['node']}"
+    if decision["action"] == "drop":
+        text += "; dropped" if decision["node"] is None else "; the node was dropped"
+    return text + (f". {decision['detail']}" if decision["detail"] else "")

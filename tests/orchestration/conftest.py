@@ -1,0 +1,196 @@
+"""A small run written through the stage contract's own writers: what report and explain are tested on."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from nextflow_data.document import ASIDE_SCHEMA, DECISION_SCHEMA, DOCUMENT_SCHEMA, image_node, text_node
+from nextflow_data.document import doc_id as identity
+from nextflow_pipelines.stage import StagePlan, open_stage, unit_output
+from nextflow_pipelines.tables import UnitTables
+from nextflow_tokenize.manifest import TextTokenizerRecord, VisionTokenizerRecord
+from nextflow_tokenize.pack_config import PackConfig
+from nextflow_tokenize.pack_sample import build_pack
+from nextflow_tokenize.packing import PackPlan, Piece, Span
+from nextflow_tokenize.schedule import grids, token_count
+from nextflow_tokenize.segments import slots
+from nextflow_tokenize.shard_writer import write_manifest, write_shard
+from nextflow_tokenize.tokenized import TOKENIZED_SCHEMA
+
+SITE = "https://docs.example/"
+SCHEDULE = grids((64, 64), 8)
+DATASETS = {"documents": DOCUMENT_SCHEMA, "decisions": DECISION_SCHEMA, "asides": ASIDE_SCHEMA}
+HOSTILE = "<script>alert('title')</script>"
+
+
+def png(shade: int) -> bytes:
+    """A picture of 96×96 pixels."""
+    from PIL import Image
+
+    out = io.BytesIO()
+    Image.linear_gradient("L").resize((96, 96)).point(lambda v: (v + shade) % 256).convert("RGB").save(out, "PNG")
+    return out.getvalue()
+
+
+@dataclass(frozen=True)
+class Run:
+    """The run's folder and the ids of its documents by name."""
+
+    root: Path
+    ids: dict[str, str]
+
+
+class Builder:
+    """Writes stages one after another; each has the one before as its input."""
+
+    def __init__(self, root: Path, warc: Path) -> None:
+        self.root, self.warc, self.last = root, warc, {"quickstart.warc.gz": "f" * 64}
+
+    def stage(self, name: str, tables: dict[str, list[Any]], schemas: dict[str, Any] | None = None, **inputs: str) -> Path:
+        plan = StagePlan(name, 1, {"files": 1}, self.last | inputs)
+        with open_stage(self.root, plan) as work, unit_output(work.dir, "only") as out:
+            data = UnitTables(out, schemas or DATASETS, "only")
+            for dataset, rows in tables.items():
+                data.write(dataset, rows)
+            data.close()
+        with open_stage(self.root, plan) as work:
+            work.commit(["only"])
+        self.last = {name: plan.fingerprint}
+        return plan.folder(self.root)
+
+
+def image(warc: Path, address: str, payload: bytes, caption: str | None = None) -> dict[str, Any]:
+    """An image node's content; its bytes are appended to the WARC as one record."""
+    import zlib
+
+    http = b"HTTP/1.1 200 OK\r\nContent-Type: image/png\r\nContent-Length: %d\r\n\r\n" % len(payload) + payload
+    head = (
+        f"WARC/1.1\r\nWARC-Type: response\r\nWARC-Record-ID: <urn:uuid:00000000-0000-0000-0000-000000000001>\r\n"
+        f"WARC-Date: 2026-01-01T00:00:00Z\r\nWARC-Target-URI: {address}\r\n"
+        f"Content-Type: application/http; msgtype=response\r\nContent-Length: {len(http)}\r\n\r\n"
+    )
+    member = zlib.compress(head.encode() + http + b"\r\n\r\n", wbits=31)
+    offset = warc.stat().st_size if warc.exists() else 0
+    with warc.open("ab") as file:
+        file.write(member)
+    measures = {"sharpness": 90.0, "entropy": 6.5, "edge_density": 0.2, "colourfulness": 0.0, "phash": "0" * 16}
+    return {
+        "ref": {"uri": str(warc), "offset": offset, "length": len(member)}, "address": address, "format": "png",
+        "sha256": hashlib.sha256(payload).hexdigest(), "width": 96, "height": 96, **measures,
+        "alt": None, "caption": caption, "captioner": "alt-text" if caption else None,
+    }  # fmt: skip
+
+
+def document(run: Builder, path: str, nodes: list[Any], **more: Any) -> dict[str, Any]:
+    """A document as ingest writes it."""
+    address = SITE + path
+    source = {
+        "address": address,
+        "uri": str(run.warc),
+        "offset": 0,
+        "length": 10,
+        "kind": "warc",
+        "date": "2026-01-01T00:00:00Z",
+    }
+    row = {"doc_id": identity(address, "r"), "source": source, "nodes": nodes, "task": "interleaved", "licence": "CC0-1.0"}
+    return row | {"consent": None, "lang": None} | more
+
+
+def decision(
+    doc: dict[str, Any], stage: str, rule: str, action: str, value: Any, threshold: Any, **more: Any
+) -> dict[str, Any]:
+    """A decision about a document."""
+    row = {"doc_id": doc["doc_id"], "address": doc["source"]["address"], "node": None, "stage": stage, "rule": rule}
+    return row | {"value": value, "threshold": threshold, "action": action, "detail": None} | more
+
+
+def tokenized(doc: dict[str, Any]) -> dict[str, Any]:
+    """The document tokenised: five ids a text, codes 0, 1, 2, … an image, with the first input code another."""
+    segments = []
+    count = token_count(SCHEDULE)
+    for node in doc["nodes"]:
+        if node["kind"] == "text":
+            segments.append({"kind": "text", "loss": True, "text": [1, 2, 3, 4, 5]})
+            continue
+        target = [i % 16 for i in range(count)]
+        segments.append(
+            {
+                "kind": "image", "loss": True, "sha256": node["image"]["sha256"], "grid": list(SCHEDULE[-1]),
+                "scales": len(SCHEDULE), "input": [15, *target[1:]], "target": target,
+            }
+        )  # fmt: skip
+    names = ("kind", "loss", "text", "sha256", "grid", "scales", "input", "target")
+    whole = [{name: segment.get(name) for name in names} for segment in segments]
+    return {
+        "doc_id": doc["doc_id"], "address": doc["source"]["address"], "source_kind": "warc", "licence": doc["licence"],
+        "task": doc["task"], "segments": whole,
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Four pages: one kept with an image of two, one dropped by the filter, one dropped as a copy, and one put aside."""
+    root = tmp_path_factory.mktemp("run")
+    build = Builder(root, root / "quickstart.warc.gz")
+    big, small = image(build.warc, SITE + "big.png", png(0)), image(build.warc, SITE + "small.png", png(99))
+    nodes = [text_node(f"A page about trees. {HOSTILE}"), image_node(big), text_node("More words."), image_node(small)]
+    kept = document(build, "kept.html", nodes)
+    short = document(build, "short.html", [text_node("Too short.")])
+    copy = document(build, "copy.html", [text_node("A page about trees, again.")])
+    aside = {
+        "stage": "ingest", "reason": "page-too-large", "address": SITE + "huge.html", "uri": str(build.warc), "offset": 7,
+        "length": 9, "detail": "52428800 bytes",
+    }  # fmt: skip
+    found = [decision(kept, "ingest", "boilerplate-tag-nav", "edit", 2.0, None, detail="2 regions")]
+    build.stage("ingest", {"documents": [kept, short, copy], "decisions": found, "asides": [aside]})
+    left = {**kept, "nodes": kept["nodes"][:2] + [text_node("More words.")], "lang": "en"}
+    judged = [
+        decision(short, "filter", "quality.min_doc_words", "drop", 2.0, 30.0),
+        decision(kept, "filter", "image.min_side", "edit", 16.0, 64.0, node=3, detail=SITE + "small.png"),
+    ]
+    build.stage("filter", {"documents": [left, copy], "decisions": judged})
+    same = decision(copy, "dedup", "text.minhash", "drop", 0.93, 0.7, detail=f"the copy that stays is {kept['doc_id']}")
+    build.stage("dedup", {"documents": [left], "decisions": [same]})
+    named = {
+        **left,
+        "nodes": [left["nodes"][0], image_node({**big, "caption": "A tree", "captioner": "alt-text"}), left["nodes"][2]],
+    }
+    build.stage("caption", {"documents": [named]})
+    row = tokenized(named)
+    build.stage("tokenize", {"tokenized": [row]}, {"tokenized": TOKENIZED_SCHEMA})
+    pack = build.stage("pack", {}, {})
+    _shards(pack / "shards", row)
+    return Run(root, {"kept": kept["doc_id"], "short": short["doc_id"], "copy": copy["doc_id"]})
+
+
+def _shards(folder: Path, row: dict[str, Any]) -> None:
+    """One pack with the whole document."""
+    folder.mkdir()
+    text = [{"kind": "text", "doc": row["doc_id"], "tokens": 5, "loss": True}]
+    shape = {
+        "kind": "image",
+        "doc": row["doc_id"],
+        "sha256": "",
+        "grid": list(SCHEDULE[-1]),
+        "scales": len(SCHEDULE),
+        "loss": True,
+    }
+    total = 2 * slots(text[0]) + slots(shape)  # type: ignore[arg-type]
+    lengths = [5, 0, 5]
+    spans = tuple(Span(i, 0, length) for i, length in enumerate(lengths))
+    piece = Piece(doc_id=row["doc_id"], number=0, spans=spans, slots=total, pairs=0, codes=token_count(SCHEDULE))
+    sample = build_pack(PackPlan(pieces=(piece,), slots=total, cost=10**9), {row["doc_id"]: row})  # type: ignore[dict-item]
+    info = write_shard(folder / "shard-000000.tar", [sample], codebook_size=16)
+    write_manifest(
+        folder,
+        [info],
+        config=PackConfig(max_length=512),
+        text_tokenizer=TextTokenizerRecord(sha256="a" * 64, vocab_size=300),
+        vision_tokenizer=VisionTokenizerRecord(sha256="b" * 64, codebook_size=16, semantic_dim=4, pixel_dim=4),
+        parents={},
+    )

@@ -1,0 +1,108 @@
+"""`mnf explain` on a run with a kept, a dropped, a copied and a kept-aside page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from nextflow_orchestration.explain import explain
+from nextflow_orchestration.lineage import NoRun
+from nextflow_orchestration.story import Story, render, visible
+from nextflow_tokenize.schedule import grids, token_count
+from rich.console import Console
+
+SITE = "https://docs.example/"
+CODES = token_count(grids((64, 64), 8))
+
+
+def told(story: Story) -> str:
+    """What a person reads."""
+    console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    render(story, console)
+    return console.export_text()
+
+
+def test_a_kept_page_is_told_from_record_to_pack(small_run: Any) -> None:
+    story = explain(small_run.root, SITE + "kept.html")
+    (found,) = story.documents
+    assert found.doc_id == small_run.ids["kept"]
+    assert dict(found.record)["licence"] == "CC0-1.0" and dict(found.record)["language"] == "en"
+    assert [(s.stage, s.verdict) for s in found.steps] == [
+        ("ingest", "edited"), ("filter", "edited"), ("dedup", "kept"), ("caption", "kept"),
+    ]  # fmt: skip
+    assert [n.kind for n in found.nodes] == ["text", "image", "text", "image"]
+    assert [n.kind for n in found.final] == ["text", "image", "text"]
+    assert "A tree" in found.final[1].words
+    assert [t.tokens for t in found.tokens] == [5, CODES, 5]
+    assert f"1 of {CODES} input codes differ" in found.tokens[1].words
+    (place,) = found.placements
+    # Two texts of five tokens, and an image of its codes and one slot more.
+    assert (place.shard, place.key, place.first, place.last) == ("shard-000000", "000000-000000", 0, 10 + CODES)
+    text = told(story)
+    for words in ("shorter side is too small", "measured 16, threshold 64", "small.png", "shard-000000:000000-000000"):
+        assert words in text
+    assert "<script>alert('title')</script>" in text
+
+
+def test_a_dropped_page_says_why(small_run: Any) -> None:
+    (found,) = explain(small_run.root, SITE + "short.html").documents
+    assert found.outcome == (
+        "Not in the shards: filter dropped it (quality.min_doc_words: too few words (measured 2, threshold 30); dropped)."
+    )
+    assert found.placements == () and found.tokens == ()
+
+
+def test_a_copy_names_the_page_that_stays(small_run: Any) -> None:
+    (found,) = explain(small_run.root, SITE + "copy.html").documents
+    assert "dedup dropped it" in found.outcome and "measured 0.93, threshold 0.7" in found.outcome
+    assert small_run.ids["kept"] in found.outcome
+
+
+def test_a_record_kept_aside_says_why_and_where(small_run: Any) -> None:
+    story = explain(small_run.root, SITE + "huge.html")
+    (found,) = story.asides
+    assert story.documents == () and found.reason == "page-too-large"
+    assert "larger than the limit. 52428800 bytes" in found.words and "offset 7" in found.where
+    assert "kept aside, page-too-large" in told(story)
+
+
+@pytest.mark.parametrize("query", ["docs.example/kept.html", "kept.html", "HTTPS://DOCS.EXAMPLE:443/kept.html#part"])
+def test_other_ways_to_write_an_address(small_run: Any, query: str) -> None:
+    assert [d.doc_id for d in explain(small_run.root, query).documents] == [small_run.ids["kept"]]
+
+
+def test_by_id_and_by_image(small_run: Any) -> None:
+    doc_id = small_run.ids["short"]
+    assert [d.doc_id for d in explain(small_run.root, doc_id).documents] == [doc_id]
+    assert [d.doc_id for d in explain(small_run.root, doc_id[:10]).documents] == [doc_id]
+    from nextflow_orchestration.lineage import chain
+    from nextflow_pipelines.tables import read_table
+
+    rows = read_table(chain(small_run.root)["ingest"].folder, "documents").to_pylist()
+    sha = next(n["image"]["sha256"] for row in rows for n in row["nodes"] if n["image"])
+    assert [d.doc_id for d in explain(small_run.root, sha[:12]).documents] == [small_run.ids["kept"]]
+
+
+def test_a_pack_lists_its_documents(small_run: Any) -> None:
+    story = explain(small_run.root, "shard-000000:000000-000000")
+    assert story.pack is not None and story.pack.slots == 11 + CODES
+    assert [(p.first, p.last, address) for p, address in story.pack.pieces] == [(0, 10 + CODES, SITE + "kept.html")]
+    assert [d.doc_id for d in story.documents] == [small_run.ids["kept"]]
+    assert "shard-000000:000000-000000" in told(story)
+
+
+def test_unknown_queries_get_the_nearest(small_run: Any) -> None:
+    story = explain(small_run.root, SITE + "kpt.html")
+    assert not story.found and story.suggestions[0] == SITE + "kept.html"
+    assert "Nearest:" in told(story)
+    assert explain(small_run.root, "shard-000000:000000-000009").suggestions == ("shard-000000:000000-000000",)
+
+
+def test_nothing_committed(tmp_path: Path) -> None:
+    with pytest.raises(NoRun, match="mnf run"):
+        explain(tmp_path, SITE)
+
+
+def test_a_terminal_is_not_driven_by_a_page() -> None:
+    assert visible("a\x1b[31mb\u202ec\nd") == "a\\x1b[31mb\\u202ec\nd"
