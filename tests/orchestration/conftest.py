@@ -148,7 +148,7 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     }  # fmt: skip
     found = [decision(kept, "ingest", "boilerplate-tag-nav", "edit", 2.0, None, detail="2 regions")]
     build.stage("ingest", {"documents": [kept, short, copy], "decisions": found, "asides": [aside]})
-    left = {**kept, "nodes": kept["nodes"][:2] + [text_node("More words.")], "lang": "en"}
+    left = {**kept, "nodes": [*kept["nodes"][:2], text_node("More words.")], "lang": "en"}
     judged = [
         decision(short, "filter", "quality.min_doc_words", "drop", 2.0, 30.0),
         decision(kept, "filter", "image.min_side", "edit", 16.0, 64.0, node=3, detail=SITE + "small.png"),
