@@ -1,0 +1,132 @@
+"""Duplicate documents: who is whose copy, and who stays.
+
+Spark groups documents by text hash and by band key; everything that decides is here and works on any subset, in any order.
+The survivor of a group is the document with most images, then most characters, then the smallest doc_id: the richest copy
+(our rule), and the same one on any number of partitions.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypedDict
+
+import numpy as np
+
+from nextflow_data.clusters import bucket_pairs, connected_components
+from nextflow_data.config import DedupConfig
+from nextflow_data.document import Decision, Document
+from nextflow_data.minhash import band_keys, signature, signature_keys, text_hash, verify
+from nextflow_data.nodes import text_of
+
+__all__ = [
+    "DocumentSummary",
+    "Edge",
+    "band_keys",
+    "choose_survivor",
+    "connected_components",
+    "decide_documents",
+    "duplicate_edges",
+    "signature",
+    "summarise",
+    "text_hash",
+    "verify",
+]
+
+STAGE = "dedup"
+Edge = tuple[str, str, float]
+"""(doc_id, doc_id, similarity 0…1); 1.0 for equal texts."""
+
+
+class DocumentSummary(TypedDict):
+    """What deduplication needs of a document. `signature` is uint32 [bands·rows] as a list, None for a short text."""
+
+    doc_id: str
+    address: str
+    images: int
+    characters: int
+    text_hash: str
+    signature: list[int] | None
+
+
+def summarise(document: Document, config: DedupConfig) -> DocumentSummary:
+    """The summary of one document."""
+    found = signature(document, config)
+    return {
+        "doc_id": document["doc_id"],
+        "address": document["source"]["address"],
+        "images": sum(node["kind"] == "image" for node in document["nodes"]),
+        "characters": len(text_of(document)),
+        "text_hash": text_hash(document),
+        "signature": None if found is None else [int(value) for value in found],
+    }
+
+
+def duplicate_edges(summaries: Sequence[DocumentSummary], config: DedupConfig) -> list[Edge]:
+    """Verified pairs among `summaries`: equal text hash, or a band in common and an estimate of at least `min_similarity`."""
+    by_id = {summary["doc_id"]: summary for summary in summaries}
+    edges: dict[tuple[str, str], float] = {}
+    exact: dict[str, list[str]] = defaultdict(list)
+    buckets: dict[bytes, list[str]] = defaultdict(list)
+    signatures: dict[str, np.ndarray] = {}
+    for one, summary in by_id.items():
+        exact[summary["text_hash"]].append(one)
+        if summary["signature"] is not None:
+            signatures[one] = np.array(summary["signature"], dtype=np.uint32)
+            for key in signature_keys(signatures[one], config):
+                buckets[key].append(one)
+    for ids in exact.values():
+        edges.update(dict.fromkeys(bucket_pairs(ids), 1.0))
+    for ids in buckets.values():
+        for a, b in bucket_pairs(ids):
+            if (a, b) not in edges:
+                similarity = verify(signatures[a], signatures[b])
+                if similarity >= config.min_similarity:
+                    edges[a, b] = similarity
+    return sorted((a, b, similarity) for (a, b), similarity in edges.items())
+
+
+def choose_survivor(group: Iterable[DocumentSummary]) -> DocumentSummary:
+    """The document that stays: most images, then most characters, then the smallest doc_id."""
+    return min(group, key=lambda s: (-s["images"], -s["characters"], s["doc_id"]))
+
+
+def decide_documents(summaries: Mapping[str, DocumentSummary], edges: Iterable[Edge], config: DedupConfig) -> list[Decision]:
+    """A drop for every document of a group but its survivor, in order of doc_id.
+
+    `value` is the similarity to the survivor where the two have signatures (it may be under the threshold: groups are
+    chains), else that of the edge that tied the document in.
+    """
+    edges = list(edges)
+    labels = connected_components((a, b) for a, b, _ in edges)
+    groups: dict[str, list[DocumentSummary]] = defaultdict(list)
+    for one in sorted(labels):
+        groups[labels[one]].append(summaries[one])
+    strongest: dict[str, float] = {}
+    for a, b, similarity in edges:
+        strongest[a] = max(similarity, strongest.get(a, 0.0))
+        strongest[b] = max(similarity, strongest.get(b, 0.0))
+    decisions: list[Decision] = []
+    for group in groups.values():
+        survivor = choose_survivor(group)
+        for summary in group:
+            if summary["doc_id"] == survivor["doc_id"]:
+                continue
+            equal = summary["text_hash"] == survivor["text_hash"]
+            value = 1.0 if equal else strongest[summary["doc_id"]]
+            if not equal and summary["signature"] is not None and survivor["signature"] is not None:
+                value = verify(np.array(summary["signature"]), np.array(survivor["signature"]))
+            decisions.append(
+                {
+                    "doc_id": summary["doc_id"],
+                    "address": summary["address"],
+                    "node": None,
+                    "stage": STAGE,
+                    "rule": "dedup.exact" if equal else "dedup.min_similarity",
+                    "value": value,
+                    "threshold": 1.0 if equal else config.min_similarity,
+                    "action": "drop",
+                    "detail": f"kept {survivor['doc_id']} {survivor['address']}",
+                }
+            )
+    return sorted(decisions, key=lambda d: d["doc_id"])

@@ -1,0 +1,195 @@
+"""Duplicate images: candidates by perceptual hash, confirmed on pixels.
+
+A hash alone errs (screenshots of one program look alike in 64 bits), so each candidate pair is compared on small colour
+thumbnails. Candidates are found by blocks: the hash is cut in r+2 blocks, of which two hashes at distance at most r share at
+least two; a key for each pair of blocks finds every such pair and few others.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from itertools import combinations
+from math import log
+from typing import TypedDict
+
+import numpy as np
+from PIL import Image as Pillow
+
+from nextflow_data.clusters import connected_components
+from nextflow_data.config import DedupConfig, IngestConfig
+from nextflow_data.document import Decision, Document, Image
+from nextflow_data.images import ImageRejected, open_rgb
+from nextflow_data.nodes import with_nodes, without
+from nextflow_data.warc import RecordError
+
+STAGE = "dedup"
+SHARED_BLOCKS = 2
+ImageEdge = tuple[str, str, float]
+"""(sha256, sha256, difference 0…1 of the thumbnails)."""
+
+
+class ImageOccurrence(TypedDict):
+    """One image node: where it stands and what is compared."""
+
+    doc_id: str
+    address: str
+    node: int
+    sha256: str
+    phash: str
+    width: int
+    height: int
+
+
+def occurrences(document: Document) -> list[ImageOccurrence]:
+    """The image nodes of a document."""
+    return [
+        {
+            "doc_id": document["doc_id"],
+            "address": document["source"]["address"],
+            "node": index,
+            "sha256": node["image"]["sha256"],
+            "phash": node["image"]["phash"],
+            "width": node["image"]["width"],
+            "height": node["image"]["height"],
+        }
+        for index, node in enumerate(document["nodes"])
+        if node["image"] is not None
+    ]
+
+
+def image_keys(phash: str, config: DedupConfig) -> list[bytes]:
+    """Keys of a 64-bit hash (16 hex digits): any two hashes at Hamming distance ≤ `image_hamming` share one or more."""
+    blocks = config.image_hamming + SHARED_BLOCKS
+    bits = f"{int(phash, 16):064b}"
+    edges = [round(number * 64 / blocks) for number in range(blocks + 1)]
+    parts = [bits[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    return [
+        bytes(chosen) + int("1" + "".join(parts[number] for number in chosen), 2).to_bytes(9, "big")
+        for chosen in combinations(range(blocks), SHARED_BLOCKS)
+    ]
+
+
+def hamming(a: str, b: str) -> int:
+    """Differing bits of two hashes in hex."""
+    return (int(a, 16) ^ int(b, 16)).bit_count()
+
+
+def is_candidate(a: ImageOccurrence, b: ImageOccurrence, config: DedupConfig) -> bool:
+    """Whether two images are alike enough to be compared on pixels."""
+    aspect = abs(log(a["width"] / a["height"]) - log(b["width"] / b["height"]))
+    return aspect <= config.image_max_aspect_difference and hamming(a["phash"], b["phash"]) <= config.image_hamming
+
+
+def thumbnail(payload: bytes, config: DedupConfig, ingest: IngestConfig) -> np.ndarray:
+    """The image squeezed to uint8 [side, side, 3]. Raises ImageRejected."""
+    side = config.image_thumbnail
+    image = open_rgb(payload, ingest, 8 * side)
+    return np.asarray(image.resize((side, side), Pillow.Resampling.BOX), dtype=np.uint8)
+
+
+def difference(a: np.ndarray, b: np.ndarray) -> float:
+    """Mean absolute difference of two thumbnails, 0 (equal) … 1 (black against white)."""
+    return float(np.abs(a.astype(np.int16) - b.astype(np.int16)).mean() / 255)
+
+
+def same_image(a: bytes, b: bytes, config: DedupConfig, ingest: IngestConfig | None = None) -> float:
+    """`difference` of two encoded images; they are one image at ≤ `image_max_difference`. Raises ImageRejected."""
+    limits = ingest or IngestConfig()
+    return difference(thumbnail(a, config, limits), thumbnail(b, config, limits))
+
+
+def candidate_pairs(images: Iterable[ImageOccurrence], config: DedupConfig) -> list[tuple[str, str]]:
+    """Pairs of sha256 to compare among `images`, each once and in order. Equal sha256 need no comparison."""
+    unique = {image["sha256"]: image for image in images}
+    buckets: dict[bytes, list[str]] = defaultdict(list)
+    for sha256 in sorted(unique):
+        for key in image_keys(unique[sha256]["phash"], config):
+            buckets[key].append(sha256)
+    pairs = {pair for bucket in buckets.values() for pair in combinations(bucket, 2)}
+    return sorted((a, b) for a, b in pairs if is_candidate(unique[a], unique[b], config))
+
+
+def confirm(
+    pairs: Sequence[tuple[str, str]], load: Callable[[str], bytes], config: DedupConfig, ingest: IngestConfig
+) -> list[ImageEdge]:
+    """The pairs that are one image. `load` gives the bytes of a sha256; an image that cannot be read has no duplicates."""
+    thumbnails: dict[str, np.ndarray | None] = {}
+
+    def thumb(sha256: str) -> np.ndarray | None:
+        if sha256 not in thumbnails:
+            try:
+                thumbnails[sha256] = thumbnail(load(sha256), config, ingest)
+            except (ImageRejected, RecordError):
+                thumbnails[sha256] = None
+        return thumbnails[sha256]
+
+    edges: list[ImageEdge] = []
+    for a, b in sorted(pairs):
+        one, other = thumb(a), thumb(b)
+        if one is not None and other is not None:
+            value = difference(one, other)
+            if value <= config.image_max_difference:
+                edges.append((a, b, value))
+    return edges
+
+
+def decide_images(images: Iterable[ImageOccurrence], edges: Iterable[ImageEdge], config: DedupConfig) -> list[Decision]:
+    """An edit for every copy but the one that stays, in order of (doc_id, node).
+
+    `value` is the smallest difference that tied the copy to its group: 0 where the bytes are equal to the kept ones'.
+    """
+    edges = list(edges)
+    labels = connected_components((a, b) for a, b, _ in edges)
+    nearest: dict[str, float] = {}
+    for a, b, value in edges:
+        nearest[a] = min(value, nearest.get(a, 1.0))
+        nearest[b] = min(value, nearest.get(b, 1.0))
+    groups: dict[tuple[str, str], list[ImageOccurrence]] = defaultdict(list)
+    for image in images:
+        scope = "" if config.across_documents else image["doc_id"]
+        groups[labels.get(image["sha256"], image["sha256"]), scope].append(image)
+    decisions: list[Decision] = []
+    for group in groups.values():
+        kept = choose_image(group, config)
+        for image in group:
+            if image is kept:
+                continue
+            equal = image["sha256"] == kept["sha256"]
+            decisions.append(
+                {
+                    "doc_id": image["doc_id"],
+                    "address": image["address"],
+                    "node": image["node"],
+                    "stage": STAGE,
+                    "rule": "dedup.image_exact" if equal else "dedup.image_max_difference",
+                    "value": 0.0 if equal else nearest[image["sha256"]],
+                    "threshold": 0.0 if equal else config.image_max_difference,
+                    "action": "edit",
+                    "detail": f"{image['sha256']}: kept {kept['doc_id']} node {kept['node']} {kept['sha256']}",
+                }
+            )
+    return sorted(decisions, key=lambda d: (d["doc_id"], d["node"] or 0))
+
+
+def choose_image(group: Iterable[ImageOccurrence], config: DedupConfig) -> ImageOccurrence:
+    """The copy that stays: by `keep`, the one with most pixels or the first; ties by (doc_id, node)."""
+    largest = config.keep == "largest"
+    return min(group, key=lambda i: (-i["width"] * i["height"] if largest else 0, i["doc_id"], i["node"]))
+
+
+def remove_images(document: Document, decisions: Iterable[Decision]) -> Document | None:
+    """`document` without the image nodes its decisions name; None where nothing is left."""
+    dropped = {d["node"] for d in decisions if d["doc_id"] == document["doc_id"] and d["node"] is not None}
+    nodes = without(document["nodes"], dropped)
+    return with_nodes(document, nodes) if nodes else None
+
+
+def loader(documents: Iterable[Document], read_image: Callable[[Image], bytes]) -> Callable[[str], bytes]:
+    """A `load` for `confirm` from documents at hand: the bytes of a sha256 by the first node that has it."""
+    known: dict[str, Image] = {}
+    for document in documents:
+        for node in document["nodes"]:
+            if node["image"] is not None:
+                known.setdefault(node["image"]["sha256"], node["image"])
+    return lambda sha256: read_image(known[sha256])

@@ -1,0 +1,201 @@
+"""From a parsed page and the images of its archive to a document.
+
+Images are looked up by canonical address among the records of the same source. One that is not there, or that is there and
+cannot be decoded, leaves the document with a decision that says so. A `data:` image has no record of its own: its reference
+is the page's record and its address is the page's with `#data-image-N`, N counting the page's data: images; `image_bytes`
+parses the page again to get at it. That is slow and rare; the gain is one kind of reference for every image, and no pixels
+in documents.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+from nextflow_data.addresses import site_of
+from nextflow_data.config import IngestConfig
+from nextflow_data.document import Aside, Decision, Document, Image, Node, Ref, doc_id, image_node, text_node
+from nextflow_data.images import ImageMeasures, ImageRejected, measure
+from nextflow_data.nodes import BLOCK_SEPARATOR, task_of
+from nextflow_data.pages import ImageCandidate, PageRejected, ParsedPage, TextBlock, parse_page
+from nextflow_data.warc import STAGE, RecordError, RecordInfo, read, ref_of
+
+DATA_FRAGMENT = "#data-image-"
+PAGE_CAPTIONER = "figcaption"
+"""`captioner` of an image whose caption is its figure's own; the caption stage may keep it or replace it."""
+
+
+def make_image(ref: Ref, address: str | None, measures: ImageMeasures) -> Image:
+    """An image node's content without words: alt and caption come from the page that shows it."""
+    return {"ref": ref, "address": address, **measures, "alt": None, "caption": None, "captioner": None}
+
+
+def measured_image(record: RecordInfo, payload: bytes, config: IngestConfig) -> Image:
+    """The image of one image record. Raises ImageRejected."""
+    return make_image(ref_of(record), record["address"], measure(payload, config))
+
+
+def image_addresses(parsed: ParsedPage) -> list[str]:
+    """Every canonical address at which an image of the page may be found, in document order, each once."""
+    return list(dict.fromkeys(a for block in parsed.blocks if isinstance(block, ImageCandidate) for a in block.addresses))
+
+
+def assemble(
+    record: RecordInfo,
+    parsed: ParsedPage,
+    images: Mapping[str, Image],
+    config: IngestConfig,
+    rejected: Mapping[str, str] | None = None,
+) -> tuple[Document | None, list[Decision], list[Aside]]:
+    """The document of one page, the decisions that made it, and what of it was put aside.
+
+    `images` maps canonical addresses to measured images, `rejected` those that could not be measured to their reason. A page
+    with neither text nor an image gives None and an Aside "empty-page".
+    """
+    identity = doc_id(record["address"], record["record_id"])
+    decisions = [_edit(identity, record, r.rule, r.value, r.threshold, r.detail) for r in parsed.removed]
+    asides: list[Aside] = []
+    nodes: list[Node] = []
+    gathered: list[TextBlock] = []
+
+    def close_text() -> None:
+        if gathered:
+            nodes.append(text_node(_join(gathered)))
+            gathered.clear()
+
+    for block in parsed.blocks:
+        if isinstance(block, TextBlock):
+            gathered.append(block)
+            continue
+        image = _resolve(block, record, images, config, rejected or {}, identity, decisions, asides)
+        if image is not None:
+            close_text()
+            nodes.append(image_node(image))
+    close_text()
+    if not nodes:
+        asides.append(
+            _aside(record, "empty-page", record["address"], "neither text nor images after boilerplate was left out")
+        )
+        return None, [], asides
+    document: Document = {
+        "doc_id": identity,
+        "source": {
+            "address": record["address"],
+            "uri": record["uri"],
+            "offset": record["offset"],
+            "length": record["length"],
+            "kind": "warc",
+            "date": record["date"],
+        },
+        "nodes": nodes,
+        "task": task_of(nodes),
+        "licence": record["licence"] or parsed.licence,
+        "consent": None,
+        "lang": None,
+    }
+    return document, decisions, asides
+
+
+def recurrence_key(address: str, image: Image) -> str:
+    """What is counted to find icons: "host sha256". Count the documents of a site that show the image, each once."""
+    return f"{site_of(address)} {image['sha256']}"
+
+
+def image_bytes(image: Image, config: IngestConfig) -> bytes:
+    """The encoded bytes of any image node, as they were when it was measured.
+
+    Raises RecordError: what `read` raises, "not-found-in-page" where a page no longer holds its data: image, and
+    "content-changed" where the bytes are not those that were measured.
+    """
+    address = image["address"] or ""
+    if DATA_FRAGMENT in address:
+        payload = _from_page(image, config)
+    else:
+        payload = read(image["ref"], config, config.max_image_bytes)
+    found = hashlib.sha256(payload).hexdigest()
+    if found != image["sha256"]:
+        raise RecordError("content-changed", f"{address} has sha256 {found}, {image['sha256']} was measured")
+    return payload
+
+
+def _from_page(image: Image, config: IngestConfig) -> bytes:
+    page_address, _, number = (image["address"] or "").partition(DATA_FRAGMENT)
+    try:
+        parsed = parse_page(read(image["ref"], config, config.max_page_bytes), page_address, None, config)
+    except PageRejected as error:
+        raise RecordError("not-found-in-page", str(error)) from None
+    for block in parsed.blocks:
+        if isinstance(block, ImageCandidate) and block.data is not None and str(block.data_index) == number:
+            return block.data
+    raise RecordError("not-found-in-page", image["address"] or "")
+
+
+def _resolve(
+    block: ImageCandidate,
+    record: RecordInfo,
+    images: Mapping[str, Image],
+    config: IngestConfig,
+    rejected: Mapping[str, str],
+    identity: str,
+    decisions: list[Decision],
+    asides: list[Aside],
+) -> Image | None:
+    """The first of a candidate's addresses that is at hand, with the page's words; or None and a decision."""
+    found: Image | None = next((images[address] for address in block.addresses if address in images), None)
+    if found is None and block.data is not None:
+        address = f"{record['address']}{DATA_FRAGMENT}{block.data_index}"
+        try:
+            found = make_image(ref_of(record), address, measure(block.data, config))
+        except ImageRejected as error:
+            asides.append(_aside(record, error.reason, address, error.detail))
+            decisions.append(_edit(identity, record, "image-unusable", None, None, f"{address}: {error.reason}"))
+            return None
+    if found is None:
+        reason = next((f"{address}: {rejected[address]}" for address in block.addresses if address in rejected), None)
+        rule = "image-not-in-source" if reason is None else "image-unusable"
+        decisions.append(_edit(identity, record, rule, None, None, reason or " ".join(block.addresses)[:500]))
+        return None
+    caption = block.figcaption
+    return {**found, "alt": block.alt, "caption": caption, "captioner": PAGE_CAPTIONER if caption else None}
+
+
+def _join(blocks: list[TextBlock]) -> str:
+    """One text of blocks in order: pieces of one paragraph by a space, list items and table rows by a line break."""
+    text, last = blocks[0].text, blocks[0]
+    for block in blocks[1:]:
+        if block.paragraph == last.paragraph:
+            separator = "" if block.text[0] in ",.;:!?)" and last.kind != "pre" else " "
+        elif block.kind == last.kind and block.kind in ("list", "table"):
+            separator = "\n"
+        else:
+            separator = BLOCK_SEPARATOR
+        text, last = text + separator + block.text, block
+    return text
+
+
+def _edit(
+    identity: str, record: RecordInfo, rule: str, value: float | None, threshold: float | None, detail: str
+) -> Decision:
+    return {
+        "doc_id": identity,
+        "address": record["address"],
+        "node": None,
+        "stage": STAGE,
+        "rule": rule,
+        "value": value,
+        "threshold": threshold,
+        "action": "flag" if rule.startswith("charset") else "edit",
+        "detail": detail,
+    }
+
+
+def _aside(record: RecordInfo, reason: str, address: str, detail: str) -> Aside:
+    return {
+        "stage": STAGE,
+        "reason": reason,
+        "address": address,
+        "uri": record["uri"],
+        "offset": record["offset"],
+        "length": record["length"],
+        "detail": detail,
+    }

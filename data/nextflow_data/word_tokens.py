@@ -1,0 +1,75 @@
+"""One spaCy tokenisation of a text, shared by every filter that asks for its words or its sentences.
+
+datatrove's filters split the same text again and again (words for three of them, the sentences of every line for C4), and
+that is most of their time. Its tokenizer never joins words over a line break, so the text is tokenised once and remembered
+line by line: words of a text are those of its lines, also of a text made of some of those lines. The answers are those of
+datatrove's own SpaCyTokenizer, which a test holds on real pages and on random text.
+"""
+
+from __future__ import annotations
+
+from datatrove.utils.word_tokenizers import SpaCyTokenizer, strip_strings
+
+MAX_LINES = 200_000
+"""Lines remembered before the memory is emptied."""
+
+
+class SharedTokenizer(SpaCyTokenizer):
+    """A datatrove word tokenizer that remembers the lines of the texts it saw. Give it to filters as their `language`."""
+
+    def __init__(self, language: str = "en") -> None:
+        super().__init__(language)
+        self._words: dict[str, list[str]] = {}
+        self._spans: dict[str, list[tuple[int, int]]] = {}
+
+    def forget(self) -> None:
+        """Empties the memory: call between documents."""
+        self._words.clear()
+        self._spans.clear()
+
+    def word_tokenize(self, text: str) -> list[str]:
+        """The words of `text`."""
+        lines = _lines(text)
+        self._learn(lines)
+        return [word for line in lines for word in self._words[line]]
+
+    def span_tokenize(self, text: str) -> list[tuple[int, int]]:
+        """(start, end) of each sentence of `text`; remembered where `text` is one line without white space around it."""
+        if text not in self._spans:
+            return super().span_tokenize(text)
+        return self._spans[text]
+
+    def _learn(self, lines: list[str]) -> None:
+        unknown = list(dict.fromkeys(line for line in lines if line not in self._words))
+        if not unknown:
+            return
+        if len(self._words) + len(unknown) > MAX_LINES:
+            self.forget()
+            unknown = list(dict.fromkeys(lines))
+        text = "\n".join(unknown)
+        if "IS_ALPHA" in text:  # datatrove alters such texts before it tokenises them
+            for line in unknown:
+                self._words[line] = super().word_tokenize(line)
+                self._spans[line] = super().span_tokenize(line)
+            return
+        with self.tokenizer.memory_zone():
+            self.tokenizer.max_length = len(text) + 10
+            (tokens,) = self._do_tokenize(text)
+            sentences = self.tokenizer.get_pipe("sentencizer")
+            position, first = 0, 0
+            for line in unknown:
+                end = position + len(line)
+                while first < len(tokens) and tokens[first].idx < position:
+                    first += 1
+                last = first
+                while last < len(tokens) and tokens[last].idx < end:
+                    last += 1
+                part = tokens[first:last].as_doc()
+                self._words[line] = strip_strings([token.text for token in part])
+                sentences(part)
+                self._spans[line] = [(s.start_char, s.end_char) for s in part.sents]
+                position, first = end + 1, last
+
+
+def _lines(text: str) -> list[str]:
+    return [line for line in (line.strip() for line in text.splitlines()) if line]
