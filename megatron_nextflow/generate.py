@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from nextflow_tokenize.schedule import LEVEL_SCALES, Grid, canonical_final, grids, nearest_final, token_count
+from nextflow_tokenize.schedule import LEVEL_SCALES, Grid, canonical_final, grids, nearest_final, schedule_of, token_count
 from nextflow_tokenize.segments import ImageSegment, Segment, TextSegment
 from nextflow_tokenize.text import TextTokenizer
 from nextflow_tokenize.vision.identity import identity, vision_info
@@ -70,11 +70,16 @@ def image_grids_of(level: int, ratio: float) -> tuple[Grid, ...]:
 def document(
     prompt: Sequence[int], schedule: tuple[Grid, ...] | None, vocabulary: JointVocabulary, config: LayoutConfig
 ) -> PackLayout:
-    """The layout of one document: the prompt's ids, then, with a schedule, an image whose codes are still to come."""
+    """The layout of one document: the prompt's ids, then, with a schedule, an image whose codes are still to come.
+
+    Raises GenerationError for a schedule that is not the one its last grid stands for (`schedule.schedule_of`).
+    """
     segments: list[Segment] = [TextSegment(kind="text", doc="", tokens=len(prompt), loss=False)]
     codes = 0
     if schedule is not None:
         grid, scales = list(schedule[-1]), len(schedule)
+        if schedule_of(schedule[-1], scales) != schedule:
+            raise GenerationError(f"{schedule} is not the canonical schedule of {scales} scales that ends in {schedule[-1]}")
         segments.append(ImageSegment(kind="image", doc="", sha256="", grid=grid, scales=scales, loss=False))
         codes = token_count(schedule)
     empty = np.zeros(codes, np.int64)
