@@ -149,12 +149,12 @@ class TokenizeConfig(Section):
     """An image is never enlarged more than this to fill its grid. Our choice."""
     captions: bool = True
     """Put an image's caption, as text, before the image."""
+    separator: str = "\n\n"
+    """Between two neighbouring blocks of text."""
     batch_size: int = Field(default=8, ge=1)
     """Images of one grid that are quantised together. Changes speed, never codes."""
     max_pending: int = Field(default=64, ge=1)
-    """Images held decoded while a batch of their grid fills: bounds memory."""
-    threads: int = Field(default=1, ge=1)
-    """CPU threads of a worker while encoding. Part of the result in the last bits of a sum: keep it with the data."""
+    """Images held, resized, while a batch of their grid fills, and a quarter of the documents held so: bounds memory."""
     self_correction: SelfCorrectionConfig = SelfCorrectionConfig()
 
     @model_validator(mode="after")

@@ -7,6 +7,7 @@ entry of Table 14 (see `grids`). Level 128 with 8 scales is our choice, for smal
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from math import log
 
@@ -73,3 +74,19 @@ def canonical_final(final: Grid, scales: int) -> Grid:
     """The first ratio that ends in the same grid as `final` at `scales` scales (the one `schedule_of` finds)."""
     last = grids(final, scales)[-1]
     return next(f for f in FINAL_GRIDS if grids(f, scales)[-1] == last)
+
+
+def upscale(height: int, width: int, grid: Grid) -> float:
+    """How many times larger 16 × `grid` pixels are than an image of `height`×`width`, on the side where it is most."""
+    return max(grid[0] * PIXELS_PER_TOKEN / height, grid[1] * PIXELS_PER_TOKEN / width)
+
+
+def choose_grids(height: int, width: int, levels: Sequence[int], max_upscale: float) -> tuple[Grid, ...] | None:
+    """The schedule of an image of `height`×`width` pixels: nearest ratio, and the first of `levels` (highest first) that
+    enlarges the image at most `max_upscale` times; None where every level would."""
+    for level in levels:
+        scales = LEVEL_SCALES[level]
+        schedule = grids(canonical_final(nearest_final(height, width), scales), scales)
+        if upscale(height, width, schedule[-1]) <= max_upscale:
+            return schedule
+    return None
