@@ -164,13 +164,16 @@ class _Run:
         try:
             payload = self.load_image(image)
         except Exception as error:  # a moved file, a broken archive, a network: the document goes on without the image
-            return self._reject(pending, index, image, "image-unreadable", f"{type(error).__name__}: {error}")
+            self._reject(pending, index, image, "image-unreadable", f"{type(error).__name__}: {error}")
+            return None
         if hashlib.sha256(payload).hexdigest() != image["sha256"]:
-            return self._reject(pending, index, image, "image-changed", "its bytes are not those that were ingested")
+            self._reject(pending, index, image, "image-changed", "its bytes are not those that were ingested")
+            return None
         try:
             picture = open_rgb(payload, self.ingest)
         except ImageRejected as error:
-            return self._reject(pending, index, image, error.reason, error.detail)
+            self._reject(pending, index, image, error.reason, error.detail)
+            return None
         schedule = choose_grids(picture.height, picture.width, self.levels, self.config.max_upscale)
         if schedule is None:
             scales = LEVEL_SCALES[self.levels[-1]]

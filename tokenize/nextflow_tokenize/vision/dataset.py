@@ -16,7 +16,7 @@ import numpy.typing as npt
 from nextflow_data.config import IngestConfig
 from PIL import Image
 
-from nextflow_tokenize.schedule import FINAL_GRIDS, LEVEL_SCALES, PIXELS_PER_TOKEN, Grid, choose_grids, grids, upscale
+from nextflow_tokenize.schedule import PIXELS_PER_TOKEN, Grid, choose_grids
 from nextflow_tokenize.vision.pixels import Box, fit
 
 MAX_UPSCALE = 1.5
@@ -132,12 +132,3 @@ class CropSampler:
         box: Box = (left, top, left + width, top + height)
         array = fit(picture.image, grid, box)
         return array[:, ::-1] if self.random.random() < 0.5 else array
-
-
-def all_grids(level: int) -> list[tuple[Grid, ...]]:
-    """Every distinct schedule of a level."""
-    scales = LEVEL_SCALES[level]
-    return sorted({grids(final, scales) for final in FINAL_GRIDS}, key=lambda s: s[-1])
-
-
-__all__ = ["CropSampler", "EncodedImage", "Picture", "Pool", "load_pool", "open_picture", "upscale"]

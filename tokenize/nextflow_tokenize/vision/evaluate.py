@@ -12,7 +12,6 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn import functional as F
 
-from nextflow_tokenize.config import VisionTokenizerConfig
 from nextflow_tokenize.schedule import Grid, choose_grids, token_count
 from nextflow_tokenize.vision.dataset import MAX_UPSCALE, EncodedImage, Picture, open_picture
 from nextflow_tokenize.vision.model import VisionTokenizer
@@ -54,16 +53,13 @@ class EvalReport:
     failed: dict[str, str]
 
 
-def evaluate(
-    tokenizer: VisionTokenizer, images: Sequence[EncodedImage], config: VisionTokenizerConfig | None = None
-) -> EvalReport:
+def evaluate(tokenizer: VisionTokenizer, images: Sequence[EncodedImage]) -> EvalReport:
     """Encode and decode each image at the highest of the tokenizer's levels it fills. Raises ValueError where none does."""
-    levels = (config or tokenizer.config).levels
     pictures: list[Picture] = []
     failed: dict[str, str] = {}
     for encoded in images:
         try:
-            picture = open_picture(encoded, 2 * max(levels))
+            picture = open_picture(encoded, 2 * max(tokenizer.config.levels))
         except Exception as error:  # as in load_pool: one image must not stop an evaluation
             failed[encoded.sha256] = f"{type(error).__name__}: {error}"
             continue
@@ -152,6 +148,12 @@ def preview(tokenizer: VisionTokenizer, image: Image.Image, level: int | None = 
     schedule = choose_grids(image.height, image.width, [level or max(tokenizer.config.levels)], math.inf)
     assert schedule is not None
     return contact_sheet(tokenizer, [(image, schedule)])
+
+
+def sheet_of(tokenizer: VisionTokenizer, pictures: Sequence[Picture], cell: int = 160) -> Image.Image:
+    """`contact_sheet` of decoded images, each at the highest level it fills."""
+    rows = [(picture.image, schedule) for picture in pictures if (schedule := _schedule(tokenizer, picture)) is not None]
+    return contact_sheet(tokenizer, rows, cell)
 
 
 def contact_sheet(

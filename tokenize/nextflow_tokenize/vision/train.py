@@ -1,12 +1,13 @@
 """Training the vision tokenizer on the run's own images.
 
 Decisions, all ours: the codebook moves by running means (spherical, as its codes have unit length) and is placed by k-means
-on real residuals before the first step, since a gradient-trained one of thousands of codes is mostly dead after a few hundred
-steps; the pixel branch starts at the principal components of 16×16 patches; the perceptual term is the L1 distance of image
-gradients, because LPIPS weights need a download; there is no adversarial term. The cost is sharpness of texture, the gain a
-recognisable reconstruction after a minute on two cores.
+on real residuals before the first step, since a gradient-trained one of thousands of codes is mostly dead after a few
+hundred steps; the pixel branch starts at the principal components of 16×16 patches; the perceptual term is the L1 distance
+of image gradients, because LPIPS weights need a download; there is no adversarial term. The cost is sharpness of texture,
+the gain a recognisable reconstruction after a minute on two cores.
 
-The output folder appears only when complete: everything is written beside it and renamed.
+The output folder appears only when complete: everything is written beside it and renamed. Beside the tokenizer's two files
+it holds metrics.jsonl, evaluation.json (the scores of the held-out images) and held_out.png (a sheet of them).
 """
 
 from __future__ import annotations
@@ -25,15 +26,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nextflow_tokenize.config import VisionTokenizerConfig
-from nextflow_tokenize.schedule import PIXELS_PER_TOKEN, Grid, token_count
+from nextflow_tokenize.schedule import PIXELS_PER_TOKEN, Grid
 from nextflow_tokenize.vision.codebook import RunningMeans, place
 from nextflow_tokenize.vision.dataset import CropSampler, EncodedImage, Picture, load_pool
-from nextflow_tokenize.vision.evaluate import EvalReport, evaluate_pictures
+from nextflow_tokenize.vision.evaluate import EvalReport, evaluate_pictures, sheet_of
 from nextflow_tokenize.vision.model import VisionTokenizer, cpu_threads
 from nextflow_tokenize.vision.pixels import to_pixels
 from nextflow_tokenize.vision.quantizer import Trace
 
 METRICS_FILE = "metrics.jsonl"
+EVALUATION_FILE = "evaluation.json"
+SHEET_FILE = "held_out.png"
+SHEET_ROWS = 12
+SHOWN = 32
+"""Training images that are evaluated at the end, beside all held-out ones."""
 LOG_EVERY = 10
 """Steps between lines of metrics.jsonl and calls of the progress callback."""
 
@@ -87,8 +93,11 @@ def train(
             done = trainer.run(metrics.write, progress, started)
         tokenizer = trainer.tokenizer.eval()
         seconds = time.monotonic() - started
-        seen = evaluate_pictures(tokenizer, pool.training[:32])
+        seen = evaluate_pictures(tokenizer, pool.training[:SHOWN])
         held = evaluate_pictures(tokenizer, pool.held_out) if pool.held_out else None
+        scores = json.dumps(asdict(held or seen), indent=1, sort_keys=True)
+        (partial / EVALUATION_FILE).write_text(scores + "\n", encoding="utf-8")
+        sheet_of(tokenizer, (pool.held_out or pool.training)[:SHEET_ROWS]).save(partial / SHEET_FILE)
         report = _report(tokenizer.save(partial), done, settings.steps, seconds, len(pool.training), pool.failed, seen, held)
     with (partial / METRICS_FILE).open("a", encoding="utf-8") as metrics:
         final = {k: v for k, v in asdict(report).items() if k not in ("seconds", "failed")}
@@ -249,7 +258,7 @@ def principal_start(tokenizer: VisionTokenizer, batches: Sequence[Tensor], norm:
     encoder.weight.copy_((scale * axes).view_as(encoder.weight))
     decoder.weight.copy_((axes / scale).view_as(decoder.weight))
     encoder.bias.copy_(-scale * axes @ mean)  # type: ignore[union-attr]
-    # The transposed convolution has one bias a channel, so only the patches' mean colour is given back, not their mean patch.
+    # A transposed convolution has one bias a channel: the patches' mean colour is given back, not their mean patch.
     decoder.bias.copy_(mean.view(3, -1).mean(1))  # type: ignore[union-attr]
 
 
@@ -259,6 +268,3 @@ def _rate(step: int, warmup: int, steps: int) -> float:
         return (step + 1) / warmup
     progress = (step - warmup) / max(1, steps - warmup)
     return 0.1 + 0.45 * (1 + math.cos(math.pi * progress))
-
-
-__all__ = ["EncodedImage", "TrainReport", "token_count", "train"]
