@@ -1,0 +1,55 @@
+"""What a person sees while stages run: one live line for the stage at work, one lasting line for each that is done.
+
+On a terminal the live line is rich's progress bar; elsewhere (CI, a log file) only the lasting lines appear.
+"""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+
+
+class StageDisplay:
+    """Progress of a run's stages on one console."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._bar = Progress(
+            SpinnerColumn(), TextColumn("{task.description:<17}"), BarColumn(bar_width=24), MofNCompleteColumn(),
+            TimeElapsedColumn(), TextColumn("{task.fields[note]}"), console=console, transient=True,
+        )  # fmt: skip
+        self._task: TaskID | None = None
+        self._stage = ""
+        self._since = 0.0
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._bar.stop()
+        if error is not None and self._stage:
+            self.console.print(f" [red]✗[/] {self._stage:<17} stopped after {time.monotonic() - self._since:.0f} s")
+
+    def begin(self, stage: str) -> None:
+        """A stage starts."""
+        self._stage, self._since = stage, time.monotonic()
+        self._task = self._bar.add_task(stage, total=None, note="")
+
+    def update(self, done: int, total: int | None, note: str = "") -> None:
+        """The stage has done `done` of `total` units."""
+        if self._task is not None:
+            self._bar.update(self._task, completed=done, total=total, note=note)
+
+    def end(self, text: str, skipped: bool) -> None:
+        """The stage is committed; `text` says what came of it."""
+        if self._task is not None:
+            self._bar.remove_task(self._task)
+        seconds = f"{time.monotonic() - self._since:6.1f} s"
+        mark, took = ("[dim]=[/]", "[dim]kept    [/]") if skipped else ("[green]✓[/]", f"[dim]{seconds}[/]")
+        self.console.print(f" {mark} {self._stage:<17}{took}  {text}", highlight=False, soft_wrap=True)
+        self._task, self._stage = None, ""

@@ -1,0 +1,135 @@
+"""Training and generation as part of a run: which folder, which shards, which checkpoint.
+
+A training folder is named after what decides the weights: the shard set, the model, the optimizer, the loss. How many steps,
+how often to save and how many processes are not in the name, so the same command with more steps, or another layout, goes on
+from the last checkpoint. The checkpoints have manifests of their own (`megatron_nextflow.checkpoint`), so training is not
+under the stage contract.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from nextflow_pipelines.stage import canonical_json, read_manifest
+from rich.console import Console
+
+from megatron_nextflow.config import GenerateConfig, TrainConfig
+from nextflow_orchestration.lineage import NoRun, chain
+from nextflow_orchestration.recipe import Recipe, load_recipe
+
+OPERATIONAL = (
+    "output", "parallel", "steps", "log_interval", "checkpoint_interval", "keep", "resume", "recompute", "device", "threads",
+    "master_port",
+)  # fmt: skip
+"""Settings that decide how a training is carried out, not what is learnt."""
+
+
+class TrainingFailed(RuntimeError):
+    """The training processes ended with an error; `status` is their exit status."""
+
+    def __init__(self, status: int, output: Path) -> None:
+        kept = "the last checkpoint is kept and the same command goes on from it" if last_step(output) else "nothing was saved yet"
+        super().__init__(f"training ended with status {status} ({output}); {kept}")
+        self.status = status
+
+
+def training_folder(root: Path, config: TrainConfig, shards_fingerprint: str) -> Path:
+    """`<root>/train-<12 digits>`, from the settings that decide the weights and the fingerprint of the shard set."""
+    settings = config.model_dump(mode="json", exclude=set(OPERATIONAL))
+    settings["data"] = {k: v for k, v in settings["data"].items() if k in ("seed", "global_batch_size")}
+    identity = canonical_json({"settings": settings, "shards": shards_fingerprint})
+    return root / f"train-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
+
+
+def last_step(output: Path) -> int:
+    """The step of a training folder's newest checkpoint, 0 where there is none; read without torch."""
+    try:
+        name = (output / "checkpoints" / "latest").read_text(encoding="utf-8").strip()
+        return int(name.removeprefix("step-"))
+    except (OSError, ValueError):
+        return 0
+
+
+def last_checkpoint(output: Path) -> Path:
+    """The newest checkpoint's folder. Raises NoRun where there is none."""
+    if not last_step(output):
+        raise NoRun(f"{output} holds no checkpoint: run `mnf train` first, or name one with --checkpoint")
+    return output / "checkpoints" / (output / "checkpoints" / "latest").read_text(encoding="utf-8").strip()
+
+
+def resolve(recipe: Recipe, shards: Path, vision_tokenizer: Path, output: Path) -> TrainConfig:
+    """The recipe's `train` section with its paths filled in, validated again."""
+    tree: dict[str, Any] = recipe.train.model_dump()
+    tree["output"] = output.absolute()
+    tree["data"] |= {"shards": shards.absolute(), "vision_tokenizer": vision_tokenizer.absolute()}
+    return TrainConfig.model_validate(tree)
+
+
+def run_training(config: TrainConfig, processes: int | None = None) -> int:
+    """Trains until `config.steps`; returns the step reached. Raises TrainingFailed, KeyboardInterrupt after SIGINT."""
+    from megatron_nextflow.launch import launch
+
+    status = launch(config, Path.cwd(), processes or config.parallel.tp * config.parallel.pp)
+    if status == 128 + 2:
+        raise KeyboardInterrupt
+    if status:
+        raise TrainingFailed(status, config.output)
+    return last_step(config.output)
+
+
+def train_recipe(recipe_path: Path, overrides: list[str], shards: Path | None, out: Path | None) -> None:
+    """`mnf train`: trains on the recipe's shards, or on `shards`, whose vision tokenizer the recipe must then name."""
+    recipe = load_recipe(recipe_path, overrides)
+    if shards is None:
+        commits = chain(recipe.root)
+        if "pack" not in commits:
+            raise NoRun(f"{recipe.root} holds no shards yet: run `mnf run {recipe_path}` first, or name a set with --shards")
+        pack = commits["pack"]
+        shards, tokenizer = pack.folder / "shards", commits["vision_tokenizer"].folder / "tokenizer"
+        fingerprint = pack.manifest["fingerprint"]
+    else:
+        given = recipe.train.data.vision_tokenizer
+        if given is None:
+            raise ValueError("--shards needs train.data.vision_tokenizer: the folder of the tokenizer that made them")
+        tokenizer = given
+        fingerprint = hashlib.sha256((shards / "manifest.json").read_bytes()).hexdigest()
+    output = out or training_folder(recipe.root, recipe.train, fingerprint)
+    step = run_training(resolve(recipe, shards, tokenizer, output))
+    Console(stderr=True, highlight=False).print(f"step {step}; checkpoints, metrics.jsonl and TensorBoard files in {output}")
+
+
+def newest_training(root: Path) -> Path:
+    """The training folder under `root` whose last checkpoint is the newest. Raises NoRun where there is none."""
+    found = [p for p in root.glob("train-*") if last_step(p)]
+    if not found:
+        raise NoRun(f"{root} holds no trained model: run `mnf run` or `mnf train` first, or name one with --checkpoint")
+    return max(found, key=lambda p: (p / "checkpoints" / "latest").stat().st_mtime_ns)
+
+
+def generate_from_run(root: Path, checkpoint: Path | None, prompt: str, out: Path | None, **overrides: Any) -> None:
+    """`mnf generate`: from `checkpoint`, or the newest of the run in `root`; options left out are the run's own."""
+    from megatron_nextflow.generate import generate
+
+    path = checkpoint or last_checkpoint(newest_training(root))
+    settings = GenerateConfig.model_validate(_run_settings(root) | {k: v for k, v in overrides.items() if v is not None})
+    result = generate(path, prompt, out, settings)
+    console = Console(highlight=False)
+    if out is None:
+        console.print(result.text, markup=False)
+    else:
+        console.print(f"{out}: {result.width}×{result.height} pixels, {result.passes} forward passes, {result.seconds:.1f} s")
+
+
+def _run_settings(root: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads((root / "recipe.json").read_text(encoding="utf-8"))["generate"])
+    except (OSError, ValueError, KeyError):
+        return {}
+
+
+def shards_fingerprint(pack: Path) -> str:
+    """Fingerprint of a committed pack stage."""
+    return str(read_manifest(pack)["fingerprint"])
