@@ -14,6 +14,7 @@ import argparse
 import hashlib
 import json
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +30,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from megatron_nextflow.config import GenerateConfig
 from megatron_nextflow.layout import ImageInput, JointVocabulary, LayoutConfig, PackLayout, build_layout
-from megatron_nextflow.sampling import Sampling, draw, guided
+from megatron_nextflow.sampling import draw, guided
 
 if TYPE_CHECKING:
     from megatron_nextflow.checkpoint import CheckpointState
@@ -45,7 +47,7 @@ class GenerationError(ValueError):
 class GenerateResult:
     """What was generated: `image` and its `codes` int64 [Σhw] over `grids`, or `text`, the continuation without the prompt.
 
-    `path` is the PNG written, if any; `passes` the forward passes it took; `metadata` what the PNG says of its origin.
+    `path` is the PNG written, if any; `passes` and wall `seconds` are what it took; `metadata` is the PNG's own.
     """
 
     image: Image.Image | None
@@ -54,7 +56,18 @@ class GenerateResult:
     text: str | None
     path: Path | None
     passes: int
+    seconds: float
     metadata: dict[str, str]
+
+    @property
+    def width(self) -> int:
+        """Of the image in pixels; 0 for text."""
+        return self.image.width if self.image else 0
+
+    @property
+    def height(self) -> int:
+        """Of the image in pixels; 0 for text."""
+        return self.image.height if self.image else 0
 
 
 def image_grids_of(level: int, ratio: float) -> tuple[Grid, ...]:
@@ -88,7 +101,7 @@ def document(
 
 
 def sample_codes(
-    model: NextFlowModel, prompt: Sequence[int], schedule: tuple[Grid, ...], sampling: Sampling, config: LayoutConfig
+    model: NextFlowModel, prompt: Sequence[int], schedule: tuple[Grid, ...], settings: GenerateConfig, config: LayoutConfig
 ) -> NDArray[np.int64]:
     """Codes [Σhw] of an image after `prompt` (text ids), in K passes, one a scale.
 
@@ -98,11 +111,11 @@ def sample_codes(
     from megatron_nextflow.cache import CachedModel, window
 
     vocabulary = model.vocabulary
-    prompts = [list(prompt), []] if sampling.guidance and prompt else [list(prompt)]
+    prompts = [list(prompt), []] if settings.guidance and prompt else [list(prompt)]
     layouts = [document(ids, schedule, vocabulary, config) for ids in prompts]
     # ⟨eoi⟩ is not fed: nothing follows it.
     cached = CachedModel(model, len(layouts), max(layout.used for layout in layouts) - 1)
-    generator = torch.Generator(next(model.parameters()).device).manual_seed(sampling.seed)
+    generator = torch.Generator(next(model.parameters()).device).manual_seed(settings.seed)
     logits = cached.feed([window(layout, 0, len(ids) + 1) for layout, ids in zip(layouts, prompts, strict=True)])
     at = [len(ids) + 1 for ids in prompts]
     drawn: list[NDArray[np.int64]] = []
@@ -114,27 +127,27 @@ def sample_codes(
             logits = cached.feed(windows)
             at = [a + size for a in at]
         rows = [row[-size:, vocabulary.code_offset : vocabulary.size].float() for row in logits]
-        chosen = guided(rows[0], rows[1], sampling.guidance, k, len(schedule)) if len(rows) == 2 else rows[0]
-        drawn.append(draw(chosen, sampling, generator).cpu().numpy())
+        chosen = guided(rows[0], rows[1], settings.guidance, k, len(schedule)) if len(rows) == 2 else rows[0]
+        drawn.append(draw(chosen, settings, generator).cpu().numpy())
     return np.concatenate(drawn)
 
 
 def continue_ids(
-    model: NextFlowModel, prompt: Sequence[int], most: int, stop: int | None, sampling: Sampling, config: LayoutConfig
+    model: NextFlowModel, prompt: Sequence[int], most: int, stop: int | None, settings: GenerateConfig, config: LayoutConfig
 ) -> list[int]:
     """Up to `most` text ids after `prompt`, one a pass, ending before the id `stop`. GenerationError without a prompt."""
     from megatron_nextflow.cache import CachedModel, window
 
     if not prompt:
         raise GenerationError("a continuation needs at least one token of prompt: no slot predicts a document's first token")
-    generator = torch.Generator(next(model.parameters()).device).manual_seed(sampling.seed)
+    generator = torch.Generator(next(model.parameters()).device).manual_seed(settings.seed)
     cached = CachedModel(model, 1, len(prompt) + most)
     ids, fed = list(prompt), 0
     while len(ids) < len(prompt) + most:
         layout = document(ids, None, model.vocabulary, config)
         (logits,) = cached.feed([window(layout, fed, len(ids))])
         fed = len(ids)
-        found = int(draw(logits[-1:, : model.vocabulary.boi], sampling, generator))
+        found = int(draw(logits[-1:, : model.vocabulary.boi], settings, generator))
         if found == stop:
             break
         ids.append(found)
@@ -152,8 +165,7 @@ def load_model(checkpoint: Path, device: str = "auto", threads: int = 1) -> tupl
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise RuntimeError("generation runs in one process: start it without torchrun")
     where = setup(device, threads)
-    from megatron.core import dist_checkpointing, parallel_state
-    from megatron.core.dist_checkpointing.serialization import get_default_load_sharded_strategy
+    from megatron.core import parallel_state
 
     from megatron_nextflow import checkpoint as checkpoints
     from megatron_nextflow.config import TrainConfig
@@ -163,7 +175,6 @@ def load_model(checkpoint: Path, device: str = "auto", threads: int = 1) -> tupl
     from megatron_nextflow.vocabulary import Vocabulary
 
     manifest = checkpoints.read_manifest(checkpoint)
-    checkpoints.verify(checkpoint, manifest)
     state = manifest.state
     config = TrainConfig(model=state.model)
     if not parallel_state.model_parallel_is_initialized():
@@ -171,10 +182,7 @@ def load_model(checkpoint: Path, device: str = "auto", threads: int = 1) -> tupl
     vocabulary = Vocabulary(state.text_vocabulary, state.codebook_size)
     codebook = torch.zeros(state.codebook_size, state.codebook_dim)
     model = NextFlowModel(transformer_config(config), state.model, vocabulary, codebook).to(where)
-    folder = str(checkpoint / "megatron")
-    wanted = {"model": model.sharded_state_dict()}
-    loaded = dist_checkpointing.load(wanted, folder, get_default_load_sharded_strategy(folder))
-    model.load_state_dict(loaded["model"])
+    checkpoints.load_weights(model, checkpoint, manifest)
     return model.eval(), state
 
 
@@ -182,52 +190,50 @@ def generate(
     checkpoint: Path,
     prompt: str,
     out: Path | None,
+    settings: GenerateConfig | None = None,
     *,
     text_tokenizer: Path | None = None,
     vision_tokenizer: Path | None = None,
-    level: int | None = None,
-    ratio: float = 1.0,
-    cfg: float = 2.0,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    seed: int = 0,
-    max_text_tokens: int = 64,
     device: str = "auto",
     threads: int = 1,
 ) -> GenerateResult:
-    """An image from `prompt`, written to `out` as PNG; where `out` is None, up to `max_text_tokens` tokens of text after it.
+    """An image from `prompt`, written to `out` as PNG; where `out` is None, up to `max_tokens` tokens of text after it.
 
     `checkpoint`: a step folder, or a run's folder for its latest. Tokenizers: folder of the vision tokenizer, tokenizer.json
-    (or its folder); None takes those that the run's train.json names. `level` None is the largest that both the vision
-    tokenizer and the model's scales allow. Raises GenerationError, CheckpointError or FileNotFoundError with what is wrong.
+    (or its folder); None takes those that the run's train.json names. `device` and `threads` as in TrainConfig. Raises
+    GenerationError, CheckpointError or FileNotFoundError with what is wrong, before any work.
     """
-    sampling = Sampling(guidance=cfg, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    settings = settings or GenerateConfig()
+    began = time.perf_counter()
     step = _step_folder(checkpoint)
-    model, state = load_model(step, device, threads)
-    config = LayoutConfig(spatial_extent=state.model.rope_extent)
+    state = _state(step, device, threads)
     text = _text_tokenizer(text_tokenizer or _named(step, "text_tokenizer"), state)
+    ids = text.encode(prompt)
+    config = LayoutConfig(spatial_extent=state.model.rope_extent)
     metadata = {
         "checkpoint": hashlib.sha256((step / "manifest.json").read_bytes()).hexdigest(),
         "step": str(state.step),
         "text_tokenizer": state.text_tokenizer,
         "vision_tokenizer": state.vision_tokenizer,
         "prompt": prompt,
-        "sampling": sampling.model_dump_json(),
+        "settings": settings.model_dump_json(),
     }
-    ids = text.encode(prompt)
     if out is None:
-        _require_room(len(ids) + max_text_tokens, state)
-        found = continue_ids(model, ids, max_text_tokens, text.eod_id, sampling, config)
-        return GenerateResult(None, None, (), text.decode(found), None, min(len(found) + 1, max_text_tokens), metadata)
+        _require_room(len(ids) + settings.max_tokens, state)
+        model, _ = load_model(step, device, threads)
+        found = continue_ids(model, ids, settings.max_tokens, text.eod_id, settings, config)
+        passes = min(len(found) + 1, settings.max_tokens)
+        return GenerateResult(None, None, (), text.decode(found), None, passes, time.perf_counter() - began, metadata)
     folder = vision_tokenizer or _named(step, "vision_tokenizer")
     _require_same("vision tokenizer", folder, identity(folder), state.vision_tokenizer)
-    schedule = image_grids_of(_level(level, folder, state), ratio)
+    _require_level(settings.level, folder, state)
+    schedule = image_grids_of(settings.level, settings.aspect)
     _require_room(len(ids) + token_count(schedule) + 1, state)
-    codes = sample_codes(model, ids, schedule, sampling, config)
+    model, _ = load_model(step, device, threads)
+    codes = sample_codes(model, ids, schedule, settings, config)
     image = _decode(folder, codes, schedule)
     _write(image, out, metadata)
-    return GenerateResult(image, codes, schedule, None, out, len(schedule), metadata)
+    return GenerateResult(image, codes, schedule, None, out, len(schedule), time.perf_counter() - began, metadata)
 
 
 def _step_folder(path: Path) -> Path:
@@ -239,6 +245,15 @@ def _step_folder(path: Path) -> Path:
             f"{path} is neither a checkpoint folder nor a run with one; train first, or give a step-* folder"
         )
     return path / "checkpoints" / pointer.read_text(encoding="utf-8").strip()
+
+
+def _state(step: Path, device: str, threads: int) -> CheckpointState:
+    from megatron_nextflow.device import setup
+
+    setup(device, threads)
+    from megatron_nextflow.checkpoint import read_manifest
+
+    return read_manifest(step).state
 
 
 def _named(step: Path, name: str) -> Path:
@@ -275,13 +290,10 @@ def _require_room(slots: int, state: CheckpointState) -> None:
         )
 
 
-def _level(level: int | None, folder: Path, state: CheckpointState) -> int:
+def _require_level(level: int, folder: Path, state: CheckpointState) -> None:
     possible = [n for n in vision_info(folder)["levels"] if LEVEL_SCALES.get(n, 99) <= state.model.max_scales]
-    if level is None and possible:
-        return max(possible)
     if level not in possible:
         raise GenerationError(f"level {level} is not one of {possible}, which vision tokenizer and model were trained for")
-    return level
 
 
 def _decode(folder: Path, codes: NDArray[np.int64], schedule: tuple[Grid, ...]) -> Image.Image:
@@ -289,7 +301,7 @@ def _decode(folder: Path, codes: NDArray[np.int64], schedule: tuple[Grid, ...]) 
 
     pixels = VisionTokenizer.load(folder).decode(torch.from_numpy(codes).unsqueeze(0), schedule)[0]
     values = ((pixels + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0)
-    return Image.fromarray(values.cpu().numpy(), "RGB")
+    return Image.fromarray(values.cpu().numpy())
 
 
 def _write(image: Image.Image, out: Path, metadata: dict[str, str]) -> None:
@@ -301,24 +313,26 @@ def _write(image: Image.Image, out: Path, metadata: dict[str, str]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """`python -m megatron_nextflow.generate`: `generate` in a process of its own; prints the result as one line of JSON."""
+    """`python -m megatron_nextflow.generate`: `generate` in a process of its own; prints the result as one line of JSON.
+
+    For callers that must not have the device set up in their own process. `--settings` is a GenerateConfig as JSON.
+    """
     parser = argparse.ArgumentParser(prog="megatron_nextflow.generate", description="An image or text from a checkpoint.")
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("prompt")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, help="PNG to write; without it, the prompt is continued in text")
+    parser.add_argument("--settings", type=GenerateConfig.model_validate_json, default=GenerateConfig())
     parser.add_argument("--text-tokenizer", type=Path)
     parser.add_argument("--vision-tokenizer", type=Path)
-    parser.add_argument("--level", type=int)
-    for name, default in (("ratio", 1.0), ("cfg", 2.0), ("temperature", 1.0), ("top-p", 1.0)):
-        parser.add_argument(f"--{name}", type=float, default=default)
-    for name, count in (("top-k", 0), ("seed", 0), ("max-text-tokens", 64), ("threads", 1)):
-        parser.add_argument(f"--{name}", type=int, default=count)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--threads", type=int, default=1)
     try:
         result = generate(**vars(parser.parse_args(arguments)))
     except (ValueError, OSError) as error:
         parser.exit(2, f"{error}\n")
-    path = None if result.path is None else str(result.path)
-    print(json.dumps({"path": path, "text": result.text, "passes": result.passes, "metadata": result.metadata}))
+    report = {"path": None if result.path is None else str(result.path), "text": result.text}
+    report |= {name: getattr(result, name) for name in ("width", "height", "passes", "seconds", "metadata")}
+    print(json.dumps(report))
 
 
 if __name__ == "__main__":

@@ -9,21 +9,8 @@ of device; the cost is that the draw cannot be split over processes.
 from __future__ import annotations
 
 import torch
-from nextflow_data.config import Section
-from pydantic import Field
 
-
-class Sampling(Section):
-    """How ids are drawn. `top_k` 1 is greedy."""
-
-    guidance: float = Field(default=2.0, ge=0)
-    """Classifier-free guidance at the last scale; 0 switches it off and halves the work. Images only."""
-    temperature: float = Field(default=1.0, gt=0)
-    top_k: int = Field(default=0, ge=0)
-    """Draw among this many most probable ids; 0: all."""
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    """Draw within the smallest set of most probable ids that holds this probability, after top-k."""
-    seed: int = Field(default=0, ge=0)
+from megatron_nextflow.config import GenerateConfig
 
 
 def guided(conditional: torch.Tensor, unconditional: torch.Tensor, guidance: float, scale: int, scales: int) -> torch.Tensor:
@@ -36,26 +23,26 @@ def guided(conditional: torch.Tensor, unconditional: torch.Tensor, guidance: flo
     return (1 + t) * conditional - t * unconditional
 
 
-def filtered(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+def filtered(logits: torch.Tensor, settings: GenerateConfig) -> torch.Tensor:
     """Logits [n, v] in float32 over the temperature, −∞ where top-k or top-p leaves an id out; at least one stays.
 
     Equal logits at the border of the set are told apart by their id, the lower one first.
     """
-    logits = logits.float() / sampling.temperature
-    keep = min(sampling.top_k or logits.size(-1), logits.size(-1))
-    if keep == logits.size(-1) and sampling.top_p >= 1:
+    logits = logits.float() / settings.temperature
+    keep = min(settings.top_k or logits.size(-1), logits.size(-1))
+    if keep == logits.size(-1) and settings.top_p >= 1:
         return logits
     ranked, order = logits.sort(dim=-1, descending=True, stable=True)
     ranked[..., keep:] = -torch.inf
     probability = ranked.softmax(-1)
     before = probability.cumsum(-1) - probability
-    outside = before >= sampling.top_p
+    outside = before >= settings.top_p
     outside[..., 0] = False
     ranked = ranked.masked_fill(outside, -torch.inf)
     return torch.empty_like(ranked).scatter_(-1, order, ranked)
 
 
-def draw(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator) -> torch.Tensor:
+def draw(logits: torch.Tensor, settings: GenerateConfig, generator: torch.Generator) -> torch.Tensor:
     """One id of each row of `logits` [n, v], int64 [n]."""
-    probability = filtered(logits, sampling).softmax(-1)
+    probability = filtered(logits, settings).softmax(-1)
     return torch.multinomial(probability, 1, generator=generator).squeeze(-1)

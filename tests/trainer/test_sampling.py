@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from megatron_nextflow.sampling import Sampling, draw, filtered, guided
+from megatron_nextflow.config import GenerateConfig
+from megatron_nextflow.sampling import draw, filtered, guided
 
 LOGITS = st.lists(st.floats(-8, 8, width=32), min_size=1, max_size=12)
 
@@ -19,7 +20,7 @@ def test_what_is_left_is_the_smallest_set_of_the_most_probable(
     values: list[float], top_k: int, top_p: float, temperature: float
 ) -> None:
     logits = torch.tensor([values])
-    sampling = Sampling(top_k=top_k, top_p=top_p, temperature=temperature)
+    sampling = GenerateConfig(top_k=top_k, top_p=top_p, temperature=temperature)
     found = filtered(logits, sampling)[0]
     kept = [i for i in range(len(values)) if found[i] > -torch.inf]
     ranked = sorted(range(len(values)), key=lambda i: (-values[i], i))[: top_k or len(values)]
@@ -35,22 +36,22 @@ def test_what_is_left_is_the_smallest_set_of_the_most_probable(
 
 def test_top_k_1_is_greedy_whatever_the_temperature() -> None:
     logits = torch.randn(50, 30, generator=torch.Generator().manual_seed(0))
-    found = draw(logits, Sampling(top_k=1, temperature=5), torch.Generator().manual_seed(1))
+    found = draw(logits, GenerateConfig(top_k=1, temperature=5), torch.Generator().manual_seed(1))
     assert torch.equal(found, logits.argmax(-1))
 
 
 def test_a_seed_gives_the_same_draws_and_another_seed_others() -> None:
     logits = torch.randn(100, 30, generator=torch.Generator().manual_seed(0))
-    one, same, other = (draw(logits, Sampling(), torch.Generator().manual_seed(s)) for s in (3, 3, 4))
+    one, same, other = (draw(logits, GenerateConfig(top_p=1), torch.Generator().manual_seed(s)) for s in (3, 3, 4))
     assert torch.equal(one, same) and not torch.equal(one, other)
 
 
 def test_draws_follow_the_probabilities() -> None:
     logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().expand(20_000, 4)
-    counts = draw(logits, Sampling(), torch.Generator().manual_seed(0)).bincount(minlength=4) / 20_000
+    counts = draw(logits, GenerateConfig(top_p=1), torch.Generator().manual_seed(0)).bincount(minlength=4) / 20_000
     # Four standard deviations of a frequency of 20,000 draws are below 0.0142.
     torch.testing.assert_close(counts, torch.tensor([0.5, 0.3, 0.15, 0.05]), atol=0.0142, rtol=0)
-    cut = draw(logits, Sampling(top_p=0.7), torch.Generator().manual_seed(0)).bincount(minlength=4)
+    cut = draw(logits, GenerateConfig(top_p=0.7), torch.Generator().manual_seed(0)).bincount(minlength=4)
     assert cut[2:].sum() == 0 and cut[1] > 0
 
 
@@ -66,4 +67,4 @@ def test_guidance_rises_from_none_to_full() -> None:
 @pytest.mark.parametrize("bad", [{"temperature": 0}, {"top_p": 0}, {"top_p": 1.1}, {"top_k": -1}, {"guidance": -1}])
 def test_settings_without_meaning_are_refused(bad: dict[str, float]) -> None:
     with pytest.raises(ValidationError):
-        Sampling(**bad)  # type: ignore[arg-type]
+        GenerateConfig(**bad)  # type: ignore[arg-type]
