@@ -184,10 +184,10 @@ class ImageRules(Section):
     """Smallest shorter side, in pixels."""
     max_aspect: float = Field(default=4.0, ge=1)
     """Largest longer side / shorter side; NextFlow's schedule ends at 1:4 and 4:1."""
-    min_sharpness: float = Field(default=20.0, ge=0)
+    min_sharpness: float = Field(default=5.0, ge=0)
     """Smallest variance of the Laplacian, on the copy that is measured (grey levels 0…255)."""
-    min_entropy: float = Field(default=1.0, ge=0, le=8)
-    """Smallest Shannon entropy of the grey levels, in bits."""
+    min_entropy: float = Field(default=0.3, ge=0, le=8)
+    """Smallest Shannon entropy of the grey levels, in bits. Line drawings lie between 0.3 and 1, empty canvases below."""
     max_recurrence: int = Field(default=5, ge=1)
     """Most pages of one site that may show the same image before it is taken for an icon or a logo."""
 
@@ -241,8 +241,9 @@ class DedupConfig(Section):
     and recompressed images. Ours."""
     image_thumbnail: int = Field(default=32, ge=4)
     """Side in pixels of the colour thumbnails on which a candidate pair is confirmed. Ours."""
-    image_max_difference: float = Field(default=0.04, ge=0, le=1)
-    """Largest mean absolute difference of the thumbnails (0 equal, 1 black against white) for one image. Ours."""
+    image_max_difference: float = Field(default=0.02, ge=0, le=1)
+    """Largest mean absolute difference of the thumbnails (0 equal, 1 black against white) for one image. Ours: it finds most
+    halved and recompressed copies; a photograph with a faint effect laid over it is a copy too."""
     image_max_aspect_difference: float = Field(default=0.05, ge=0)
     """Largest difference of the logarithms of the aspect ratios. Ours."""
     across_documents: bool = True

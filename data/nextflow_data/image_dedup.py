@@ -134,28 +134,33 @@ def confirm(
     return edges
 
 
-def decide_images(images: Iterable[ImageOccurrence], edges: Iterable[ImageEdge], config: DedupConfig) -> list[Decision]:
-    """An edit for every copy but the one that stays, in order of (doc_id, node).
+def decide_images(
+    images: Iterable[ImageOccurrence], edges: Iterable[ImageEdge], config: DedupConfig
+) -> list[Decision]:
+    """An edit for every copy of an image that stays, in order of (doc_id, node).
 
-    `value` is the smallest difference that tied the copy to its group: 0 where the bytes are equal to the kept ones'.
+    Images are taken in the order of `keep`, and one goes if it is a confirmed copy of one that already stays. So every image
+    that goes was itself compared with the one that stays (`value`, 0 where the bytes are equal), and chains of slowly
+    changing screenshots do not collapse into one.
     """
     edges = list(edges)
     labels = connected_components((a, b) for a, b, _ in edges)
-    nearest: dict[str, float] = {}
-    for a, b, value in edges:
-        nearest[a] = min(value, nearest.get(a, 1.0))
-        nearest[b] = min(value, nearest.get(b, 1.0))
+    differences = {(a, b): value for a, b, value in edges} | {(b, a): value for a, b, value in edges}
     groups: dict[tuple[str, str], list[ImageOccurrence]] = defaultdict(list)
     for image in images:
         scope = "" if config.across_documents else image["doc_id"]
         groups[labels.get(image["sha256"], image["sha256"]), scope].append(image)
     decisions: list[Decision] = []
     for group in groups.values():
-        kept = choose_image(group, config)
-        for image in group:
-            if image is kept:
+        kept: dict[str, ImageOccurrence] = {}
+        for image in sorted(group, key=lambda i: keep_order(i, config)):
+            sha256 = image["sha256"]
+            copies = [one for one in kept if one == sha256 or (one, sha256) in differences]
+            if not copies:
+                kept[sha256] = image
                 continue
-            equal = image["sha256"] == kept["sha256"]
+            stays = kept[copies[0]]
+            equal = copies[0] == sha256
             decisions.append(
                 {
                     "doc_id": image["doc_id"],
@@ -163,19 +168,19 @@ def decide_images(images: Iterable[ImageOccurrence], edges: Iterable[ImageEdge],
                     "node": image["node"],
                     "stage": STAGE,
                     "rule": "dedup.image_exact" if equal else "dedup.image_max_difference",
-                    "value": 0.0 if equal else nearest[image["sha256"]],
+                    "value": 0.0 if equal else differences[copies[0], sha256],
                     "threshold": 0.0 if equal else config.image_max_difference,
                     "action": "edit",
-                    "detail": f"{image['sha256']}: kept {kept['doc_id']} node {kept['node']} {kept['sha256']}",
+                    "detail": f"{sha256}: kept {stays['doc_id']} node {stays['node']} {stays['sha256']}",
                 }
             )
     return sorted(decisions, key=lambda d: (d["doc_id"], d["node"] or 0))
 
 
-def choose_image(group: Iterable[ImageOccurrence], config: DedupConfig) -> ImageOccurrence:
-    """The copy that stays: by `keep`, the one with most pixels or the first; ties by (doc_id, node)."""
-    largest = config.keep == "largest"
-    return min(group, key=lambda i: (-i["width"] * i["height"] if largest else 0, i["doc_id"], i["node"]))
+def keep_order(image: ImageOccurrence, config: DedupConfig) -> tuple[int, str, int]:
+    """Which copy comes first: by `keep`, the one with most pixels or none; then by (doc_id, node)."""
+    pixels = image["width"] * image["height"] if config.keep == "largest" else 0
+    return -pixels, image["doc_id"], image["node"]
 
 
 def remove_images(document: Document, decisions: Iterable[Decision]) -> Document | None:

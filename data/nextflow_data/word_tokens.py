@@ -9,6 +9,7 @@ datatrove's own SpaCyTokenizer, which a test holds on real pages and on random t
 from __future__ import annotations
 
 from datatrove.utils.word_tokenizers import SpaCyTokenizer, strip_strings
+from spacy.tokens import Doc
 
 MAX_LINES = 200_000
 """Lines remembered before the memory is emptied."""
@@ -55,20 +56,23 @@ class SharedTokenizer(SpaCyTokenizer):
         with self.tokenizer.memory_zone():
             self.tokenizer.max_length = len(text) + 10
             (tokens,) = self._do_tokenize(text)
-            sentences = self.tokenizer.get_pipe("sentencizer")
-            position, first = 0, 0
+            sentencizer = self.tokenizer.get_pipe("sentencizer")
+            pieces = iter([(token.idx, token.text, bool(token.whitespace_)) for token in tokens])
+            piece = next(pieces, None)
+            position = 0
             for line in unknown:
+                words: list[str] = []
+                spaces: list[bool] = []
                 end = position + len(line)
-                while first < len(tokens) and tokens[first].idx < position:
-                    first += 1
-                last = first
-                while last < len(tokens) and tokens[last].idx < end:
-                    last += 1
-                part = tokens[first:last].as_doc()
-                self._words[line] = strip_strings([token.text for token in part])
-                sentences(part)
-                self._spans[line] = [(s.start_char, s.end_char) for s in part.sents]
-                position, first = end + 1, last
+                while piece is not None and piece[0] < end:
+                    if piece[0] >= position:
+                        words.append(piece[1])
+                        spaces.append(piece[2])
+                    piece = next(pieces, None)
+                self._words[line] = strip_strings(words)
+                alone = sentencizer(Doc(self.tokenizer.vocab, words=words, spaces=spaces))
+                self._spans[line] = [(s.start_char, s.end_char) for s in alone.sents]
+                position = end + 1
 
 
 def _lines(text: str) -> list[str]:
