@@ -23,8 +23,6 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 import numpy as np
-import pyarrow as pa
-from nextflow_data.config import Section
 
 from nextflow_tokenize.energon import nv_meta
 from nextflow_tokenize.manifest import (
@@ -50,68 +48,7 @@ from nextflow_tokenize.npy import TEXT_DTYPE, code_dtype, to_npy
 from nextflow_tokenize.pack_config import PackConfig
 from nextflow_tokenize.pack_sample import PackSample, PieceRow
 from nextflow_tokenize.packing import budget
-
-SAMPLES_SCHEMA = pa.schema(
-    [
-        ("shard", pa.string()),
-        ("key", pa.string()),
-        ("offset", pa.int64()),
-        ("bytes", pa.int64()),
-        ("crc32", pa.uint32()),
-        ("slots", pa.int64()),
-        ("cost", pa.float64()),
-        ("segments", pa.int32()),
-        ("documents", pa.int32()),
-        ("text_tokens", pa.int64()),
-        ("image_codes", pa.int64()),
-        ("images", pa.int32()),
-    ]
-)
-"""`samples.parquet`: one row a pack, in the order of shards. `crc32` is that of the sample's bytes in the tar."""
-
-DOCUMENTS_SCHEMA = pa.schema(
-    [
-        ("doc_id", pa.string()),
-        ("piece", pa.int32()),
-        ("shard", pa.string()),
-        ("key", pa.string()),
-        ("first_segment", pa.int32()),
-        ("last_segment", pa.int32()),
-        ("first_slot", pa.int64()),
-        ("last_slot", pa.int64()),
-        ("text_tokens", pa.int64()),
-        ("image_codes", pa.int64()),
-        ("images", pa.int32()),
-        ("address", pa.string()),
-        ("source_kind", pa.string()),
-        ("licence", pa.string()),
-        ("task", pa.string()),
-    ]
-)
-"""`documents.parquet`: one row a piece of a document, sorted by doc_id and piece; slots and segments are the pack's."""
-
-
-class SampleRow(Section):
-    """A row of `samples.parquet`, less its shard."""
-
-    key: str
-    offset: int
-    bytes: int
-    crc32: int
-    slots: int
-    cost: float
-    segments: int
-    text_tokens: int
-    image_codes: int
-    images: int
-    pieces: tuple[PieceRow, ...]
-
-
-class ShardInfo(Section):
-    """What `write_shard` made: all that `write_manifest` needs of a shard. Tasks send it as JSON (`model_dump_json`)."""
-
-    record: ShardRecord
-    samples: tuple[SampleRow, ...]
+from nextflow_tokenize.shard_tables import SampleRow, ShardInfo, tables_of, to_parquet
 
 
 def sample_key(shard: int, sample: int) -> str:
@@ -264,8 +201,8 @@ def write_manifest(
     for expected, info in enumerate(ordered):
         if info.record.number != expected:
             raise ValueError(f"shard {expected} is missing: after it comes {info.record.name}; write every shard first")
-    samples, documents = _tables(ordered)
-    contents = {SAMPLES: _parquet(samples), DOCUMENTS: _parquet(documents)}
+    samples, documents = tables_of(ordered)
+    contents = {SAMPLES: to_parquet(samples), DOCUMENTS: to_parquet(documents)}
     contents |= nv_meta({info.record.name: info.record.samples for info in ordered})
     (folder / ".nv-meta").mkdir(parents=True, exist_ok=True)
     for name, data in contents.items():
@@ -302,7 +239,7 @@ def _manifest(
             totals=totals_of(rows, pieces),
             tokens_by_source=sum_by((piece.source_kind, amount_of(piece)) for piece in pieces),
             tokens_by_licence=sum_by((piece.licence, amount_of(piece)) for piece in pieces),
-            packing=packing_of([row.slots for row in rows], [row.cost for row in rows], config.max_length, limit),
+            packing=packing_of(sum(row.slots for row in rows), [row.cost for row in rows], config.max_length, limit),
         )
     )
 
@@ -325,34 +262,15 @@ def totals_of(rows: Sequence[SampleRow], pieces: Sequence[PieceRow]) -> Totals:
     )
 
 
-def packing_of(slots: Sequence[int], costs: Sequence[float], max_length: int, max_cost: int) -> CostRecord:
-    """Fill and spread of packs, in the order of shards (sums of floats depend on the order)."""
-    if not slots:
+def packing_of(slots: int, costs: Sequence[float], max_length: int, max_cost: int) -> CostRecord:
+    """Fill and spread of packs that take `slots` in all; costs in the order of shards (a sum of floats depends on it)."""
+    if not costs:
         return CostRecord(mean=0, max=0, spread=0, fill=0, cost_fill=0)
     mean = sum(costs) / len(costs)
     return CostRecord(
         mean=mean,
         max=max(costs),
         spread=max(costs) / mean,
-        fill=sum(slots) / (len(slots) * max_length),
+        fill=slots / (len(costs) * max_length),
         cost_fill=mean / max_cost,
     )
-
-
-def _tables(ordered: Sequence[ShardInfo]) -> tuple[pa.Table, pa.Table]:
-    samples, documents = [], []
-    for info in ordered:
-        for row in info.samples:
-            at = {"shard": info.record.name, "key": row.key}
-            samples.append({**at, **row.model_dump(exclude={"pieces", "key"}), "documents": len(row.pieces)})
-            documents += [{**at, **piece.model_dump()} for piece in row.pieces]
-    documents.sort(key=lambda row: (row["doc_id"], row["piece"]))
-    return pa.Table.from_pylist(samples, schema=SAMPLES_SCHEMA), pa.Table.from_pylist(documents, schema=DOCUMENTS_SCHEMA)
-
-
-def _parquet(table: pa.Table) -> bytes:
-    import pyarrow.parquet as pq
-
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", row_group_size=1 << 16)
-    return sink.getvalue().to_pybytes()
