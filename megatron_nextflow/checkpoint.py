@@ -8,8 +8,8 @@ in force. Loading verifies every hash first. The cost: each file is read once mo
 
 About pickle: Megatron keeps the layout of its files in a pickle (`.metadata`), which torch loads without restraint. Before
 Megatron sees it, every class that it names is checked against a short list (`metadata_is_safe`), and entries that
-hold arbitrary objects are refused. `common.pt` is loaded by torch with weights_only, its default since 2.6. Ours are JSON and
-safetensors.
+hold arbitrary objects are refused. `common.pt` is loaded by torch with weights_only, its default since 2.6. Our own files
+are JSON and safetensors.
 """
 
 from __future__ import annotations
@@ -149,34 +149,41 @@ def save(trainer: Trainer, state: CheckpointState, output: Path, keep: int) -> P
     return final
 
 
-def load(trainer: Trainer, path: Path, manifest: CheckpointManifest, *, weights_only: bool = False) -> None:
-    """Verify the checkpoint `path` and fill model and, unless `weights_only`, optimizer and generators from it.
+def load(trainer: Trainer, path: Path, manifest: CheckpointManifest) -> None:
+    """Verify the checkpoint `path` and fill model, optimizer and generators from it; every process must call this.
 
-    Every process must call this. Raises CheckpointError, on all of them, naming the file that is missing or damaged. The
-    generators are restored only where the processes are laid out as they were; training draws no random numbers after
-    its start, so on another layout nothing is lost.
+    Raises CheckpointError, on all of them, naming the file that is missing or damaged. The generators are restored only
+    where the processes are laid out as they were; training draws no random numbers after its start, so on another layout nothing
+    is lost. The schedule is a function of the step: see `Trainer.set_step`.
     """
     verify(path, manifest)
     tensors = _model_tensors(trainer.model)
-    wanted: dict[str, Any] = {"model": tensors}
-    if not weights_only:
-        wanted["optimizer"] = trainer.optimizer.sharded_state_dict(tensors, is_loading=True, metadata=dict(_METADATA))
-    loaded = dist_checkpointing.load(wanted, str(path / "megatron"), get_default_load_sharded_strategy(str(path / "megatron")))
+    optimizer = trainer.optimizer.sharded_state_dict(tensors, is_loading=True, metadata=dict(_METADATA))
+    loaded = _read({"model": tensors, "optimizer": optimizer}, path)
     _fill(trainer.model, loaded["model"])
-    if weights_only:
-        trainer.optimizer.reload_model_params()
-        return
     trainer.optimizer.load_state_dict(loaded["optimizer"])
     state, parallel = manifest.state, trainer.config.parallel
     if (state.tp, state.pp, state.processes) == (parallel.tp, parallel.pp, dist.get_world_size()):
         _restore_generators(load_file(path / "generators" / _generator_name()))
 
 
+def load_weights(model: NextFlowModel, path: Path, manifest: CheckpointManifest) -> None:
+    """Verify the checkpoint `path` and fill the model alone from it; every process must call this. Raises as `load`."""
+    verify(path, manifest)
+    _fill(model, _read({"model": _model_tensors(model)}, path)["model"])
+
+
+def _read(wanted: dict[str, Any], path: Path) -> dict[str, Any]:
+    folder = str(path / "megatron")
+    found: dict[str, Any] = dist_checkpointing.load(wanted, folder, get_default_load_sharded_strategy(folder))
+    return found
+
+
 def _model_tensors(model: NextFlowModel) -> dict[str, Any]:
     """The model's tensors for Megatron, without the modules' extra state.
 
-    That state is empty without Transformer Engine; with it, it holds the history of FP8 scaling factors as a pickle, which is
-    left out: the history is rebuilt within some steps, and a checkpoint then holds tensors only.
+    That state is empty without Transformer Engine; with it, it holds the history of FP8 scaling factors as a pickle, which
+    is left out: the history is rebuilt within some steps, and a checkpoint then holds tensors only.
     """
     state = model.sharded_state_dict(metadata=dict(_METADATA))
     return {name: value for name, value in state.items() if not isinstance(value, ShardedObject)}

@@ -11,38 +11,37 @@ import importlib.util
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, model_validator
-
 from nextflow_data.config import Section
+from pydantic import Field, model_validator
 
 
 class ModelConfig(Section):
-    """The transformer: Qwen2.5's block (RMSNorm, SwiGLU, grouped queries, bias on q, k, v), NextFlow's inputs and positions."""
+    """The transformer: Qwen2.5's block (RMSNorm, SwiGLU, grouped queries, bias on q, k, v), NextFlow's inputs, positions."""
 
-    hidden_size: int = Field(128, ge=8)
-    layers: int = Field(4, ge=1)
-    heads: int = Field(4, ge=1)
-    query_groups: int = Field(2, ge=1)
+    hidden_size: int = Field(default=128, ge=8)
+    layers: int = Field(default=4, ge=1)
+    heads: int = Field(default=4, ge=1)
+    query_groups: int = Field(default=2, ge=1)
     """Key-value heads; Qwen2.5-7B has 4 for 28 heads."""
-    ffn_size: int = Field(352, ge=8)
+    ffn_size: int = Field(default=352, ge=8)
     """Width of the SwiGLU product (Qwen2.5-7B: 18944 for a hidden size of 3584)."""
-    rope_theta: float = Field(1e6, gt=0)
+    rope_theta: float = Field(default=1e6, gt=0)
     rope_sections: tuple[int, int, int] | None = None
     """Rotary frequencies given to (scale or text position, row, column); they sum to half a head's width. Which section
     carries which axis is unpublished; None gives 1/4, 3/8, 3/8, the proportions of Qwen2.5-VL's [16, 24, 24]."""
-    rope_extent: float = Field(64.0, gt=0)
+    rope_extent: float = Field(default=64.0, gt=0)
     """C of NextFlow Eq. 1: rows and columns of every grid span [0, C). Unpublished; 64, our choice, is the side of the
     largest square grid, so that neighbours in it are one position apart."""
-    max_length: int = Field(2048, ge=8)
+    max_length: int = Field(default=2048, ge=8)
     """Slots of a sequence; shorter packs are padded to it."""
-    max_scales: int = Field(18, ge=1)
+    max_scales: int = Field(default=18, ge=1)
     """Rows of the learnable scale embedding."""
     train_codebook: bool = True
     """Whether the codebook vectors, from which vision inputs are made, are learnt on. NextFlow initialises the vision
     embeddings from the codebook and trains all but the tokenizer; False keeps them as the tokenizer has them."""
-    init_std: float = Field(0.02, gt=0)
-    layernorm_epsilon: float = Field(1e-6, gt=0)
-    seed: int = Field(1234, ge=0)
+    init_std: float = Field(default=0.02, gt=0)
+    layernorm_epsilon: float = Field(default=1e-6, gt=0)
+    seed: int = Field(default=1234, ge=0)
     """Seed of the initial weights; each parameter draws from its own stream, named after it."""
 
     @property
@@ -75,9 +74,9 @@ class ModelConfig(Section):
 class ParallelConfig(Section):
     """How the model is spread; the data-parallel size is what the process count leaves."""
 
-    tp: int = Field(1, ge=1)
+    tp: int = Field(default=1, ge=1)
     """Tensor-parallel size: each layer's heads and feed-forward columns, and the head's rows, over this many processes."""
-    pp: int = Field(1, ge=1)
+    pp: int = Field(default=1, ge=1)
     """Pipeline stages."""
     sequence_parallel: Literal[False] = False
     """Not offered yet: norms and embeddings would have to be sharded over the sequence."""
@@ -86,46 +85,46 @@ class ParallelConfig(Section):
 class OptimizerConfig(Section):
     """AdamW, the paper's learning rates, and what the paper leaves open (betas, decay, clip, warm-up: VAR-RL's and ours)."""
 
-    lr: float = Field(1e-3, gt=0)
-    min_lr: float = Field(1e-5, ge=0)
+    lr: float = Field(default=1e-3, gt=0)
+    min_lr: float = Field(default=1e-5, ge=0)
     betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(0.05, ge=0)
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.05, ge=0)
     """On matrices only; Megatron exempts biases and norms."""
-    clip: float = Field(1.0, ge=0)
+    clip: float = Field(default=1.0, ge=0)
     """Largest global gradient norm; 0 does not clip."""
-    warmup_steps: int = Field(10, ge=0)
+    warmup_steps: int = Field(default=10, ge=0)
     decay: Literal["constant", "linear", "cosine"] = "cosine"
-    decay_steps: int | None = Field(None, ge=1)
+    decay_steps: int | None = Field(default=None, ge=1)
     """Steps until `min_lr`; None means all of `steps`."""
 
 
 class FeedConfig(Section):
     """What is read, and in which order."""
 
-    shards: Path | None = None
-    """Folder of the shard set, with its manifest.json. A whole run fills it in with the set that it packed."""
+    shards: str | None = None
+    """Folder or address (s3://…) of the shard set. A whole run fills it in with the set that it packed."""
     vision_tokenizer: Path | None = None
     """Folder of the vision tokenizer that made the shards: its codebook is where vision inputs begin. A whole run fills it
     in with its own."""
-    text_vocabulary: int | None = Field(None, ge=1)
-    """Text ids; None reads it from the shard set's manifest."""
-    global_batch_size: int = Field(8, ge=1)
+    text_tokenizer: Path | None = None
+    """tokenizer.json of the shards' text; training does not read it, `mnf generate` finds it here."""
+    global_batch_size: int = Field(default=8, ge=1)
     """Packs a step, over all processes."""
-    micro_batch_size: int = Field(1, ge=1)
+    micro_batch_size: int = Field(default=1, ge=1)
     """Packs of one forward pass."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     """Seed of the order; each epoch is another permutation."""
     verify: bool = True
     """Hash every shard against the manifest before the first step (each process takes its part of the shards)."""
 
 
 class LossConfig(Section):
-    """NextFlow §3.3: scale k of an image weighs 1/(h·w)^alpha a token, normalised so that an image keeps its total weight."""
+    """NextFlow §3.3: scale k of an image weighs 1/(h·w)^alpha a token, such that an image keeps its total weight."""
 
-    alpha: float = Field(0.9, ge=0, le=2)
+    alpha: float = Field(default=0.9, ge=0, le=2)
     """The paper's 0.9; 0 is uniform."""
-    vision_weight: float = Field(1.0, ge=0)
+    vision_weight: float = Field(default=1.0, ge=0)
     """Weight of an image token beside a text token; unpublished, 1 is our choice."""
     predict_boi: bool = True
     """Whether the text token before an image learns to predict ⟨boi⟩ (see `megatron_nextflow.layout.LayoutConfig`)."""
@@ -141,11 +140,11 @@ class TrainConfig(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     data: FeedConfig = FeedConfig()
     loss: LossConfig = LossConfig()
-    steps: int = Field(100, ge=1)
-    log_interval: int = Field(1, ge=1)
-    checkpoint_interval: int = Field(50, ge=1)
+    steps: int = Field(default=100, ge=1)
+    log_interval: int = Field(default=1, ge=1)
+    checkpoint_interval: int = Field(default=50, ge=1)
     """Steps between checkpoints; one is also written at the end and when the run is told to stop."""
-    keep: int = Field(2, ge=1)
+    keep: int = Field(default=2, ge=1)
     """Checkpoints kept; the oldest go first."""
     resume: bool = True
     """Go on from the latest checkpoint under `output`; False refuses to start where there is one."""
@@ -158,9 +157,9 @@ class TrainConfig(Section):
     recompute: bool = False
     """Recompute each layer's activations in the backward pass instead of keeping them."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: int = Field(1, ge=1)
+    threads: int = Field(default=1, ge=1)
     """CPU threads of each process."""
-    master_port: int | None = Field(None, ge=1, le=65535)
+    master_port: int | None = Field(default=None, ge=1, le=65535)
     """Port on which the processes find each other; None takes a free one. Set it for more than one machine."""
 
     @model_validator(mode="after")
@@ -179,7 +178,7 @@ class TrainConfig(Section):
         decay_steps = self.optimizer.decay_steps or self.steps
         if self.optimizer.warmup_steps >= decay_steps:
             raise ValueError(
-                f"optimizer.warmup_steps {self.optimizer.warmup_steps} must be fewer than the {decay_steps} steps of the schedule"
+                f"optimizer.warmup_steps {self.optimizer.warmup_steps} must be below the {decay_steps} steps of the schedule"
             )
         if self.optimizer.min_lr > self.optimizer.lr:
             raise ValueError(f"optimizer.min_lr {self.optimizer.min_lr} is above optimizer.lr {self.optimizer.lr}")
@@ -193,12 +192,13 @@ class TrainConfig(Section):
         Raises ValueError. Megatron-Core ignores FP8 without Transformer Engine and trains on in silence, so that is
         refused here.
         """
-        if self.data.shards is None or self.data.vision_tokenizer is None:
-            missing = "shards" if self.data.shards is None else "vision_tokenizer"
-            raise ValueError(f"data.{missing} is not set: the trainer needs a shard set and the vision tokenizer that made it")
+        if self.data.shards is None:
+            raise ValueError("data.shards is not set: name the folder of a shard set")
         shape = self.parallel.tp * self.parallel.pp
         if processes % shape:
-            raise ValueError(f"{processes} processes cannot hold parallel.tp {self.parallel.tp} × pp {self.parallel.pp} = {shape}")
+            raise ValueError(
+                f"{processes} processes cannot hold parallel.tp {self.parallel.tp} × pp {self.parallel.pp} = {shape}"
+            )
         data_parallel = processes // shape
         if self.data.global_batch_size % (data_parallel * self.data.micro_batch_size):
             raise ValueError(
@@ -217,17 +217,17 @@ class GenerateConfig(Section):
     """How `mnf generate` samples. The paper publishes no sampling settings; VAR-RL's (guidance 5, top-k 2, top-p 0.9) follow
     VAR. The defaults are ours, wider, for small models that are far from converged."""
 
-    guidance: float = Field(2.0, ge=0)
+    guidance: float = Field(default=2.0, ge=0)
     """Strength of classifier-free guidance at the last scale; it grows linearly over the scales (VAR). 0 switches it off."""
-    temperature: float = Field(1.0, gt=0)
-    top_k: int = Field(0, ge=0)
+    temperature: float = Field(default=1.0, gt=0)
+    top_k: int = Field(default=0, ge=0)
     """Most probable codes or words that are drawn from; 0 means all."""
-    top_p: float = Field(0.95, gt=0, le=1)
+    top_p: float = Field(default=0.95, gt=0, le=1)
     """Smallest set of codes or words that holds this probability."""
     level: Literal[128, 256, 512, 1024] = 128
     """Resolution level of the image, which fixes the number of scales."""
-    aspect: float = Field(1.0, gt=0)
+    aspect: float = Field(default=1.0, gt=0)
     """Height over width of the image; the nearest of the schedule's 41 ratios is taken."""
-    max_tokens: int = Field(64, ge=1)
+    max_tokens: int = Field(default=64, ge=1)
     """Text tokens of a continuation."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)

@@ -70,6 +70,6 @@ class NextFlowEmbedding(MegatronModule):
         return hidden.transpose(0, 1).contiguous()
 
     def vision(self, vectors: Tensor, scale: Tensor, count: Tensor) -> Tensor:
-        """Embeddings [N, H] of vision slots from their upsampled codebook vectors [N, D], scale [N] and number of scales [N]."""
+        """Embeddings [N, H] of vision slots from their upsampled code vectors [N, D], scale [N] and number of scales [N]."""
         embedded = self.connector(vectors) + self.scale_embeddings[scale - 1]
         return embedded + self.scale_count_gain * sinusoid(count, embedded.shape[-1]).to(embedded.dtype)

@@ -12,9 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from nextflow_tokenize.segments import Segment, image_grids
-from numpy import integer
-from numpy.typing import NDArray
+from nextflow_tokenize.segments import image_grids
+from nextflow_tokenize.shards import Sample
 
 from megatron_nextflow.config import TrainConfig
 from megatron_nextflow.layout import LayoutBatch, LayoutConfig, PackLayout, build_layout, collate
@@ -22,26 +21,11 @@ from megatron_nextflow.order import shuffled
 from megatron_nextflow.vocabulary import Vocabulary
 
 
-class Sample(Protocol):
-    """One pack as a shard set gives it."""
-
-    @property
-    def key(self) -> str: ...
-    @property
-    def segments(self) -> list[Segment]: ...
-    @property
-    def text(self) -> NDArray[integer]: ...
-    @property
-    def input(self) -> NDArray[integer]: ...
-    @property
-    def target(self) -> NDArray[integer]: ...
-
-
 class Packs(Protocol):
     """What feeding needs of a shard set."""
 
     def __len__(self) -> int: ...
-    def read(self, index: int, /) -> Sample: ...
+    def read(self, number: int) -> Sample: ...
 
 
 class FeedError(ValueError):

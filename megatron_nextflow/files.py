@@ -13,7 +13,7 @@ def file_sha256(path: Path) -> str:
 
 
 def file_problem(path: Path, size: int, sha256: str) -> str | None:
-    """What is wrong with a file that should have `size` bytes and this hash, in words that follow its name; None: nothing."""
+    """What is wrong with a file that should have `size` bytes and this hash, in words to follow its name; None: nothing."""
     if not path.is_file():
         return "is missing"
     found = path.stat().st_size

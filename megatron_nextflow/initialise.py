@@ -58,7 +58,7 @@ def _tensors(state: Any) -> Iterator[ShardedTensor]:
 
 def _draw(name: str, shape: tuple[int, ...], model: ModelConfig) -> Tensor:
     base = name.rstrip("0123456789.")
-    if base.endswith("norm.weight") or base.endswith("layer_norm_weight"):
+    if base.endswith(("norm.weight", "layer_norm_weight")):
         return torch.ones(shape)
     if base.endswith("scale_count_gain"):
         return torch.full(shape, model.init_std)

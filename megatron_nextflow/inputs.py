@@ -7,6 +7,7 @@ part. The cost: the set is read once at the start (`data.verify: false` trusts i
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,6 @@ from nextflow_tokenize.vision.identity import identity, load_codebook
 from torch import Tensor
 
 from megatron_nextflow.config import TrainConfig
-from megatron_nextflow.files import file_problem
 from megatron_nextflow.vocabulary import Vocabulary
 
 
@@ -44,18 +44,19 @@ def open_inputs(config: TrainConfig) -> Inputs:
     manifest it cannot use (a ValueError too), on all processes and before anything is read.
     """
     folder = config.data.shards
-    assert folder is not None  # TrainConfig.check has refused that
+    if folder is None:
+        raise InputError("data.shards is not set: name the folder of a shard set")
     packs = ShardSet.open(folder)
     manifest = packs.manifest
     if not len(packs):
         raise InputError(f"{folder} holds no packs; there is nothing to train on")
     if manifest.budget.max_length > config.model.max_length:
         raise InputError(
-            f"{folder} was packed for up to {manifest.budget.max_length} slots, model.max_length is {config.model.max_length}; "
+            f"{folder} was packed for {manifest.budget.max_length} slots, model.max_length is {config.model.max_length}; "
             f"set model.max_length to at least {manifest.budget.max_length} or pack shorter"
         )
     if config.data.verify:
-        verify_files(folder, manifest.file_table())
+        verify_files(packs)
     vision = manifest.vision_tokenizer
     codebook = _codebook(config.data.vision_tokenizer, folder, vision.sha256) if vision else torch.zeros(1, 1)
     return Inputs(
@@ -68,28 +69,35 @@ def open_inputs(config: TrainConfig) -> Inputs:
     )
 
 
-def verify_files(folder: Path, table: dict[str, tuple[int, str]]) -> None:
-    """Compare every file of `table` (name: bytes, sha256) with what lies in `folder`, each process its share of them.
+def verify_files(packs: ShardSet) -> None:
+    """Compare the sha256 of every file of the set with its manifest's, each process its share of them.
 
-    Raises InputError on all processes, naming the first file that is missing or differs.
+    Raises InputError on all processes, naming the first file that differs. Sizes were compared when the set was opened.
     """
-    names = sorted(table)[dist.get_rank() :: dist.get_world_size()]
-    mine = [f"{name} {problem}" for name in names if (problem := file_problem(folder / name, *table[name]))]
+    table = packs.manifest.file_table()
+    mine: list[str] = []
+    for name in sorted(table)[dist.get_rank() :: dist.get_world_size()]:
+        with packs.opener(f"{packs.path}/{name}") as stream:
+            if hashlib.file_digest(stream, "sha256").hexdigest() != table[name][1]:  # type: ignore[arg-type]
+                mine.append(name)
     found: list[list[str]] = [[] for _ in range(dist.get_world_size())]
     dist.all_gather_object(found, mine)
-    problems = sorted(problem for part in found for problem in part)
-    if problems:
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise InputError(f"shard set {folder}: {problems[0]}{more}; run `mnf audit {folder}` and pack again")
+    damaged = sorted(name for part in found for name in part)
+    if damaged:
+        more = f" (and {len(damaged) - 1} more)" if len(damaged) > 1 else ""
+        raise InputError(
+            f"{packs.path}/{damaged[0]}{more} was changed after it was written: its sha256 is not the manifest's; "
+            f"`mnf audit {packs.path}` says where, then restore it or pack again"
+        )
 
 
-def _codebook(tokenizer: Path | None, shards: Path, expected: str) -> Tensor:
+def _codebook(tokenizer: Path | None, shards: str, expected: str) -> Tensor:
     if tokenizer is None:
         raise InputError(f"data.vision_tokenizer is not set, and {shards} holds images: name the tokenizer that made them")
     found = identity(tokenizer)
     if found != expected:
         raise InputError(
-            f"{shards} was made with the vision tokenizer {expected}, {tokenizer} is {found}: its codes mean something else; "
+            f"{shards} was made with the vision tokenizer {expected}, {tokenizer} is {found}: its codes mean other things; "
             "name the tokenizer that made the shards"
         )
     return torch.from_numpy(load_codebook(tokenizer))

@@ -54,13 +54,21 @@ def launch(config: TrainConfig, root: Path, processes: int, environment: Mapping
 
 
 def _resolve(config: TrainConfig, root: Path) -> TrainConfig:
+    """The configuration with absolute paths, so that it means the same in any working directory."""
+
     def under(path: Path | None) -> Path | None:
         return None if path is None else (root / path).resolve()
 
-    data = config.data.model_copy(
-        update={"shards": under(config.data.shards), "vision_tokenizer": under(config.data.vision_tokenizer)}
+    data = config.data
+    tokenizers = {name: under(getattr(data, name)) for name in ("vision_tokenizer", "text_tokenizer")}
+    shards = data.shards if data.shards is None or "://" in data.shards else str(under(Path(data.shards)))
+    return config.model_copy(
+        update={
+            "data": data.model_copy(update={"shards": shards, **tokenizers}),
+            "output": under(config.output),
+            "init_from": under(config.init_from),
+        }
     )
-    return config.model_copy(update={"data": data, "output": under(config.output), "init_from": under(config.init_from)})
 
 
 def _environment(config: TrainConfig, status: Path, extra: Mapping[str, str] | None) -> dict[str, str]:

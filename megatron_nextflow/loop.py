@@ -2,14 +2,13 @@
 
 Everything that can be refused is refused before the first step: a damaged shard, a tokenizer that is not the shards' or the
 checkpoint's, a layout of processes that does not fit. A request to stop (SIGTERM, SIGINT) on any process is shared among all
-after each step, so that they stop at the same one, save, and leave with a checkpoint. The cost is one small all-reduce a step.
+after each step, so that they stop at the same one, save, and leave a checkpoint. The cost is one small all-reduce a step.
 """
 
 from __future__ import annotations
 
 import signal
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +21,24 @@ from megatron_nextflow.checkpoint import CheckpointError, CheckpointState
 from megatron_nextflow.config import TrainConfig
 from megatron_nextflow.feed import Feed, Share
 from megatron_nextflow.metrics import Reporter
-from megatron_nextflow.training import Trainer, start_parallel
+from megatron_nextflow.training import StepReport, Trainer, start_parallel
 
 
-@dataclass
 class _Stop:
-    """Set by a signal handler; read after each step."""
+    """Remembers a signal that asks to stop, while the context lasts; the handlers before it are put back after."""
 
-    signal: int = 0
+    def __init__(self) -> None:
+        self.signal = 0
+        self._before: dict[int, Any] = {}
 
-    def install(self) -> None:
+    def __enter__(self) -> _Stop:
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._handle)
+            self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _handle(self, number: int, frame: Any) -> None:
         self.signal = number
@@ -48,60 +53,72 @@ class _Stop:
 def train(config: TrainConfig, device: torch.device) -> int:
     """Run until `config.steps` steps are done or a signal asks to stop; returns the step reached.
 
-    torch.distributed must be running (see `device.setup`). Raises ValueError (also CheckpointError, FeedError,
-    InputError) with a one-line reason for what cannot be trained on, the same on every process.
+    torch.distributed must be running (see `device.setup`); Megatron's process groups are made here and taken down after.
+    Raises ValueError (CheckpointError, FeedError, InputError, ShardError are such) with a one-line reason for what cannot be
+    trained on, before the first step on every process alike, and DivergedError where the loss is no longer a number.
     """
-    stop = _Stop()
-    stop.install()
     config.check(dist.get_world_size())
     start_parallel(config)
+    try:
+        with _Stop() as stop:
+            return _train(config, device, stop)
+    finally:
+        parallel_state.destroy_model_parallel()
+
+
+def _train(config: TrainConfig, device: torch.device, stop: _Stop) -> int:
     source = inputs.open_inputs(config)
     trainer = Trainer(config, source.vocabulary, source.codebook, device)
-    share = Share(parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size())
-    feed = Feed(source.packs, config, source.vocabulary, share)
     state = _resume(config, trainer, source)
-    feed.consumed = state.consumed
     trainer.set_step(state.step)
+    share = Share(parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size())
+    feed = Feed(source.packs, config, source.vocabulary, share, state.consumed)
+    opening = _opening(config, source, trainer.parameters, state)
     reporter = Reporter(config.output, state.step, config.steps) if _reports() else None
-    parameters = trainer.parameters
-    if reporter:
-        reporter.say(_opening(config, source, parameters, state))
-    saved = state.step
+    try:
+        if reporter:
+            reporter.say(opening)
+        return _steps(config, trainer, feed, state, reporter, stop)
+    finally:
+        if reporter:
+            reporter.close()
+
+
+def _steps(
+    config: TrainConfig, trainer: Trainer, feed: Feed, state: CheckpointState, reporter: Reporter | None, stop: _Stop
+) -> int:
     stopped = False
     while state.step < config.steps and not stopped:
         began = time.perf_counter()
         report, norm = trainer.step(feed.next_batch())
         state = state.model_copy(update={"step": state.step + 1, "consumed": feed.consumed})
-        stopped = stop.anywhere(device)
-        if reporter and report and (state.step % config.log_interval == 0 or state.step == config.steps or stopped):
-            seconds = time.perf_counter() - began
-            slots = config.data.global_batch_size * config.model.max_length
-            reporter.step(
-                {
-                    "step": state.step,
-                    "loss": report.loss,
-                    "by_kind": report.by_kind,
-                    "grad_norm": norm,
-                    "lr": trainer.learning_rate,
-                    "tokens": report.tokens,
-                    "seconds": seconds,
-                    "tokens_per_second": slots / seconds,
-                    "consumed": state.consumed,
-                }
-            )
-        if state.step % config.checkpoint_interval == 0 or state.step == config.steps or stopped:
+        stopped = stop.anywhere(trainer.device)
+        last = stopped or state.step == config.steps
+        if reporter and report and (last or state.step % config.log_interval == 0):
+            reporter.step(_row(state, report, norm, trainer.learning_rate, time.perf_counter() - began))
+        if last or state.step % config.checkpoint_interval == 0:
             path = checkpoint.save(trainer, state, config.output, config.keep)
-            saved = state.step
             if reporter:
                 reporter.say(f"[dim]saved {path}[/dim]")
     if reporter:
-        if stopped:
-            reporter.say(f"stopped by a signal at step {state.step}, saved; the same command goes on from here")
-        elif saved == state.step and state.step >= config.steps:
-            reporter.say(f"done: {state.step} steps")
-        reporter.close()
-    dist.barrier()
+        again = "stopped by a signal, saved; the same command goes on from here"
+        reporter.say(f"step {state.step}: {again if stopped else 'done'}")
     return state.step
+
+
+def _row(state: CheckpointState, report: StepReport, norm: float, rate: float, seconds: float) -> dict[str, Any]:
+    return {
+        "step": state.step,
+        "loss": report.loss,
+        "by_kind": report.by_kind,
+        "grad_norm": norm,
+        "lr": rate,
+        "tokens": report.tokens,
+        "labels": report.labels,
+        "seconds": seconds,
+        "tokens_per_second": report.tokens / seconds,
+        "consumed": state.consumed,
+    }
 
 
 def _reports() -> bool:
@@ -174,7 +191,8 @@ def _load_weights(path: Path, fresh: CheckpointState, trainer: Trainer) -> None:
         raise CheckpointError(f"init_from: {path} holds no checkpoint")
     manifest = checkpoint.read_manifest(found)
     _require_tokenizers(found, manifest.state, fresh)
-    checkpoint.load(trainer, found, manifest, weights_only=True)
+    checkpoint.load_weights(trainer.model, found, manifest)
+    trainer.optimizer.reload_model_params()
 
 
 def _require_tokenizers(path: Path, old: CheckpointState, new: CheckpointState) -> None:

@@ -48,10 +48,10 @@ class Reporter:
 
     def say(self, text: str) -> None:
         """A line on the terminal."""
-        self.console.print(text)
+        self.console.print(text, soft_wrap=True)
 
     def step(self, row: dict[str, Any]) -> None:
-        """`row`: step, loss, by_kind {name: nats}, grad_norm, lr, tokens, seconds, tokens_per_second, consumed."""
+        """`row`: step, loss, by_kind {name: nats}, grad_norm, lr, tokens, labels, seconds, tokens_per_second, consumed."""
         self.stream.write(json.dumps(row) + "\n")
         self.stream.flush()
         for name in ("loss", "grad_norm", "lr", "tokens_per_second"):

@@ -66,9 +66,7 @@ class NextFlowModel(LanguageModule):
         """What the stage before sent, [L, B, H]; called by Megatron's schedules."""
         self.decoder.set_input_tensor(input_tensor[0] if isinstance(input_tensor, list) else input_tensor)
 
-    def forward(
-        self, batch: LayoutBatch, ranges: BlockRangeParams, *, hidden: Tensor | None = None, **block: Any
-    ) -> Tensor:
+    def forward(self, batch: LayoutBatch, ranges: BlockRangeParams, *, hidden: Tensor | None = None, **block: Any) -> Tensor:
         """Hidden states [L, B, H], or on the last stage logits [L, B, V/tp], padding rows at −∞.
 
         `hidden`, where given, takes the place of the embedded batch. `block` goes to the transformer block as it is.

@@ -16,7 +16,7 @@ def shuffled(place: int, count: int, seed: int) -> int:
     """Which pack of `count` is fed at `place` (0, 1, 2, … without end); each epoch of `count` places is another permutation.
 
     A balanced Feistel network over the smallest even number of bits that holds `count`, walked until it falls below `count`
-    (Black and Rogaway, "Ciphers with arbitrary finite domains", 2002); the round function is BLAKE2b keyed by seed and epoch.
+    (Black and Rogaway, "Ciphers with arbitrary finite domains", 2002); the round function is keyed BLAKE2b.
     """
     epoch, value = divmod(place, count)
     half = max(1, ((count - 1).bit_length() + 1) // 2)

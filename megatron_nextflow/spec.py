@@ -44,7 +44,9 @@ def transformer_config(config: TrainConfig) -> TransformerConfig:
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     fp8: dict[str, Any] = {"fp8": "hybrid", "fp8_recipe": config.fp8} if config.fp8 else {}
     recompute: dict[str, Any] = (
-        {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1} if config.recompute else {}
+        {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+        if config.recompute
+        else {}
     )
     return TransformerConfig(
         num_layers=model.layers,

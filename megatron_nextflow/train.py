@@ -108,7 +108,9 @@ def _die_with_parents() -> None:
     def watch() -> None:
         while True:
             time.sleep(1.0)
-            if os.getppid() != parent or (launcher and not Path(f"/proc/{launcher}").exists() and Path("/proc/self").exists()):
+            if os.getppid() != parent or (
+                launcher and not Path(f"/proc/{launcher}").exists() and Path("/proc/self").exists()
+            ):
                 os._exit(1)
 
     threading.Thread(target=watch, name="orphan-watch", daemon=True).start()

@@ -39,14 +39,16 @@ class DivergedError(RuntimeError):
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one step measured over the whole global batch; None on processes that do not hold the last pipeline stage.
+    """What one step measured over the whole global batch.
 
     `loss`: the weighted objective, nats a predicted token. `by_kind`: plain cross-entropy, nats a token, by "text" and
-    "image/1", "image/2", … (scale); kinds that the batch did not hold are absent. `tokens`: predicted tokens.
+    "image/1", "image/2", … (scale); kinds that the batch did not hold are absent. `tokens`: slots that are not padding;
+    `labels`: how many of them predict something.
     """
 
     loss: float
     tokens: int
+    labels: int
     by_kind: dict[str, float]
 
 
@@ -71,7 +73,9 @@ class Trainer:
         self.model.to(device)
         bf16 = config.precision == "bf16"
         stage: torch.nn.Module = Float16Module(self.megatron_config, self.model) if bf16 else self.model
-        ddp = DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=True, overlap_grad_reduce=False)
+        ddp = DistributedDataParallelConfig(
+            grad_reduce_in_fp32=True, use_distributed_optimizer=True, overlap_grad_reduce=False
+        )
         self.stage = DistributedDataParallel(self.megatron_config, ddp, stage)
         self.stage.broadcast_params()
         optimizer = config.optimizer
@@ -167,7 +171,8 @@ class Trainer:
     def _loss(self, batch: LayoutBatch, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         loss, tokens, by_kind = weighted_loss(logits, batch, self.kinds)
         # The schedule divides the loss it is given in place, so the report holds a copy.
-        totals = torch.stack([loss.detach().double().clone(), tokens.detach().double()])
+        used = torch.tensor(batch.used, device=loss.device)
+        totals = torch.stack([loss.detach().double().clone(), used.double(), tokens.double()])
         return loss, tokens.int(), torch.cat([totals, by_kind.detach().double().flatten()])
 
     def _reduce(self, reports: list[Tensor]) -> StepReport | None:
@@ -175,10 +180,10 @@ class Trainer:
             return None
         total = torch.stack(reports).sum(0)
         dist.all_reduce(total, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
-        loss, tokens, *flat = total.tolist()
+        loss, tokens, labels, *flat = total.tolist()
         names = ["text", *(f"image/{k}" for k in range(1, self.kinds))]
         sums = zip(names, flat[::2], flat[1::2], strict=True)
-        return StepReport(loss / max(tokens, 1.0), int(tokens), {name: s / n for name, s, n in sums if n})
+        return StepReport(loss / max(labels, 1.0), int(tokens), int(labels), {name: s / n for name, s, n in sums if n})
 
     def _require_finite(self, report: StepReport | None) -> None:
         bad = report is not None and not torch.isfinite(torch.tensor(report.loss))

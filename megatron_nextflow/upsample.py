@@ -12,7 +12,6 @@ from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
-
 from nextflow_tokenize.schedule import Grid
 
 TAPS = 16
@@ -22,7 +21,7 @@ _A = -0.75  # the cubic convolution coefficient of torch's interpolate(mode="bic
 
 
 def _axis(source: int, target: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """One axis: for each of `target` places the four source indices (clamped at the border) and their weights, [target, 4]."""
+    """One axis: for each of `target` places the four source indices (clamped to the border) and weights, [target, 4]."""
     centre = (np.arange(target, dtype=np.float64) + 0.5) * (source / target) - 0.5
     first = np.floor(centre).astype(np.int64)
     t = centre - first
