@@ -6,6 +6,8 @@ import hashlib
 import itertools
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -276,3 +278,16 @@ def test_a_damaged_checkpoint_is_refused(run: Run, tmp_path: Path) -> None:
     victim.write_bytes(content)
     with pytest.raises(CheckpointError, match=victim.name):
         generate(copy, "a", None, text_tokenizer=run.text)
+
+
+def test_the_module_runs_in_a_process_of_its_own(run: Run) -> None:
+    """Also that nothing imports megatron.core before the device is set up, which this process cannot show."""
+    command = [sys.executable, "-m", "megatron_nextflow.generate", str(run.output)]
+    settings = GenerateConfig(max_tokens=4, top_k=1)
+    done = subprocess.run(
+        [*command, "the quick", "--settings", settings.model_dump_json()], capture_output=True, text=True, check=True
+    )
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["text"] == generate(run.output, "the quick", None, settings).text
+    refused = subprocess.run([*command, ""], capture_output=True, text=True)
+    assert refused.returncode == 2 and refused.stderr.strip().splitlines()[-1].startswith("a continuation needs")
