@@ -90,22 +90,25 @@ def generate(
     out: Annotated[Path | None, typer.Option(help="PNG to write; without it, text is continued")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="checkpoint folder (default: the run's last one)")] = None,
     root: RootOption = DEFAULT_ROOT,
-    level: Annotated[int | None, typer.Option(help="resolution level: 128, 256, 512 or 1024 (default: the run's)")] = None,
-    ratio: Annotated[float, typer.Option(help="height/width of the image")] = 1.0,
-    cfg: Annotated[float, typer.Option(help="guidance; grows linearly over the scales to this")] = 3.0,
-    temperature: Annotated[float, typer.Option(help="sampling temperature")] = 1.0,
-    top_k: Annotated[int, typer.Option(help="sample among this many codes; 0: all")] = 100,
-    top_p: Annotated[float, typer.Option(help="sample within this probability mass")] = 0.95,
-    seed: Annotated[int, typer.Option(help="seed of the sampling")] = 0,
-    max_text_tokens: Annotated[int, typer.Option(help="length of a text continuation")] = 64,
+    level: Annotated[int | None, typer.Option(help="resolution level: 128, 256, 512 or 1024")] = None,
+    aspect: Annotated[float | None, typer.Option(help="height over width")] = None,
+    guidance: Annotated[float | None, typer.Option(help="classifier-free guidance at the last scale; 0: none")] = None,
+    temperature: Annotated[float | None, typer.Option(help="sampling temperature")] = None,
+    top_k: Annotated[int | None, typer.Option(help="sample among this many codes or words; 0: all")] = None,
+    top_p: Annotated[float | None, typer.Option(help="sample within this probability")] = None,
+    seed: Annotated[int | None, typer.Option(help="seed of the sampling")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="tokens of a text continuation")] = None,
 ) -> None:
-    """An image from a prompt, scale by scale; or with no --out, a continuation of the prompt in text."""
+    """An image from a prompt, scale by scale; or with no --out, a continuation of the prompt in text.
+
+    Options left out are those of the run's recipe.
+    """
     with _plain_errors():
         from nextflow_orchestration.training import generate_from_run
 
         generate_from_run(
-            root=root, checkpoint=checkpoint, prompt=prompt, out=out, level=level, ratio=ratio, cfg=cfg,
-            temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, max_text_tokens=max_text_tokens,
+            root=root, checkpoint=checkpoint, prompt=prompt, out=out, level=level, aspect=aspect, guidance=guidance,
+            temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, max_tokens=max_tokens,
         )  # fmt: skip
 
 

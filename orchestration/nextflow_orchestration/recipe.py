@@ -14,7 +14,7 @@ import yaml
 from nextflow_data.config import CaptionConfig, DedupConfig, FilterConfig, IngestConfig, Section
 from nextflow_pipelines.config import SparkConfig
 from nextflow_tokenize.config import PackConfig, TextTokenizerConfig, TokenizeConfig, VisionTokenizerConfig
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from megatron_nextflow.config import GenerateConfig, TrainConfig
 from nextflow_orchestration.recipe_error import RecipeError, duplicate_keys, explain, key_lines
@@ -28,6 +28,12 @@ class FlowConfig(Section):
 
     retries: int = Field(1, ge=0, description="tries again of a stage that failed (bad configuration is never tried again)")
     retry_delay_seconds: float = Field(2.0, ge=0, description="wait before a retry")
+
+
+class GenerateSection(GenerateConfig):
+    """The image that a run makes at its end."""
+
+    prompt: str = Field("A photograph of a coffee cup", description="what it should show")
 
 
 class ReportConfig(Section):
@@ -54,13 +60,22 @@ class Recipe(Section):
     tokenize: TokenizeConfig = TokenizeConfig()
     pack: PackConfig = PackConfig()
     train: TrainConfig = TrainConfig()
-    generate: GenerateConfig = GenerateConfig()
+    generate: GenerateSection = GenerateSection()
     report: ReportConfig = ReportConfig()
 
     @field_validator("input", mode="before")
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _fits(self) -> Recipe:
+        if self.pack.max_length > self.train.model.max_length:
+            raise ValueError(
+                f"pack.max_length {self.pack.max_length} is more than train.model.max_length {self.train.model.max_length}: "
+                "the model could not hold the packs"
+            )
+        return self
 
     def check_inputs(self) -> None:
         """RecipeError where an input file is missing, naming it."""
@@ -69,7 +84,8 @@ class Recipe(Section):
             raise RecipeError("\n".join(f"input file not found: {name}; correct `input` in the recipe" for name in missing))
 
 
-def _override(tree: dict[str, Any], assignment: str) -> None:
+def _override(tree: dict[str, Any], assignment: str) -> tuple[str, ...]:
+    """Applies one `--set`; returns the path of the key."""
     dotted, sign, value = assignment.partition("=")
     keys = dotted.strip().split(".")
     if not sign or not all(keys):
@@ -82,6 +98,7 @@ def _override(tree: dict[str, Any], assignment: str) -> None:
         tree[keys[-1]] = yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise RecipeError(f"--set {assignment}: the value is not YAML: {error}") from None
+    return tuple(keys)
 
 
 def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
@@ -103,9 +120,10 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
     repeated = list(duplicate_keys(node, str(path)))
     if repeated:
         raise RecipeError("\n".join(repeated))
+    lines: dict[tuple[str | int, ...], int | None] = dict(key_lines(node))
     for assignment in overrides or []:
-        _override(tree, assignment)
+        lines[_override(tree, assignment)] = None
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
-        raise RecipeError(explain(error, Recipe, dict(key_lines(node)), str(path))) from None
+        raise RecipeError(explain(error, Recipe, lines, str(path))) from None

@@ -62,13 +62,17 @@ def _model_at(model: type[BaseModel], path: tuple[str | int, ...]) -> type[BaseM
     return found
 
 
-def explain(error: ValidationError, model: type[BaseModel], lines: Mapping[tuple[str | int, ...], int], source: str) -> str:
-    """pydantic's findings as `file:line: section.key: what is wrong; what to do`, one a line."""
+def explain(error: ValidationError, model: type[BaseModel], lines: Mapping[tuple[str | int, ...], int | None], source: str) -> str:
+    """pydantic's findings as `file:line: section.key: what is wrong; what to do`, one a line.
+
+    `lines` has None for what the command line set.
+    """
     messages = []
     for finding in error.errors():
         loc = tuple(finding["loc"])
-        line = next((lines[loc[:n]] for n in range(len(loc), 0, -1) if loc[:n] in lines), None)
-        where = f"{source}:{line}" if line else source
+        known = next((loc[:n] for n in range(len(loc), 0, -1) if loc[:n] in lines), None)
+        line = lines[known] if known else 0
+        where = "--set" if line is None else f"{source}:{line}" if line else source
         dotted = ".".join(str(part) for part in loc)
         messages.append(f"{where}: {_message(finding, loc, dotted, model)}")
     return "\n".join(messages)
@@ -84,4 +88,5 @@ def _message(finding: Any, loc: tuple[str | int, ...], dotted: str, model: type[
     if finding["type"] == "missing":
         return f"'{dotted}' is missing; set it"
     text = finding["msg"].removeprefix("Value error, ")
-    return f"{dotted or 'recipe'}: {text} (got {finding['input']!r:.80})"
+    given = finding["input"]
+    return f"{dotted}: {text}" + ("" if isinstance(given, Mapping) else f" (got {given!r:.80})") if dotted else text

@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from nextflow_pipelines.stage import canonical_json, read_manifest
+from nextflow_pipelines.stage import canonical_json
 from rich.console import Console
 
 from megatron_nextflow.config import GenerateConfig, TrainConfig
@@ -60,11 +60,13 @@ def last_checkpoint(output: Path) -> Path:
     return output / "checkpoints" / (output / "checkpoints" / "latest").read_text(encoding="utf-8").strip()
 
 
-def resolve(recipe: Recipe, shards: Path, vision_tokenizer: Path, output: Path) -> TrainConfig:
+def resolve(recipe: Recipe, shards: Path, vision_tokenizer: Path, text_tokenizer: Path | None, output: Path) -> TrainConfig:
     """The recipe's `train` section with its paths filled in, validated again."""
     tree: dict[str, Any] = recipe.train.model_dump()
     tree["output"] = output.absolute()
-    tree["data"] |= {"shards": shards.absolute(), "vision_tokenizer": vision_tokenizer.absolute()}
+    tree["data"] |= {"shards": str(shards.absolute()), "vision_tokenizer": vision_tokenizer.absolute()}
+    if text_tokenizer is not None:
+        tree["data"]["text_tokenizer"] = text_tokenizer.absolute()
     return TrainConfig.model_validate(tree)
 
 
@@ -89,15 +91,16 @@ def train_recipe(recipe_path: Path, overrides: list[str], shards: Path | None, o
             raise NoRun(f"{recipe.root} holds no shards yet: run `mnf run {recipe_path}` first, or name a set with --shards")
         pack = commits["pack"]
         shards, tokenizer = pack.folder / "shards", commits["vision_tokenizer"].folder / "tokenizer"
+        text_tokenizer: Path | None = commits["text_tokenizer"].folder / "tokenizer.json"
         fingerprint = pack.manifest["fingerprint"]
     else:
         given = recipe.train.data.vision_tokenizer
         if given is None:
             raise ValueError("--shards needs train.data.vision_tokenizer: the folder of the tokenizer that made them")
-        tokenizer = given
+        tokenizer, text_tokenizer = given, recipe.train.data.text_tokenizer
         fingerprint = hashlib.sha256((shards / "manifest.json").read_bytes()).hexdigest()
     output = out or training_folder(recipe.root, recipe.train, fingerprint)
-    step = run_training(resolve(recipe, shards, tokenizer, output))
+    step = run_training(resolve(recipe, shards, tokenizer, text_tokenizer, output))
     Console(stderr=True, highlight=False).print(f"step {step}; checkpoints, metrics.jsonl and TensorBoard files in {output}")
 
 
@@ -111,25 +114,25 @@ def newest_training(root: Path) -> Path:
 
 def generate_from_run(root: Path, checkpoint: Path | None, prompt: str, out: Path | None, **overrides: Any) -> None:
     """`mnf generate`: from `checkpoint`, or the newest of the run in `root`; options left out are the run's own."""
-    from megatron_nextflow.generate import generate
+    from nextflow_orchestration.final_stages import generate_in_process
 
     path = checkpoint or last_checkpoint(newest_training(root))
-    settings = GenerateConfig.model_validate(_run_settings(root) | {k: v for k, v in overrides.items() if v is not None})
-    result = generate(path, prompt, out, settings)
+    chosen = _run_settings(root) | {key: value for key, value in overrides.items() if value is not None}
     console = Console(highlight=False)
+    with console.status("generating…"):
+        result = generate_in_process(path, prompt, out, GenerateConfig.model_validate(chosen), threads=2)
     if out is None:
-        console.print(result.text, markup=False)
+        console.print(prompt, end="", style="bold", markup=False)
+        console.print(result["text"], markup=False)
     else:
-        console.print(f"{out}: {result.width}×{result.height} pixels, {result.passes} forward passes, {result.seconds:.1f} s")
+        size = f"{result['width']}×{result['height']} pixels"
+        console.print(f"{out}: {size}, {result['passes']} forward passes, {result['seconds']:.1f} s", soft_wrap=True)
 
 
 def _run_settings(root: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads((root / "recipe.json").read_text(encoding="utf-8"))["generate"])
+        settings = dict(json.loads((root / "recipe.json").read_text(encoding="utf-8"))["generate"])
     except (OSError, ValueError, KeyError):
         return {}
-
-
-def shards_fingerprint(pack: Path) -> str:
-    """Fingerprint of a committed pack stage."""
-    return str(read_manifest(pack)["fingerprint"])
+    settings.pop("prompt", None)
+    return settings

@@ -44,7 +44,7 @@ def test_a_missing_key_a_repeated_key_and_broken_yaml_are_refused(tmp_path: Path
 def test_overrides_are_validated_like_the_file(tmp_path: Path) -> None:
     text = "name: tiny\nroot: runs/tiny\ninput: sample\n"
     assert load_recipe(write(tmp_path, text), ["train.steps=7"]).train.steps == 7
-    assert "did you mean 'steps'?" in refuse(tmp_path, text, "train.step=7")
+    assert "--set: unknown key 'train.step'; did you mean 'steps'?" in refuse(tmp_path, text, "train.step=7")
     assert "section.key=value" in refuse(tmp_path, text, "train.steps")
 
 

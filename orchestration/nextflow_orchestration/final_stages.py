@@ -1,0 +1,67 @@
+"""What follows the shards in a run: train, generate, report."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nextflow_pipelines.context import RunContext, StageResult, run_contract
+from nextflow_pipelines.stage import StageError, StagePlan, StageWork, sha256_file, unit_output
+
+from megatron_nextflow.config import GenerateConfig
+from nextflow_orchestration.recipe import Recipe
+from nextflow_orchestration.training import last_checkpoint, last_step, resolve, run_training, training_folder
+
+GENERATE_VERSION = 1
+IMAGE = "image.png"
+
+
+def train_stage(recipe: Recipe, pack: StageResult, tokenizer: Path, text_tokenizer: Path) -> tuple[Path, int, bool]:
+    """Trains on a committed pack stage; returns the folder, the step reached, and whether there was anything to do."""
+    output = training_folder(recipe.root, recipe.train, pack.fingerprint)
+    if last_step(output) >= recipe.train.steps:
+        return output, last_step(output), False
+    return output, run_training(resolve(recipe, pack.dir / "shards", tokenizer, text_tokenizer, output)), True
+
+
+def generate_stage(recipe: Recipe, training: Path) -> StageResult:
+    """One image from the recipe's prompt, under the stage contract: another checkpoint or setting makes another image."""
+    settings = GenerateConfig.model_validate(recipe.generate.model_dump(exclude={"prompt"}))
+    checkpoint = last_checkpoint(training)
+    parameters = {"prompt": recipe.generate.prompt, "settings": settings.model_dump(mode="json")}
+    plan = StagePlan("generate", GENERATE_VERSION, parameters, {"checkpoint": sha256_file(checkpoint / "manifest.json")})
+
+    def body(work: StageWork) -> tuple[list[str], Mapping[str, Any]]:
+        with unit_output(work.dir, "image") as out:
+            result = generate_in_process(checkpoint, recipe.generate.prompt, out.path(IMAGE), settings, recipe.train.threads)
+            out.path("result.json").write_text(json.dumps(result["metadata"], sort_keys=True), encoding="utf-8")
+        return ["image"], {"prompt": recipe.generate.prompt, "passes": result["passes"]}
+
+    return run_contract(RunContext(recipe.root), plan, body)
+
+
+def generate_in_process(checkpoint: Path, prompt: str, out: Path | None, settings: GenerateConfig, threads: int) -> dict[str, Any]:
+    """`megatron_nextflow.generate` in a process of its own, because setting up the device changes the whole process.
+
+    Returns its report; raises StageError with its last line when it refuses.
+    """
+    command = [sys.executable, "-m", "megatron_nextflow.generate", str(checkpoint), prompt, "--threads", str(threads)]
+    command += ["--settings", settings.model_dump_json()]
+    if out is not None:
+        command += ["--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"ended with status {done.returncode}"]
+        raise StageError(f"generate: {lines[-1]}")
+    return dict(json.loads(done.stdout.strip().splitlines()[-1]))
+
+
+def report_stage(recipe: Recipe, reused: frozenset[str]) -> Path:
+    """Writes the run's report; it is cheap, and always new."""
+    from nextflow_orchestration.report.write import write_report
+
+    return write_report(recipe.root, recipe.root / "report.html", packs=recipe.report.packs, examples=recipe.report.examples, reused=reused)
