@@ -37,13 +37,13 @@ def test_a_wrong_value_gives_its_line(tmp_path: Path) -> None:
 def test_a_missing_key_a_repeated_key_and_broken_yaml_are_refused(tmp_path: Path) -> None:
     assert "'name' is missing" in refuse(tmp_path, "root: a\ninput: sample\n")
     assert "r.yaml:4: 'name' is already set on line 1" in refuse(tmp_path, "name: a\nroot: a\ninput: sample\nname: b\n")
-    assert "r.yaml:2: not YAML" in refuse(tmp_path, "name: a\nroot: [a\ninput: sample\n")
+    assert "r.yaml:3: not YAML" in refuse(tmp_path, "name: a\nroot: [a\ninput: sample\n")
     assert "no such recipe" in str(pytest.raises(RecipeError, load_recipe, tmp_path / "none.yaml").value)
 
 
 def test_overrides_are_validated_like_the_file(tmp_path: Path) -> None:
     text = "name: tiny\nroot: runs/tiny\ninput: sample\n"
-    assert load_recipe(write(tmp_path, text), ["train.steps=7"]).train.steps == 7
+    assert load_recipe(write(tmp_path, text), ["train.steps=70"]).train.steps == 70
     assert "--set: unknown key 'train.step'; did you mean 'steps'?" in refuse(tmp_path, text, "train.step=7")
     assert "section.key=value" in refuse(tmp_path, text, "train.steps")
 
