@@ -63,7 +63,7 @@ class _Job:
 def tokenize_documents(
     documents: Iterable[Document],
     text: TextTokenizer,
-    vision: VisionTokenizer,
+    vision: VisionTokenizer | None,
     load_image: LoadImage,
     config: TokenizeConfig,
     ingest: IngestConfig | None = None,
@@ -72,7 +72,7 @@ def tokenize_documents(
 
     Neighbouring text nodes become one segment, an image's caption stands as text before it, the last segment ends with the
     end-of-text id. Images that do not load, do not decode, are not the bytes that were ingested or are too small for every
-    level leave the document. `ingest` holds the decoding limits. Raises only for settings that do not fit: ValueError where
+    level leave the document; with `vision` None all do. `ingest` holds the decoding limits. Raises only for settings that do not fit: ValueError where
     the tokenizer was not trained on the level asked for.
     """
     return _Run(text, vision, load_image, config, ingest or IngestConfig()).run(documents)
@@ -82,15 +82,15 @@ class _Run:
     def __init__(
         self,
         text: TextTokenizer,
-        vision: VisionTokenizer,
+        vision: VisionTokenizer | None,
         load_image: LoadImage,
         config: TokenizeConfig,
         ingest: IngestConfig,
     ) -> None:
         self.text, self.vision, self.load_image, self.config, self.ingest = text, vision, load_image, config, ingest
         self.levels = sorted({config.level, *config.lower_levels}, reverse=True)
-        untrained = [level for level in self.levels if level not in vision.config.levels]
-        if untrained:
+        untrained = [] if vision is None else [level for level in self.levels if level not in vision.config.levels]
+        if vision is not None and untrained:
             raise ValueError(f"levels {untrained} were not trained: the vision tokenizer has {list(vision.config.levels)}")
         self.jobs: dict[tuple[Grid, ...], list[_Job]] = {}
         self.held = 0
@@ -161,6 +161,10 @@ class _Run:
         """An image's schedule and pixels, or None with the reason noted."""
         from nextflow_data.images import ImageRejected, open_rgb
 
+        if self.vision is None:
+            detail = "the run has no vision tokenizer: none of its images could be trained on"
+            pending.decisions.append(_decision(pending, index, "no-vision-tokenizer", None, None, detail))
+            return None
         try:
             payload = self.load_image(image)
         except Exception as error:  # a moved file, a broken archive, a network: the document goes on without the image
@@ -212,6 +216,7 @@ class _Run:
 
     def _encode(self, schedule: tuple[Grid, ...]) -> None:
         """One batch: all jobs of a schedule."""
+        assert self.vision is not None
         jobs = self.jobs.pop(schedule)
         self.held -= len(jobs)
         codes = self.vision.encode(
