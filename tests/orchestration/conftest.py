@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,8 @@ from nextflow_pipelines.tables import UnitTables
 from nextflow_tokenize.manifest import TextTokenizerRecord, VisionTokenizerRecord
 from nextflow_tokenize.pack_config import PackConfig
 from nextflow_tokenize.pack_sample import build_pack
-from nextflow_tokenize.packing import PackPlan, Piece, Span
+from nextflow_tokenize.packing import plan, shape_of
 from nextflow_tokenize.schedule import grids, token_count
-from nextflow_tokenize.segments import slots
 from nextflow_tokenize.shard_writer import write_manifest, write_shard
 from nextflow_tokenize.tokenized import TOKENIZED_SCHEMA
 
@@ -51,15 +51,26 @@ class Builder:
     def __init__(self, root: Path, warc: Path) -> None:
         self.root, self.warc, self.last = root, warc, {"quickstart.warc.gz": "f" * 64}
 
-    def stage(self, name: str, tables: dict[str, list[Any]], schemas: dict[str, Any] | None = None, **inputs: str) -> Path:
-        plan = StagePlan(name, 1, {"files": 1}, self.last | inputs)
-        with open_stage(self.root, plan) as work, unit_output(work.dir, "only") as out:
-            data = UnitTables(out, schemas or DATASETS, "only")
-            for dataset, rows in tables.items():
-                data.write(dataset, rows)
-            data.close()
+    def stage(
+        self,
+        name: str,
+        tables: dict[str, list[Any]],
+        schemas: dict[str, Any] | None = None,
+        files: dict[str, bytes] | None = None,
+        facts: dict[str, Any] | None = None,
+        inputs: dict[str, str] | None = None,
+        **parameters: Any,
+    ) -> Path:
+        plan = StagePlan(name, 1, {"files": 1, **parameters}, self.last if inputs is None else inputs)
         with open_stage(self.root, plan) as work:
-            work.commit(["only"])
+            with unit_output(work.dir, "only") as out:
+                data = UnitTables(out, DATASETS if schemas is None else schemas, "only")
+                for dataset, rows in tables.items():
+                    data.write(dataset, rows)
+                data.close()
+                for path, content in (files or {}).items():
+                    out.path(path).write_bytes(content)
+            work.commit(["only"], facts)
         self.last = {name: plan.fingerprint}
         return plan.folder(self.root)
 
@@ -161,35 +172,60 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         "nodes": [left["nodes"][0], image_node({**big, "caption": "A tree", "captioner": "alt-text"}), left["nodes"][2]],
     }
     build.stage("caption", {"documents": [named]})
+    parents = dict(build.last)
+    _vision_tokenizer(build, big, tmp_path_factory.mktemp("tokenizer"))
+    parents |= build.last
+    build.stage("text_tokenizer", {}, {}, {"tokenizer.json": _bpe(tmp_path_factory.mktemp("bpe"))}, inputs=parents)
+    parents |= build.last
     row = tokenized(named)
-    build.stage("tokenize", {"tokenized": [row]}, {"tokenized": TOKENIZED_SCHEMA})
+    build.stage("tokenize", {"tokenized": [row]}, {"tokenized": TOKENIZED_SCHEMA}, inputs=parents)
     pack = build.stage("pack", {}, {})
     _shards(pack / "shards", row)
     return Run(root, {"kept": kept["doc_id"], "short": short["doc_id"], "copy": copy["doc_id"]})
 
 
+def _bpe(folder: Path) -> bytes:
+    from nextflow_tokenize.config import TextTokenizerConfig
+    from nextflow_tokenize.text import train_bpe
+
+    train_bpe(["some words of text"] * 3, TextTokenizerConfig(vocab_size=270), folder / "tokenizer.json")
+    return (folder / "tokenizer.json").read_bytes()
+
+
+def _vision_tokenizer(build: Builder, big: dict[str, Any], folder: Path) -> None:
+    """An untrained tokenizer with real weights, and an evaluation of the one image."""
+    import torch
+    from nextflow_tokenize.config import VisionTokenizerConfig
+    from nextflow_tokenize.vision.model import VisionTokenizer
+
+    sizes = {"codebook_size": 16, "semantic_dim": 4, "pixel_dim": 4, "levels": (128,), "channels": 8, "decoder_channels": 8}
+    config = VisionTokenizerConfig(**sizes)  # type: ignore[arg-type]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        identity_ = VisionTokenizer(config).save(folder)
+    scored = {"sha256": big["sha256"], "grid": list(SCHEDULE[-1]), "scales": 8, "psnr": 12.5, "semantic_cosine": 0.1}
+    scales = [
+        {"scale": k, "tokens": h * w, "distinct": min(16, h * w), "perplexity": 1.5} for k, (h, w) in enumerate(SCHEDULE, 1)
+    ]
+    evaluation = {"held_out": True, "images": [scored], "scales": scales, "psnr": 12.5, "usage": 0.5}
+    metrics = "".join(json.dumps({"step": step, "psnr": 10 + step / 10}) + "\n" for step in (10, 20))
+    files = {f"tokenizer/{path.name}": path.read_bytes() for path in folder.iterdir()}
+    files |= {"evaluation.json": json.dumps(evaluation).encode(), "tokenizer/metrics.jsonl": metrics.encode()}
+    facts = {"tokenizer": identity_, "training_images": 1, "steps": 20, "psnr_training": 13.0}
+    build.stage("vision_tokenizer", {}, {}, files, facts, vision_tokenizer=config.model_dump(mode="json"))
+
+
 def _shards(folder: Path, row: dict[str, Any]) -> None:
     """One pack with the whole document."""
     folder.mkdir()
-    text = [{"kind": "text", "doc": row["doc_id"], "tokens": 5, "loss": True}]
-    shape = {
-        "kind": "image",
-        "doc": row["doc_id"],
-        "sha256": "",
-        "grid": list(SCHEDULE[-1]),
-        "scales": len(SCHEDULE),
-        "loss": True,
-    }
-    total = 2 * slots(text[0]) + slots(shape)  # type: ignore[arg-type]
-    lengths = [5, 0, 5]
-    spans = tuple(Span(i, 0, length) for i, length in enumerate(lengths))
-    piece = Piece(doc_id=row["doc_id"], number=0, spans=spans, slots=total, pairs=0, codes=token_count(SCHEDULE))
-    sample = build_pack(PackPlan(pieces=(piece,), slots=total, cost=10**9), {row["doc_id"]: row})  # type: ignore[dict-item]
+    config = PackConfig(max_length=512)
+    (packed,) = plan([shape_of(row)], config).packs  # type: ignore[arg-type]
+    sample = build_pack(packed, {row["doc_id"]: row})  # type: ignore[dict-item]
     info = write_shard(folder / "shard-000000.tar", [sample], codebook_size=16)
     write_manifest(
         folder,
         [info],
-        config=PackConfig(max_length=512),
+        config=config,
         text_tokenizer=TextTokenizerRecord(sha256="a" * 64, vocab_size=300),
         vision_tokenizer=VisionTokenizerRecord(sha256="b" * 64, codebook_size=16, semantic_dim=4, pixel_dim=4),
         parents={},

@@ -96,7 +96,9 @@ def test_what_is_missing_is_left_out() -> None:
     tags = Tags(page)
     assert {a["id"] for tag, a in tags.found if tag == "section"} == {"audit"}
     assert "Nothing wrong was found" in tags.text
-    bad = render(Report("A set", "", audit=model.Audit((), (model.Finding("hash", "shard-000001", "000001", "is wrong"),))))
+    bad = render(
+        Report("A set", "", audit=model.Audit((), (model.Finding("error", "shard-000001", "1", "is wrong"),), False))
+    )
     assert "1 finding." in Tags(bad).text and "Nothing wrong" not in bad
 
 

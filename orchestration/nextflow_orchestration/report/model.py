@@ -6,7 +6,7 @@ Strings are raw, never HTML: escaping is the template's, in one place. Pictures 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
@@ -199,9 +199,9 @@ class Generated:
 
 @dataclass(frozen=True)
 class Finding:
-    """Something the audit found wrong, and where."""
+    """Something the audit found wrong, and where. `severity` is "error" or "warning"."""
 
-    check: str
+    severity: str
     shard: str
     key: str
     message: str
@@ -209,14 +209,11 @@ class Finding:
 
 @dataclass(frozen=True)
 class Audit:
-    """The audit's verdict: what was checked, and every finding."""
+    """The audit's verdict: what was checked, every finding, and whether the set may be trained on (`ok`)."""
 
     facts: tuple[Fact, ...]
     findings: tuple[Finding, ...] = ()
-
-    @property
-    def ok(self) -> bool:
-        return not self.findings
+    ok: bool = True
 
 
 @dataclass(frozen=True)
@@ -238,4 +235,4 @@ class Report:
     generated: tuple[Generated, ...] = ()
     audit: Audit | None = None
     settings: str = ""
-    notes: tuple[str, ...] = field(default_factory=tuple)
+    notes: tuple[str, ...] = ()

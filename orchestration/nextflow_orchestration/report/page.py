@@ -42,7 +42,7 @@ def render(report: Report) -> str:
         "shade": shade,
         "most_documents": max((s.documents for s in report.stages), default=1),
         "most_images": max((s.images for s in report.stages), default=1),
-        "tokenizer_chart": _chart(report.tokenizer.curves, "Tokenizer training", "loss") if report.tokenizer else "",
+        "tokenizer_chart": _chart(report.tokenizer.curves, "Tokenizer training", "dB") if report.tokenizer else "",
     }
     if report.packing:
         values |= _packing(report.packing)

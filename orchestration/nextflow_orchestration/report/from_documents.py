@@ -1,0 +1,201 @@
+"""The report's part on documents: what was left after each stage, what each rule did, what was kept aside.
+
+Read from the stages' data sets batch by batch, so memory grows with the number of decisions' values and not with the text.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+from nextflow_pipelines.tables import dataset_files, iter_batches, read_table
+
+from nextflow_orchestration.explain import aside_line, node_words, shorten
+from nextflow_orchestration.lineage import Commit
+from nextflow_orchestration.report.model import Example, Fact, Kept, Rule, StageCount
+from nextflow_orchestration.report.pictures import Gallery
+from nextflow_orchestration.rule_words import number, reason_words, rule_words
+
+DOES = {
+    "ingest": "reads records, parses pages into ordered text and images, measures each image once",
+    "filter": "text, image and document rules",
+    "dedup": "takes out copies of texts and images",
+    "caption": "gives images words",
+    "tokenize": "turns text into ids and images into codes at every scale",
+    "pack": "puts documents together into sequences of equal compute",
+}
+_ORDER = {"drop": 0, "edit": 1, "flag": 2}
+
+
+def stage_seconds(root: Path, commit: Commit) -> float | None:
+    """How long the stage took when it was made, from the run's metrics; None where that is not known."""
+    path = root / "metrics" / f"{commit.manifest['stage']}.jsonl"
+    found = None
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            if row.get("fingerprint") == commit.manifest["fingerprint"] and isinstance(row.get("seconds"), int | float):
+                found = float(row["seconds"])
+    return found
+
+
+def count_documents(commit: Commit) -> tuple[int, int]:
+    """(documents, image nodes) that a stage committed."""
+    documents = images = 0
+    for batch in iter_batches(dataset_files(commit.folder, "documents"), rows=4096, columns=["nodes.list.element.kind"]):
+        documents += batch.num_rows
+        kinds = pc.struct_field(pc.list_flatten(batch["nodes"]), "kind")
+        images += pc.sum(pc.equal(kinds, "image")).as_py() or 0
+    return documents, images
+
+
+def stage_counts(root: Path, commits: dict[str, Commit], reused: frozenset[str]) -> tuple[StageCount, ...]:
+    """What was left after each stage that commits documents."""
+    found = []
+    for stage, commit in commits.items():
+        if stage in DOES and commit.has("documents"):
+            documents, images = count_documents(commit)
+            seconds = stage_seconds(root, commit)
+            found.append(StageCount(stage, DOES[stage], documents, images, commit.folder.name, seconds, stage in reused))
+    return tuple(found)
+
+
+def input_facts(commits: dict[str, Commit]) -> tuple[Fact, ...]:
+    """The source files with their hashes, and the records in them by kind."""
+    if "ingest" not in commits:
+        return ()
+    manifest = commits["ingest"].manifest
+    facts = [
+        Fact("File", f"{name.partition('-')[2] or name} (sha256 {digest})") for name, digest in manifest["inputs"].items()
+    ]
+    records = manifest["counts"].get("records", {})
+    if records:
+        facts.append(Fact("Records", ", ".join(f"{count:,} {kind}" for kind, count in sorted(records.items()))))
+    return tuple(facts)
+
+
+@dataclass
+class _Group:
+    stage: str
+    rule: str
+    action: str
+    count: int = 0
+    documents: set[str] = field(default_factory=set)
+    thresholds: set[float] = field(default_factory=set)
+    values: array[float] = field(default_factory=lambda: array("d"))
+    cases: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, row: dict[str, Any], examples: int) -> None:
+        self.count += 1
+        if len(self.cases) < examples and row["doc_id"] not in self.documents:
+            self.cases.append(row)
+        self.documents.add(row["doc_id"])
+        if row["threshold"] is not None:
+            self.thresholds.add(row["threshold"])
+        if row["value"] is not None:
+            self.values.append(row["value"])
+
+
+def rules(commits: dict[str, Commit], examples: int, gallery: Gallery) -> tuple[Rule, ...]:
+    """Every rule of every stage with what it did; drops first, then the oftenest first."""
+    found: list[Rule] = []
+    before: Commit | None = None
+    for stage, commit in commits.items():
+        if commit.has("decisions"):
+            groups: dict[tuple[str, str], _Group] = {}
+            for batch in iter_batches(dataset_files(commit.folder, "decisions"), rows=4096):
+                for row in batch.to_pylist():
+                    group = groups.setdefault((row["rule"], row["action"]), _Group(stage, row["rule"], row["action"]))
+                    group.add(row, examples)
+            ordered = sorted(groups.values(), key=lambda g: (_ORDER.get(g.action, 3), -g.count, g.rule))
+            documents = _documents(before or commit, {case["doc_id"] for g in ordered for case in g.cases})
+            found += [_rule(group, documents, gallery) for group in ordered]
+        if commit.has("documents"):
+            before = commit
+    return tuple(found)
+
+
+def _documents(commit: Commit, wanted: set[str]) -> dict[str, dict[str, Any]]:
+    if not wanted or not commit.has("documents"):
+        return {}
+    rows = read_table(commit.folder, "documents", columns=["doc_id", "nodes"], filters=[("doc_id", "in", sorted(wanted))])
+    return {row["doc_id"]: row for row in rows.to_pylist()}
+
+
+def _rule(group: _Group, documents: dict[str, dict[str, Any]], gallery: Gallery) -> Rule:
+    values = None
+    if group.values:
+        low, middle, high = min(group.values), statistics.median(group.values), max(group.values)
+        values = (number(low), number(middle), number(high))
+    threshold = "varies" if len(group.thresholds) > 1 else number(next(iter(group.thresholds), None))
+    return Rule(
+        stage=group.stage,
+        rule=group.rule,
+        action=group.action,
+        means=rule_words(group.rule),
+        count=group.count,
+        documents=len(group.documents),
+        threshold=threshold,
+        values=values,
+        examples=tuple(_example(case, documents.get(case["doc_id"]), gallery) for case in group.cases),
+    )
+
+
+def _example(case: dict[str, Any], document: dict[str, Any] | None, gallery: Gallery) -> Example:
+    nodes = document["nodes"] if document else []
+    index = case["node"]
+    node = nodes[index] if index is not None and index < len(nodes) else None
+    if node is None:
+        node_or_first = next((n for n in nodes if n["kind"] == "text"), None)
+        snippet = shorten(node_or_first["text"] or "", 160) if node_or_first else ""
+    else:
+        snippet = node_words(node)
+    return Example(
+        address=case["address"] or case["doc_id"],
+        where="" if index is None else f"{node['kind'] if node else 'node'} {index}",
+        value=number(case["value"]),
+        detail=shorten(case["detail"] or "", 300),
+        snippet=snippet,
+        picture=gallery.thumbnail(node["image"]) if node is not None and node["image"] else None,
+    )
+
+
+def kept_aside(commits: dict[str, Commit], examples: int) -> tuple[Kept, ...]:
+    """Kept-aside records by stage and reason, the oftenest first."""
+    counts: dict[tuple[str, str], int] = {}
+    cases: dict[tuple[str, str], list[Example]] = {}
+    for stage, row in _asides(commits):
+        key = stage, row["reason"]
+        counts[key] = counts.get(key, 0) + 1
+        if len(cases.setdefault(key, [])) < examples:
+            line = aside_line(stage, row)
+            cases[key].append(
+                Example(line.address or line.where, line.where if line.address else "", detail=row["detail"] or "")
+            )
+    ordered = sorted(counts, key=lambda key: (list(commits).index(key[0]), -counts[key], key[1]))
+    return tuple(
+        Kept(stage, reason_text(reason), counts[stage, reason], tuple(cases[stage, reason])) for stage, reason in ordered
+    )
+
+
+def reason_text(reason: str) -> str:
+    """A reason by name and in words."""
+    words = reason_words(reason)
+    return reason if words == reason.replace("-", " ") else f"{reason}: {words}"
+
+
+def _asides(commits: dict[str, Commit]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for stage, commit in commits.items():
+        if commit.has("asides"):
+            for batch in iter_batches(dataset_files(commit.folder, "asides"), rows=4096):
+                for row in batch.to_pylist():
+                    yield stage, row
