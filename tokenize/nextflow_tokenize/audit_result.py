@@ -27,7 +27,7 @@ class Finding:
 
     def __str__(self) -> str:
         place = ", ".join(part for part in (self.shard, self.key and f"sample {self.key}", self.where) if part)
-        return f"{self.severity}: {place}: {self.what} ({self.advice})"
+        return f"{place}: {self.what} ({self.advice})"
 
 
 @dataclass

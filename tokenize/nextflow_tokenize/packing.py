@@ -136,9 +136,14 @@ def plan(shapes: Iterable[DocumentShape], config: PackConfig) -> Plan:
 
     No pack exceeds `max_length` slots or the budget of FLOPs, and no pack holds two pieces of one document (they would be
     taken for one, since the mask is bounded by the document). Where a text is cut, the first token after the cut begins a
-    piece and is not predicted. Raises ValueError where two documents have one id.
+    piece and is not predicted. Raises ValueError where two documents have one id, and for a budget that
+    does not hold one token.
     """
     limit = budget(config)
+    if cost_of(1, 1, config.cost) > limit:
+        raise ValueError(
+            f"a budget of {limit:.3g} FLOPs does not hold one token of this model; raise max_cost or relative_cost"
+        )
     ordered = sorted(shapes, key=lambda shape: _hash(config.seed, shape.doc_id))
     for one, other in pairwise(ordered):
         if one.doc_id == other.doc_id:
@@ -267,10 +272,6 @@ class _Cutter:
 def _cut(shape: DocumentShape, config: PackConfig, limit: int) -> tuple[list[Piece], Decision | None]:
     """The pieces of a document, or why it has none."""
     cutter = _Cutter(shape.doc_id, config, limit)
-    if not cutter.fits(1, 1):
-        raise ValueError(
-            f"a budget of {limit:.3g} FLOPs does not hold one token of this model; raise max_cost or relative_cost"
-        )
     if not any(part.slots for part in shape.parts):
         return [], _decision(shape, None, "empty", 0, None, "the document has no tokens and no image")
     for number, part in enumerate(shape.parts):
