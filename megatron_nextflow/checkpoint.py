@@ -153,8 +153,8 @@ def load(trainer: Trainer, path: Path, manifest: CheckpointManifest) -> None:
     """Verify the checkpoint `path` and fill model, optimizer and generators from it; every process must call this.
 
     Raises CheckpointError, on all of them, naming the file that is missing or damaged. The generators are restored only
-    where the processes are laid out as they were; training draws no random numbers after its start, so on another layout nothing
-    is lost. The schedule is a function of the step: see `Trainer.set_step`.
+    where the processes are laid out as they were; training draws no random numbers after its start, so on another layout
+    nothing is lost. The schedule is a function of the step: see `Trainer.set_step`.
     """
     verify(path, manifest)
     tensors = _model_tensors(trainer.model)

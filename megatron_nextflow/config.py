@@ -32,7 +32,7 @@ class ModelConfig(Section):
     rope_extent: float = Field(default=64.0, gt=0)
     """C of NextFlow Eq. 1: rows and columns of every grid span [0, C). Unpublished; 64, our choice, is the side of the
     largest square grid, so that neighbours in it are one position apart."""
-    max_length: int = Field(default=2048, ge=8)
+    max_length: int = Field(default=8192, ge=8)
     """Slots of a sequence; shorter packs are padded to it."""
     max_scales: int = Field(default=18, ge=1)
     """Rows of the learnable scale embedding."""

@@ -26,8 +26,8 @@ def setup(kind: str = "auto", threads: int = 1) -> torch.device:
     """Choose this process's device, start torch.distributed, and return the device.
 
     `kind`: "auto" (the GPU if there is one), "cpu" or "cuda". Reads RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and
-    MASTER_PORT as torchrun sets them; without them the process is alone. Raises RuntimeError where "cuda" is asked for and absent, or
-    where megatron.core was imported before the CPU's answers could be put in place.
+    MASTER_PORT as torchrun sets them; without them the process is alone. Raises RuntimeError where "cuda" is asked
+    for and absent, or where megatron.core was imported before the CPU's answers could be put in place.
     """
     torch.set_num_threads(threads)
     gpu = torch.cuda.is_available() and kind != "cpu"

@@ -2,7 +2,7 @@
 
 Run under torchrun (see `launch`), or alone for one process. What stops a run is told in one line, on the process that
 reports, and the exit status says what kind it was: 2 for input or configuration that cannot be trained on, 3 for a loss that
-is not finite, 1 for anything else, with its traceback.
+is not finite, 1 for anything else (a full disk in one line, the rest with its traceback).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pydantic import ValidationError
 
 from megatron_nextflow.config import TrainConfig
 
+FAILED = 1
 REFUSED = 2
 DIVERGED = 3
 LAUNCHER = "MEGATRON_NEXTFLOW_LAUNCHER"
@@ -62,9 +63,11 @@ def _train(config: TrainConfig) -> int:
         train(config, target)
     except DivergedError as error:
         return _end(DIVERGED, f"{error}; the checkpoint before it is whole")
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         if os.environ.get("MEGATRON_NEXTFLOW_TRACEBACK"):
             traceback.print_exc()
+        if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+            return _end(FAILED, f"{error}; the last checkpoint under {config.output} is whole")
         return _end(REFUSED, str(error))
     dist.destroy_process_group()
     return 0

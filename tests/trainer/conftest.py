@@ -5,6 +5,7 @@ Here too is the synthetic shard set that runs of the trainer read: real shards, 
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from nextflow_tokenize.tokenized import TokenizedDocument, TokenizedSegment
 from nextflow_tokenize.vision.identity import identity
 from safetensors.numpy import save_file
 
+from megatron_nextflow.config import FeedConfig, ModelConfig, OptimizerConfig, TrainConfig
 from megatron_nextflow.device import setup
 
 setup("cpu")
@@ -111,3 +113,25 @@ def training_data(tmp_path_factory: pytest.TempPathFactory) -> TrainingData:
     write_vision_tokenizer(root / "vision", 0)
     write_shards(root / "shards", root / "vision")
     return TrainingData(root / "shards", root / "vision")
+
+
+def train_config(data: TrainingData, output: Path, **settings: Any) -> TrainConfig:
+    """A tiny model on `data`: 4 packs a step, a fixed learning-rate schedule, a checkpoint only at the end."""
+    feed = FeedConfig(shards=str(data.shards), vision_tokenizer=data.vision_tokenizer, global_batch_size=4)
+    model = ModelConfig(hidden_size=64, layers=4, heads=4, query_groups=2, ffn_size=96, max_length=LENGTH, max_scales=6)
+    given: dict[str, Any] = {
+        "output": output,
+        "model": model,
+        "data": feed,
+        "optimizer": OptimizerConfig(warmup_steps=2, decay_steps=100, lr=3e-3),
+        "steps": 5,
+        "checkpoint_interval": 1000,
+        "device": "cpu",
+    }
+    return TrainConfig(**(given | settings))
+
+
+@pytest.fixture(scope="session")
+def make_config() -> Callable[..., TrainConfig]:
+    """`train_config`, for tests: they cannot import this file."""
+    return train_config

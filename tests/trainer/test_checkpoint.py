@@ -1,0 +1,207 @@
+"""Checkpoints: whole or not there, verified, and refused where they do not belong. In one process."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from megatron_nextflow import checkpoint, loop
+from megatron_nextflow.checkpoint import CheckpointError
+from megatron_nextflow.config import TrainConfig
+from megatron_nextflow.metrics import read_metrics
+
+Config = Callable[..., TrainConfig]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def trained(make_config: Config, training_data: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six steps with checkpoints at 2, 4 and 6, of which two are kept."""
+    output = tmp_path_factory.mktemp("trained")
+    assert loop.train(make_config(training_data, output, steps=6, checkpoint_interval=2, keep=2), CPU) == 6
+    return output
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    """A copy to damage."""
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+def test_the_newest_are_kept_and_nothing_half_written(trained: Path) -> None:
+    names = sorted(p.name for p in checkpoint.folder(trained).iterdir())
+    assert names == ["latest", "step-00000004", "step-00000006"]
+    assert checkpoint.latest(trained) == checkpoint.folder(trained) / "step-00000006"
+
+
+def test_the_manifest_lists_every_file(trained: Path) -> None:
+    path = checkpoint.folder(trained) / "step-00000006"
+    manifest = checkpoint.read_manifest(path)
+    files = {str(p.relative_to(path)) for p in path.rglob("*") if p.is_file()}
+    assert set(manifest.files) == files - {checkpoint.MANIFEST}
+    assert (manifest.state.step, manifest.state.consumed) == (6, 24)
+
+
+def test_a_finished_run_does_nothing_more(run: Path, make_config: Config, training_data: Any) -> None:
+    before = (run / "metrics.jsonl").read_bytes()
+    assert loop.train(make_config(training_data, run, steps=6), CPU) == 6
+    assert (run / "metrics.jsonl").read_bytes() == before
+
+
+def test_going_on_equals_never_stopping(run: Path, make_config: Config, training_data: Any, tmp_path: Path) -> None:
+    loop.train(make_config(training_data, run, steps=9), CPU)
+    loop.train(make_config(training_data, tmp_path / "straight", steps=9), CPU)
+    ours, theirs = read_metrics(run), read_metrics(tmp_path / "straight")
+    for name in ("step", "loss", "grad_norm", "lr", "by_kind", "consumed"):
+        assert [row[name] for row in ours] == [row[name] for row in theirs]
+
+
+@pytest.mark.parametrize("name", ["megatron/__0_0.distcp", "megatron/common.pt", "megatron/.metadata"])
+def test_one_flipped_byte_is_seen(name: str, run: Path, make_config: Config, training_data: Any) -> None:
+    file = checkpoint.folder(run) / "step-00000006" / name
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(CheckpointError, match=f"step-00000006: {name} is damaged"):
+        loop.train(make_config(training_data, run, steps=7), CPU)
+
+
+def test_a_missing_and_a_short_file_are_named(run: Path, make_config: Config, training_data: Any) -> None:
+    file = checkpoint.folder(run) / "step-00000006" / "megatron" / "common.pt"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match=r"common\.pt has \d+ bytes, the manifest says \d+"):
+        loop.train(make_config(training_data, run, steps=7), CPU)
+    file.unlink()
+    with pytest.raises(CheckpointError, match=r"common\.pt is missing.*go back to an older"):
+        loop.train(make_config(training_data, run, steps=7), CPU)
+    shutil.rmtree(checkpoint.folder(run) / "step-00000006")
+    with pytest.raises(CheckpointError, match="latest names step-00000006, which has no manifest"):
+        loop.train(make_config(training_data, run, steps=7), CPU)
+    (checkpoint.folder(run) / "latest").write_text("step-00000004\n", encoding="utf-8")
+    assert loop.train(make_config(training_data, run, steps=5), CPU) == 5
+
+
+class _Evil:
+    """Unpickling it would run a command."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, ("touch pwned",)
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_a_pickle_that_would_run_code_is_refused_unread(
+    protocol: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "megatron").mkdir()
+    (tmp_path / "megatron" / ".metadata").write_bytes(pickle.dumps(_Evil(), protocol=protocol))
+    with pytest.raises(CheckpointError, match=r"not a description of tensors: it names \w+\.system"):
+        checkpoint.metadata_is_safe(tmp_path)
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_our_own_metadata_is_accepted(trained: Path) -> None:
+    checkpoint.metadata_is_safe(checkpoint.folder(trained) / "step-00000006")
+
+
+def _state(run: Path, **changes: Any) -> None:
+    """Rewrite the newest checkpoint's manifest as if it had been trained otherwise."""
+    path = checkpoint.folder(run) / "step-00000006"
+    manifest = checkpoint.read_manifest(path)
+    changed = manifest.model_copy(update={"state": manifest.state.model_copy(update=changes)})
+    (path / checkpoint.MANIFEST).write_text(changed.model_dump_json(), encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["text_tokenizer", "vision_tokenizer"])
+def test_a_checkpoint_of_another_tokenizer_is_refused(name: str, run: Path, make_config: Config, training_data: Any) -> None:
+    _state(run, **{name: "0" * 64})
+    words = name.replace("_", " ")
+    with pytest.raises(CheckpointError, match=f"was trained with {words} 0+, the shards were made with [0-9a-f]+"):
+        loop.train(make_config(training_data, run, steps=7), CPU)
+    fresh = make_config(training_data, run.parent / "other", init_from=run)
+    with pytest.raises(CheckpointError, match=f"was trained with {words}"):
+        loop.train(fresh, CPU)
+
+
+def test_another_shard_set_or_model_or_seed_is_another_run(run: Path, make_config: Config, training_data: Any) -> None:
+    config = make_config(training_data, run, steps=7)
+    model = config.model.model_copy(update={"rope_theta": 5e5})
+    with pytest.raises(CheckpointError, match=r"with model \{'rope_theta': 1000000.0\}, this run has \{'rope_theta': 500000.0\}"):
+        loop.train(config.model_copy(update={"model": model}), CPU)
+    with pytest.raises(CheckpointError, match="with seed 0, this run has 7"):
+        loop.train(config.model_copy(update={"data": config.data.model_copy(update={"seed": 7})}), CPU)
+    with pytest.raises(CheckpointError, match="resume is false"):
+        loop.train(config.model_copy(update={"resume": False}), CPU)
+    _state(run, shards="1" * 64)
+    with pytest.raises(CheckpointError, match="with shards 1+, this run has .*init_from"):
+        loop.train(config, CPU)
+
+
+def test_beginning_from_other_weights(trained: Path, make_config: Config, training_data: Any, tmp_path: Path) -> None:
+    """The first loss is that of the trained weights, on the first batch, with the schedule at its start."""
+    loop.train(make_config(training_data, tmp_path / "next", steps=3, init_from=trained), CPU)
+    rows, before = read_metrics(tmp_path / "next"), read_metrics(trained)
+    assert rows[0]["consumed"] == before[0]["consumed"] == 4
+    assert rows[0]["lr"] == before[0]["lr"]
+    assert rows[0]["loss"] < before[0]["loss"] - 0.05
+    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+        loop.train(make_config(training_data, tmp_path / "none", init_from=tmp_path / "nothing"), CPU)
+
+
+def test_a_save_that_fails_leaves_the_one_before(
+    run: Path, make_config: Config, training_data: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", fail)
+    with pytest.raises(OSError, match="No space left"):
+        loop.train(make_config(training_data, run, steps=7), CPU)
+    monkeypatch.undo()
+    assert checkpoint.latest(run) == checkpoint.folder(run) / "step-00000006"
+    assert loop.train(make_config(training_data, run, steps=7), CPU) == 7
+    assert sorted(p.name for p in checkpoint.folder(run).glob(".step*")) == []
+
+
+def test_a_changed_learning_rate_holds_after_resuming(run: Path, make_config: Config, training_data: Any) -> None:
+    config = make_config(training_data, run, steps=7)
+    optimizer = config.optimizer.model_copy(update={"lr": 1e-4, "decay": "constant"})
+    loop.train(config.model_copy(update={"optimizer": optimizer}), CPU)
+    assert read_metrics(run)[-1]["lr"] == pytest.approx(1e-4)
+
+
+def test_bfloat16_saves_and_goes_on(make_config: Config, training_data: Any, tmp_path: Path) -> None:
+    straight = make_config(training_data, tmp_path / "straight", steps=4, precision="bf16")
+    loop.train(straight, CPU)
+    broken = straight.model_copy(update={"output": tmp_path / "broken"})
+    loop.train(broken.model_copy(update={"steps": 2}), CPU)
+    loop.train(broken, CPU)
+    assert [r["loss"] for r in read_metrics(tmp_path / "broken")] == [r["loss"] for r in read_metrics(tmp_path / "straight")]
+
+
+def test_recomputation_changes_nothing(make_config: Config, training_data: Any, tmp_path: Path, trained: Path) -> None:
+    loop.train(make_config(training_data, tmp_path, steps=3, recompute=True), CPU)
+    for ours, theirs in zip(read_metrics(tmp_path), read_metrics(trained), strict=False):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-6)
+        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-5)
+
+
+def test_metrics_are_read_up_to_a_cut_line(trained: Path, tmp_path: Path) -> None:
+    whole = (trained / "metrics.jsonl").read_bytes()
+    (tmp_path / "metrics.jsonl").write_bytes(whole[:-20])
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2, 3, 4, 5]
+    assert any((trained / "tensorboard").glob("events.out.tfevents.*"))
+
+
+def test_the_launcher_needs_no_torch() -> None:
+    program = "import sys, megatron_nextflow.launch; sys.exit(sum(m in sys.modules for m in ('torch', 'megatron')))"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0

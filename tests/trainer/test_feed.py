@@ -1,0 +1,127 @@
+"""The order of packs and the batches made of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from nextflow_tokenize.shards import Sample, ShardSet
+
+from megatron_nextflow.config import FeedConfig, LossConfig, ModelConfig, TrainConfig
+from megatron_nextflow.feed import Feed, FeedError, Share
+from megatron_nextflow.layout import IGNORED
+from megatron_nextflow.order import shuffled
+from megatron_nextflow.vocabulary import Vocabulary
+
+
+@given(st.integers(1, 300), st.integers(0, 5), st.integers(0, 2**64))
+def test_each_epoch_feeds_each_pack_once(count: int, epoch: int, seed: int) -> None:
+    fed = [shuffled(epoch * count + i, count, seed) for i in range(count)]
+    assert sorted(fed) == list(range(count))
+
+
+def test_epochs_and_seeds_differ() -> None:
+    orders = {tuple(shuffled(e * 64 + i, 64, s) for i in range(64)) for e in range(4) for s in range(4)}
+    assert len(orders) == 16
+    assert tuple(range(64)) not in orders
+
+
+def test_the_order_has_no_visible_pattern() -> None:
+    """Of a random order, the correlation of place and pack is about 1/√n."""
+    count = 4096
+    order = np.array([shuffled(i, count, 3) for i in range(count)])
+    assert abs(np.corrcoef(order, np.arange(count))[0, 1]) < 5 / np.sqrt(count)
+    assert abs(np.corrcoef(order[1:], order[:-1])[0, 1]) < 5 / np.sqrt(count)
+
+
+def test_far_places_cost_nothing() -> None:
+    assert 0 <= shuffled(10**15, 10**9, 1) < 10**9
+
+
+def _config(**settings: Any) -> TrainConfig:
+    data = FeedConfig(global_batch_size=settings.pop("global_batch_size", 8), micro_batch_size=settings.pop("micro", 1))
+    return TrainConfig(model=ModelConfig(max_length=192), data=data, **settings)
+
+
+VOCABULARY = Vocabulary(61, 48)
+
+
+def _tokens(feed: Feed, batches: int = 1) -> list[bytes]:
+    return [row.numpy().tobytes() for _ in range(batches) for b in feed.next_batch() for row in b.token_ids]
+
+
+@pytest.mark.parametrize("copies", [1, 2, 4, 8])
+def test_a_global_batch_is_the_same_on_any_number_of_copies(training_data: Any, copies: int) -> None:
+    packs = ShardSet.open(training_data.shards)
+    whole = Feed(packs, _config(), VOCABULARY, Share())
+    parts = [Feed(packs, _config(), VOCABULARY, Share(rank, copies)) for rank in range(copies)]
+    for _ in range(3):
+        assert sorted(_tokens(whole)) == sorted(sum((_tokens(part) for part in parts), []))
+    assert {part.consumed for part in parts} == {24}
+
+
+def test_feeding_goes_on_from_a_number(training_data: Any) -> None:
+    packs = ShardSet.open(training_data.shards)
+    straight = Feed(packs, _config(), VOCABULARY, Share())
+    _tokens(straight, 3)
+    resumed = Feed(packs, _config(), VOCABULARY, Share(), consumed=straight.consumed)
+    assert _tokens(straight) == _tokens(resumed)
+
+
+def test_an_epoch_of_batches_holds_each_pack_once(training_data: Any) -> None:
+    packs = ShardSet.open(training_data.shards)
+    feed = Feed(packs, _config(global_batch_size=1), VOCABULARY, Share())
+    seen = _tokens(feed, len(packs))
+    assert len(set(seen)) == len(packs)
+    assert sorted(_tokens(feed, len(packs))) == sorted(seen)
+
+
+def test_micro_batches_hold_several_packs(training_data: Any) -> None:
+    packs = ShardSet.open(training_data.shards)
+    batches = list(Feed(packs, _config(micro=4), VOCABULARY, Share()).next_batch())
+    assert [tuple(b.token_ids.shape) for b in batches] == [(4, 192)] * 2
+    assert _tokens(Feed(packs, _config(micro=4), VOCABULARY, Share())) == _tokens(Feed(packs, _config(), VOCABULARY, Share()))
+
+
+def test_the_vision_weight_multiplies_image_labels_only(training_data: Any) -> None:
+    packs = ShardSet.open(training_data.shards)
+    plain = Feed(packs, _config(), VOCABULARY, Share()).next_batch()
+    weighted = Feed(packs, _config(loss=LossConfig(vision_weight=0.25)), VOCABULARY, Share()).next_batch()
+    for a, b in zip(plain, weighted, strict=True):
+        factor = torch.where(a.scale > 0, 0.25, 1.0)
+        torch.testing.assert_close(b.weights, a.weights * factor, rtol=0, atol=0)
+        assert torch.equal(a.labels, b.labels)
+        assert (a.weights[a.labels == IGNORED] == 0).all()
+
+
+class _One:
+    """A set of one pack."""
+
+    def __init__(self, sample: Sample) -> None:
+        self.sample = sample
+
+    def __len__(self) -> int:
+        return 1
+
+    def read(self, number: int) -> Sample:
+        return self.sample
+
+
+def test_a_pack_that_does_not_fit_is_named(training_data: Any, tmp_path: Path) -> None:
+    sample = ShardSet.open(training_data.shards).read(3)
+    long = TrainConfig(model=ModelConfig(max_length=sample.slots - 1), data=FeedConfig(global_batch_size=1))
+    with pytest.raises(FeedError, match=f"pack {sample.key}: .*{sample.slots - 1}"):
+        next(Feed(_One(sample), long, VOCABULARY, Share()).next_batch())
+    scales = max(s["scales"] for s in sample.segments if s["kind"] == "image")
+    few = TrainConfig(model=ModelConfig(max_length=192, max_scales=scales - 1), data=FeedConfig(global_batch_size=1))
+    with pytest.raises(FeedError, match=f"pack {sample.key}: an image has {scales} scales, model.max_scales is {scales - 1}"):
+        next(Feed(_One(sample), few, VOCABULARY, Share()).next_batch())
+    outside = replace(sample, text=sample.text + 61)
+    with pytest.raises(FeedError, match=f"pack {sample.key}"):
+        next(Feed(_One(outside), _config(global_batch_size=1), VOCABULARY, Share()).next_batch())

@@ -1,0 +1,171 @@
+"""Real runs of several processes over gloo: one model on every layout, kill -9, stop by signal, resume on another layout.
+
+Each launch takes some ten seconds, so runs are shared: the one on TP 2 is at once a layout to compare, and the uninterrupted
+run that the killed one must equal.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from megatron_nextflow import checkpoint, loop
+from megatron_nextflow.config import ParallelConfig, TrainConfig
+from megatron_nextflow.launch import launch
+from megatron_nextflow.metrics import read_metrics
+
+STEPS = 5
+Config = Callable[..., TrainConfig]
+
+
+def _layout(tp: int, pp: int) -> ParallelConfig:
+    return ParallelConfig(tp=tp, pp=pp)
+
+
+def _rows(output: Path) -> list[dict[str, Any]]:
+    rows = read_metrics(output)
+    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
+    return rows
+
+
+@pytest.fixture(scope="module")
+def alone(make_config: Config, training_data: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """TP 1, PP 1, in this process."""
+    output = tmp_path_factory.mktemp("tp1-pp1")
+    assert loop.train(make_config(training_data, output), torch.device("cpu")) == STEPS
+    return output
+
+
+@pytest.fixture(scope="module")
+def split(make_config: Config, training_data: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """TP 2, PP 1."""
+    output = tmp_path_factory.mktemp("tp2-pp1")
+    assert launch(make_config(training_data, output, parallel=_layout(2, 1)), output, 2) == 0
+    return output
+
+
+def _assert_equal_runs(found: Path, expected: Path, rows: slice = slice(None)) -> None:
+    for ours, theirs in zip(_rows(found)[rows], _rows(expected)[rows], strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-5)
+        assert ours["by_kind"] == pytest.approx(theirs["by_kind"], rel=1e-4)
+        assert (ours["tokens"], ours["labels"], ours["consumed"]) == (theirs["tokens"], theirs["labels"], theirs["consumed"])
+
+
+def test_tensor_parallel_equals_one_process(split: Path, alone: Path) -> None:
+    assert len(_rows(alone)) == STEPS
+    assert {"text", "image/1", "image/2"} <= set(_rows(alone)[0]["by_kind"])
+    _assert_equal_runs(split, alone)
+
+
+@pytest.mark.parametrize(("tp", "pp", "processes"), [(1, 2, 2), (2, 2, 4), (1, 1, 2)])
+def test_other_layouts_equal_one_process(
+    tp: int, pp: int, processes: int, make_config: Config, training_data: Any, alone: Path, tmp_path: Path
+) -> None:
+    assert launch(make_config(training_data, tmp_path, parallel=_layout(tp, pp)), tmp_path, processes) == 0
+    _assert_equal_runs(tmp_path, alone)
+
+
+def test_losses_move(alone: Path) -> None:
+    """The comparison above would also pass for a model that does not learn."""
+    rows = _rows(alone)
+    assert rows[-1]["loss"] < rows[0]["loss"] - 0.05
+    assert len({row["loss"] for row in rows}) == STEPS
+
+
+_PROGRAM = """
+import sys
+from pathlib import Path
+from megatron_nextflow.config import TrainConfig
+from megatron_nextflow.launch import launch
+config = TrainConfig.model_validate_json(Path(sys.argv[1]).read_bytes())
+sys.exit(launch(config, Path.cwd(), int(sys.argv[2])))
+"""
+
+
+def _start(config: TrainConfig, processes: int, folder: Path) -> subprocess.Popen[bytes]:
+    file = folder / "config.json"
+    file.write_text(config.model_dump_json(), encoding="utf-8")
+    return subprocess.Popen([sys.executable, "-c", _PROGRAM, str(file), str(processes)], stderr=subprocess.DEVNULL)
+
+
+def _wait_for_step(output: Path, step: int, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 240
+    while not any(row["step"] >= step for row in read_metrics(output)):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def _gone(processes: list[psutil.Process]) -> bool:
+    return not psutil.wait_procs(processes, timeout=20)[1]
+
+
+def _go_back(output: Path, step: int) -> None:
+    """As if the kill had come before any later checkpoint."""
+    (checkpoint.folder(output) / checkpoint.LATEST).write_text(f"step-{step:08d}\n", encoding="utf-8")
+
+
+def test_killed_then_resumed_gives_the_same_losses(make_config: Config, training_data: Any, tmp_path: Path) -> None:
+    """On the same layout to the last bit, on another to rounding. The killed run's own later steps are what is expected."""
+    output = tmp_path / "run"
+    config = make_config(training_data, output, parallel=_layout(2, 1), steps=100_000, checkpoint_interval=2, keep=1000)
+    process = _start(config, 2, tmp_path)
+    _wait_for_step(output, 5, process)
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert len(family) >= 3  # torchrun and two processes
+    for one in [psutil.Process(process.pid), *family]:
+        one.kill()
+    process.wait()
+    assert _gone(family)
+    assert checkpoint.latest(output) is not None
+    expected = read_metrics(output)
+    step = (len(expected) - 2) // 2 * 2
+    (checkpoint.folder(output) / f".step-{step:08d}.writing").mkdir(exist_ok=True)  # what a kill while saving leaves
+
+    _go_back(output, step)
+    assert launch(config.model_copy(update={"steps": step + 2}), tmp_path, 2) == 0
+    rows = _rows(output)
+    assert len(rows) == step + 2
+    for found, before in zip(rows, expected, strict=False):
+        for name in ("loss", "grad_norm", "lr", "by_kind", "consumed"):
+            assert found[name] == before[name], f"step {found['step']}: {name}"
+
+    _go_back(output, step)
+    one = config.model_copy(update={"steps": step + 2, "parallel": _layout(1, 1)})
+    assert loop.train(one, torch.device("cpu")) == step + 2
+    for found, before in zip(_rows(output), expected, strict=False):
+        assert found["loss"] == pytest.approx(before["loss"], rel=1e-5)
+        assert found["grad_norm"] == pytest.approx(before["grad_norm"], rel=1e-5)
+
+
+def test_a_stop_signal_saves_and_leaves_nobody(make_config: Config, training_data: Any, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    process = _start(make_config(training_data, output, steps=100_000), 1, tmp_path)
+    _wait_for_step(output, 2, process)
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=120) == 128 + signal.SIGTERM
+    assert _gone(family)
+    saved = checkpoint.latest(output)
+    assert saved is not None
+    assert checkpoint.read_manifest(saved).state.step == _rows(output)[-1]["step"]
+
+
+def test_orphans_leave_by_themselves(make_config: Config, training_data: Any, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    process = _start(make_config(training_data, output, steps=100_000), 1, tmp_path)
+    _wait_for_step(output, 1, process)
+    family = psutil.Process(process.pid).children(recursive=True)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert _gone(family)
