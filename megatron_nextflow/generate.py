@@ -2,8 +2,8 @@
 
 An image of K scales takes K forward passes: the prompt with ⟨boi⟩ gives scale 1, and each further pass takes in one scale's
 codes, upsampled, and gives all codes of the next (NextFlow, arXiv 2601.02204, section 2). Codes are drawn from the codes
-alone and words from the words alone. One process holds the whole model, whatever layout it was trained with. Generation
-refuses tokenizers that are not the checkpoint's by hash, because their ids would mean something else.
+alone and words from the words alone. One process holds the whole model, whatever layout it was trained with; the cost is
+that a model must fit one device.
 
 Nothing of Megatron is imported before the device is set up, hence the imports within functions.
 """
@@ -22,25 +22,30 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from nextflow_tokenize.schedule import LEVEL_SCALES, Grid, canonical_final, grids, nearest_final, schedule_of, token_count
+from nextflow_tokenize.schedule import Grid, schedule_of, token_count
 from nextflow_tokenize.segments import ImageSegment, Segment, TextSegment
-from nextflow_tokenize.text import TextTokenizer
-from nextflow_tokenize.vision.identity import identity, vision_info
+from nextflow_tokenize.vision.identity import identity
 from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from megatron_nextflow.config import GenerateConfig
 from megatron_nextflow.layout import ImageInput, JointVocabulary, LayoutConfig, PackLayout, build_layout
+from megatron_nextflow.request import (
+    GenerationError,
+    image_grids_of,
+    named_path,
+    open_text_tokenizer,
+    require_level,
+    require_room,
+    require_same,
+    step_folder,
+)
 from megatron_nextflow.sampling import draw, guided
 
 if TYPE_CHECKING:
     from megatron_nextflow.checkpoint import CheckpointState
     from megatron_nextflow.model import NextFlowModel
-
-
-class GenerationError(ValueError):
-    """A request that cannot be met; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -68,16 +73,6 @@ class GenerateResult:
     def height(self) -> int:
         """Of the image in pixels; 0 for text."""
         return self.image.height if self.image else 0
-
-
-def image_grids_of(level: int, ratio: float) -> tuple[Grid, ...]:
-    """The schedule of the image of `level` whose height over width is nearest to `ratio`. Raises GenerationError."""
-    if level not in LEVEL_SCALES:
-        raise GenerationError(f"level must be one of {', '.join(map(str, LEVEL_SCALES))}, not {level}")
-    if not 0.05 <= ratio <= 20:
-        raise GenerationError(f"ratio is height over width, about 0.25 to 4, not {ratio}")
-    scales = LEVEL_SCALES[level]
-    return grids(canonical_final(nearest_final(round(ratio * 10_000), 10_000), scales), scales)
 
 
 def document(
@@ -205,9 +200,9 @@ def generate(
     """
     settings = settings or GenerateConfig()
     began = time.perf_counter()
-    step = _step_folder(checkpoint)
+    step = step_folder(checkpoint)
     state = _state(step, device, threads)
-    text = _text_tokenizer(text_tokenizer or _named(step, "text_tokenizer"), state)
+    text = open_text_tokenizer(text_tokenizer or named_path(step, "text_tokenizer"), state)
     ids = text.encode(prompt)
     config = LayoutConfig(spatial_extent=state.model.rope_extent)
     metadata = {
@@ -219,32 +214,21 @@ def generate(
         "settings": settings.model_dump_json(),
     }
     if out is None:
-        _require_room(len(ids) + settings.max_tokens, state)
+        require_room(len(ids) + settings.max_tokens, state)
         model, _ = load_model(step, device, threads)
         found = continue_ids(model, ids, settings.max_tokens, text.eod_id, settings, config)
         passes = min(len(found) + 1, settings.max_tokens)
         return GenerateResult(None, None, (), text.decode(found), None, passes, time.perf_counter() - began, metadata)
-    folder = vision_tokenizer or _named(step, "vision_tokenizer")
-    _require_same("vision tokenizer", folder, identity(folder), state.vision_tokenizer)
-    _require_level(settings.level, folder, state)
+    folder = vision_tokenizer or named_path(step, "vision_tokenizer")
+    require_same("vision tokenizer", folder, identity(folder), state.vision_tokenizer)
+    require_level(settings.level, folder, state)
     schedule = image_grids_of(settings.level, settings.aspect)
-    _require_room(len(ids) + token_count(schedule) + 1, state)
+    require_room(len(ids) + token_count(schedule) + 1, state)
     model, _ = load_model(step, device, threads)
     codes = sample_codes(model, ids, schedule, settings, config)
     image = _decode(folder, codes, schedule)
     _write(image, out, metadata)
     return GenerateResult(image, codes, schedule, None, out, len(schedule), time.perf_counter() - began, metadata)
-
-
-def _step_folder(path: Path) -> Path:
-    if (path / "manifest.json").is_file():
-        return path
-    pointer = path / "checkpoints" / "latest"
-    if not pointer.is_file():
-        raise GenerationError(
-            f"{path} is neither a checkpoint folder nor a run with one; train first, or give a step-* folder"
-        )
-    return path / "checkpoints" / pointer.read_text(encoding="utf-8").strip()
 
 
 def _state(step: Path, device: str, threads: int) -> CheckpointState:
@@ -254,46 +238,6 @@ def _state(step: Path, device: str, threads: int) -> CheckpointState:
     from megatron_nextflow.checkpoint import read_manifest
 
     return read_manifest(step).state
-
-
-def _named(step: Path, name: str) -> Path:
-    """The path of a tokenizer as the run's resolved settings name it."""
-    file = step.parent.parent / "train.json"
-    try:
-        path = json.loads(file.read_text(encoding="utf-8"))["data"].get(name)
-    except (OSError, ValueError, KeyError):
-        path = None
-    if path is None:
-        raise GenerationError(f"{file} does not say where the {name.replace('_', ' ')} lies: give its path")
-    return Path(path)
-
-
-def _text_tokenizer(path: Path, state: CheckpointState) -> TextTokenizer:
-    tokenizer = TextTokenizer.load(path / "tokenizer.json" if path.is_dir() else path)
-    _require_same("text tokenizer", path, tokenizer.hash, state.text_tokenizer)
-    return tokenizer
-
-
-def _require_same(name: str, path: Path, found: str, wanted: str) -> None:
-    if found != wanted:
-        raise GenerationError(
-            f"the {name} at {path} is {found[:12]}…, the checkpoint was trained with {wanted[:12]}…: its ids would mean "
-            "something else; give the one that the checkpoint's shards were made with"
-        )
-
-
-def _require_room(slots: int, state: CheckpointState) -> None:
-    if slots > state.model.max_length:
-        raise GenerationError(
-            f"prompt and result need {slots} slots, the model was trained on sequences of {state.model.max_length}: "
-            "shorten the prompt, or ask for less text or a lower level"
-        )
-
-
-def _require_level(level: int, folder: Path, state: CheckpointState) -> None:
-    possible = [n for n in vision_info(folder)["levels"] if LEVEL_SCALES.get(n, 99) <= state.model.max_scales]
-    if level not in possible:
-        raise GenerationError(f"level {level} is not one of {possible}, which vision tokenizer and model were trained for")
 
 
 def _decode(folder: Path, codes: NDArray[np.int64], schedule: tuple[Grid, ...]) -> Image.Image:

@@ -28,10 +28,11 @@ from megatron_nextflow.attention import BlockRangeParams
 from megatron_nextflow.cache import CachedModel, KeyValueCache, window
 from megatron_nextflow.checkpoint import CheckpointError, CheckpointState, save
 from megatron_nextflow.config import FeedConfig, GenerateConfig, ModelConfig, TrainConfig
-from megatron_nextflow.generate import GenerationError, continue_ids, document, generate, image_grids_of, sample_codes
+from megatron_nextflow.generate import continue_ids, document, generate, sample_codes
 from megatron_nextflow.initialise import initialise
 from megatron_nextflow.layout import ImageInput, LayoutConfig, build_layout, collate
 from megatron_nextflow.model import NextFlowModel
+from megatron_nextflow.request import GenerationError, image_grids_of
 from megatron_nextflow.spec import transformer_config
 from megatron_nextflow.training import Trainer, start_parallel
 from megatron_nextflow.vocabulary import Vocabulary
