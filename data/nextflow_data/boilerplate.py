@@ -15,8 +15,9 @@ from lxml import etree
 from nextflow_data.config import IngestConfig
 
 UNSEEN = frozenset(
-    {"script", "style", "template", "svg", "canvas", "iframe", "object", "embed", "video", "audio", "select", "datalist",
-     "button", "textarea", "input", "dialog", "map", "rp", "rt", "head", "applet", "frameset", "noframes", "progress", "meter"}
+    {"script", "style", "template", "svg", "canvas", "iframe", "object", "embed", "video", "audio", "select",
+     "datalist", "button", "textarea", "input", "dialog", "map", "rp", "rt", "head", "applet", "frameset", "noframes",
+     "progress", "meter"}
 )  # fmt: skip
 """Elements whose content is never read as text. `noscript` is read for images only."""
 _NAMED = frozenset({"nav", "aside", "footer", "header", "menu"})
@@ -96,9 +97,11 @@ def _judge(closed: list[_Open], total: int, config: IngestConfig) -> Regions:
     regions = Regions()
     for frame in closed:
         rule = frame.rule
-        if rule is not None and rule != "hidden":
-            if (frame.characters > config.boilerplate_max_share * total and total > 0) or (rule == "tag-header" and frame.heading):
-                rule = None
+        named = rule is not None and rule != "hidden"
+        if named and (
+            frame.characters > config.boilerplate_max_share * total > 0 or (rule == "tag-header" and frame.heading)
+        ):
+            rule = None
         if (
             rule is None
             and frame.element.tag in _LINKED

@@ -1,9 +1,9 @@
 """Decides how a page's bytes are read as text, and says who said so.
 
-Order: byte order mark, HTTP header, meta element, then what the bytes themselves look like. A claim counts only if the bytes
-decode under it strictly; a page that claims a single-byte charset (which decodes anything) but is valid UTF-8 beyond ASCII is
-UTF-8. Labels mean what browsers take them to mean (WHATWG Encoding: latin-1 and ascii are windows-1252), and only text
-encodings on the list are ever looked up, since Python's codecs include some that are no charset.
+Order: byte order mark, HTTP header, meta element, then what the bytes themselves look like. A claim counts only if the
+bytes decode under it strictly; a page that claims a single-byte charset (which decodes anything) but is valid UTF-8 beyond
+ASCII is UTF-8. Labels mean what browsers take them to mean (WHATWG Encoding: latin-1 and ascii are windows-1252), and only
+text encodings on the list are ever looked up, since Python's codecs include some that are no charset.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ _BOMS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs
 _META = re.compile(rb"<meta[^>]{0,512}?charset\s*=\s*[\"']?\s*([A-Za-z0-9_:.\-]{2,40})", re.IGNORECASE)
 _XML = re.compile(rb"^\s*<\?xml[^>]{0,256}?encoding\s*=\s*[\"']([A-Za-z0-9_:.\-]{2,40})")
 _RENAMED = {"iso8859-1": "cp1252", "ascii": "cp1252", "iso8859-9": "cp1254", "iso8859-11": "cp874", "tis-620": "cp874",
-            "shift_jis": "cp932", "gb2312": "gb18030", "gbk": "gb18030", "euc_kr": "cp949", "utf-16": "utf-16-le"}  # fmt: skip
+            "shift_jis": "cp932", "gb2312": "gb18030", "gbk": "gb18030", "euc_kr": "cp949",
+            "utf-16": "utf-16-le"}  # fmt: skip
 _ALLOWED = re.compile(
     r"utf-8|utf-16-(le|be)|cp125[0-8]|cp(866|874|932|949)|iso8859-\d+|koi8-[rut]|mac-(roman|cyrillic)|gb18030|big5(hkscs)?|"
     r"euc_(jp|kr)|iso2022_jp"
@@ -80,10 +81,10 @@ def decode_page(payload: bytes, declared: str | None) -> DecodedPage:
     if as_utf8 is not None:
         return DecodedPage(as_utf8, "utf-8", "utf-8", lie)
     guessed = codec_name((cchardet.detect(payload[: 1 << 18]) or {}).get("encoding"))
-    for name in (guessed, "cp1252"):
-        text = _strict(payload, name) if name else None
-        if name and text is not None:
-            return DecodedPage(text, name, "detected", lie)
+    for guess in (guessed, "cp1252"):
+        text = _strict(payload, guess) if guess else None
+        if guess and text is not None:
+            return DecodedPage(text, guess, "detected", lie)
     last = guessed or "utf-8"
     return DecodedPage(payload.decode(last, "replace"), last, "replaced", lie)
 

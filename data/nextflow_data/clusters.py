@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 import numpy as np
 from scipy.sparse import coo_array, csgraph
@@ -34,5 +35,5 @@ def bucket_pairs(ids: Sequence[str]) -> list[tuple[str, str]]:
     neighbours, which then needs no other band in common either. The order given does not matter.
     """
     ordered = sorted(set(ids))
-    pairs = {(ordered[0], one) for one in ordered[1:]} | set(zip(ordered[1:], ordered[2:], strict=False))
+    pairs = {(ordered[0], one) for one in ordered[1:]} | set(pairwise(ordered[1:]))
     return sorted(pairs)

@@ -65,17 +65,19 @@ class IngestConfig(Section):
     """Class tokens (whole, or a part between - and _) that mark an `img` as an icon."""
 
     boilerplate_classes: tuple[str, ...] = (
-        "nav", "navbar", "navigation", "navheader", "navfooter", "navlinks", "topnav", "sidenav", "menu", "menubar", "submenu",
-        "breadcrumb", "breadcrumbs", "sidebar", "sphinxsidebar", "related", "toc", "toctree-wrapper", "contents-local",
-        "footer", "site-footer", "page-footer", "site-header", "page-header-nav", "topbar", "cookie", "cookies", "cookie-banner",
-        "consent", "advert", "advertisement", "ads", "ad", "promo", "social", "share", "sharing", "share-buttons", "pagination",
-        "pager", "prev-next", "prevnext", "skip-link", "skiplink", "skip", "headerlink", "searchbox", "search", "login",
-        "newsletter", "popup", "modal", "comments-link", "edit-link", "editsection", "mw-editsection", "noprint", "wy-nav-side",
-        "rst-footer-buttons", "rst-versions", "bd-sidebar", "indexterm-link", "legalnotice-link",
+        "nav", "navbar", "navigation", "navheader", "navfooter", "navlinks", "topnav", "sidenav", "menu", "menubar",
+        "submenu", "breadcrumb", "breadcrumbs", "sidebar", "sphinxsidebar", "related", "toc", "toctree-wrapper",
+        "contents-local", "footer", "site-footer", "page-footer", "site-header", "page-header-nav", "topbar",
+        "cookie", "cookies", "cookie-banner", "consent", "advert", "advertisement", "ads", "ad", "promo", "social",
+        "share", "sharing", "share-buttons", "pagination", "pager", "prev-next", "prevnext", "skip-link", "skiplink",
+        "skip", "headerlink", "searchbox", "search", "login", "newsletter", "popup", "modal", "comments-link",
+        "edit-link", "editsection", "mw-editsection", "noprint", "wy-nav-side", "rst-footer-buttons", "rst-versions",
+        "bd-sidebar", "indexterm-link", "legalnotice-link",
     )  # fmt: skip
     """Class tokens or ids (whole, case ignored) that mark navigation and other boilerplate."""
     boilerplate_roles: tuple[str, ...] = (
-        "navigation", "banner", "contentinfo", "complementary", "search", "menu", "menubar", "toolbar", "dialog", "alertdialog",
+        "navigation", "banner", "contentinfo", "complementary", "search", "menu", "menubar", "toolbar", "dialog",
+        "alertdialog",
     )  # fmt: skip
     """ARIA landmark and widget roles that mark boilerplate."""
     boilerplate_max_share: float = Field(default=0.6, gt=0, le=1)
@@ -253,7 +255,7 @@ class DedupConfig(Section):
 
 
 class CaptionConfig(Section):
-    """Words for images. `captioner` "alt-text" takes the page's own words; model captioners come behind the same interface."""
+    """Words for images. `captioner` "alt-text" takes the page's own words; models come behind the same interface."""
 
     captioner: Literal["alt-text"] = "alt-text"
     batch_images: int = Field(default=64, ge=1)

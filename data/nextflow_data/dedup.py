@@ -63,7 +63,7 @@ def summarise(document: Document, config: DedupConfig) -> DocumentSummary:
 
 
 def duplicate_edges(summaries: Sequence[DocumentSummary], config: DedupConfig) -> list[Edge]:
-    """Verified pairs among `summaries`: equal text hash, or a band in common and an estimate of at least `min_similarity`."""
+    """Verified pairs among `summaries`: equal text hash, or a shared band and an estimate of at least `min_similarity`."""
     by_id = {summary["doc_id"]: summary for summary in summaries}
     edges: dict[tuple[str, str], float] = {}
     exact: dict[str, list[str]] = defaultdict(list)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from itertools import combinations
+from itertools import combinations, pairwise
 from math import log
 from typing import TypedDict
 
@@ -63,7 +63,7 @@ def image_keys(phash: str, config: DedupConfig) -> list[bytes]:
     blocks = config.image_hamming + SHARED_BLOCKS
     bits = f"{int(phash, 16):064b}"
     edges = [round(number * 64 / blocks) for number in range(blocks + 1)]
-    parts = [bits[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    parts = [bits[a:b] for a, b in pairwise(edges)]
     return [
         bytes(chosen) + int("1" + "".join(parts[number] for number in chosen), 2).to_bytes(9, "big")
         for chosen in combinations(range(blocks), SHARED_BLOCKS)
@@ -134,9 +134,7 @@ def confirm(
     return edges
 
 
-def decide_images(
-    images: Iterable[ImageOccurrence], edges: Iterable[ImageEdge], config: DedupConfig
-) -> list[Decision]:
+def decide_images(images: Iterable[ImageOccurrence], edges: Iterable[ImageEdge], config: DedupConfig) -> list[Decision]:
     """An edit for every copy of an image that stays, in order of (doc_id, node).
 
     Images are taken in the order of `keep`, and one goes if it is a confirmed copy of one that already stays. So every image

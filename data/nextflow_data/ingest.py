@@ -108,10 +108,8 @@ def image_bytes(image: Image, config: IngestConfig) -> bytes:
     "content-changed" where the bytes are not those that were measured.
     """
     address = image["address"] or ""
-    if DATA_FRAGMENT in address:
-        payload = _from_page(image, config)
-    else:
-        payload = read(image["ref"], config, config.max_image_bytes)
+    inline = DATA_FRAGMENT in address
+    payload = _from_page(image, config) if inline else read(image["ref"], config, config.max_image_bytes)
     found = hashlib.sha256(payload).hexdigest()
     if found != image["sha256"]:
         raise RecordError("content-changed", f"{address} has sha256 {found}, {image['sha256']} was measured")

@@ -43,7 +43,7 @@ class Member:
 
 
 def members(stream: BinaryIO, head_bytes: int, max_bytes: int) -> Iterator[Member]:
-    """Every member of a WARC in order, good and bad. `stream` must be seekable and stand at 0; an empty one gives nothing."""
+    """Every member of a WARC in order, good and bad. `stream` is seekable and stands at 0; an empty one gives nothing."""
     start = stream.read(8)
     stream.seek(0)
     if not start:

@@ -29,9 +29,10 @@ BlockKind = Literal["paragraph", "heading", "list", "table", "caption", "pre"]
 
 _HEADINGS = frozenset({"h1", "h2", "h3", "h4", "h5", "h6"})
 _BLOCKS = _HEADINGS | frozenset(
-    {"html", "body", "p", "div", "section", "article", "main", "header", "footer", "nav", "aside", "ul", "ol", "dl", "li", "dt",
-     "dd", "table", "thead", "tbody", "tfoot", "tr", "td", "th", "caption", "figure", "figcaption", "pre", "blockquote", "hr",
-     "address", "fieldset", "legend", "form", "details", "summary", "center", "listing", "xmp", "plaintext", "menu", "hgroup"}
+    {"html", "body", "p", "div", "section", "article", "main", "header", "footer", "nav", "aside", "ul", "ol", "dl",
+     "li", "dt", "dd", "table", "thead", "tbody", "tfoot", "tr", "td", "th", "caption", "figure", "figcaption", "pre",
+     "blockquote", "hr", "address", "fieldset", "legend", "form", "details", "summary", "center", "listing", "xmp",
+     "plaintext", "menu", "hgroup"}
 )  # fmt: skip
 _BREAKS_TABLE = _HEADINGS | frozenset({"table", "ul", "ol", "dl", "pre", "figure", "blockquote", "section", "article", "hr"})
 _PRE = frozenset({"pre", "listing", "xmp", "plaintext"})

@@ -36,7 +36,7 @@ from nextflow_data.word_tokens import SharedTokenizer
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """One rule that failed: its name in the recipe, what was measured and what was asked; `detail` where numbers are not all."""
+    """One rule that failed: its name in the recipe, what was measured and what was asked, and the rest in words."""
 
     rule: str
     value: float | None

@@ -27,9 +27,10 @@ STAGE = "ingest"
 LICENCE_FIELD = "MNF-Licence"
 
 Reason = Literal[
-    "empty-file", "missing-file", "unsupported-compression", "not-warc", "gzip-corrupt", "gzip-truncated", "record-too-large",
-    "warc-header", "content-length", "several-records-in-member", "not-http", "http-header", "http-status", "http-body-short",
-    "revisit", "segmented", "content-encoding", "payload-too-large", "content-changed", "not-found-in-page",
+    "empty-file", "missing-file", "unsupported-compression", "not-warc", "gzip-corrupt", "gzip-truncated",
+    "record-too-large", "warc-header", "content-length", "several-records-in-member", "not-http", "http-header",
+    "http-status", "http-body-short", "revisit", "segmented", "content-encoding", "payload-too-large",
+    "content-changed", "not-found-in-page",
 ]  # fmt: skip
 """Why a record or its payload cannot be used. The set is closed: reports and tests may list it."""
 
