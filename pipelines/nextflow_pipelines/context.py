@@ -24,10 +24,9 @@ def no_progress(done: int, total: int | None, note: str) -> None:
 
 @dataclass
 class RunContext:
-    """Where a run's outputs go and what it may use. `sources` are the input files; `progress` may be set for each stage."""
+    """Where a run's outputs go and what it may use; `progress` may be set anew for each stage."""
 
     root: Path
-    sources: Sequence[Path] = ()
     spark: SparkConfig = field(default_factory=SparkConfig)
     progress: Progress = no_progress
 
@@ -35,8 +34,16 @@ class RunContext:
         """The Spark session, started at the first call: a run in which all is committed never starts one."""
         from nextflow_pipelines.session import spark_session
 
-        self.progress(0, None, "starting Spark")
-        return spark_session(self.spark)
+        return spark_session(self.spark, lambda: self.progress(0, None, "starting Spark"))
+
+    def close(self) -> None:
+        """Stops the session of this process, if there is one; a later `session()` starts another."""
+        import sys
+
+        if "pyspark" in sys.modules:
+            from nextflow_pipelines.session import stop_session
+
+            stop_session()
 
 
 @dataclass(frozen=True)

@@ -109,6 +109,17 @@ def _unit_task(
             yield pa.RecordBatch.from_pydict({"unit": [name]})
 
 
+def run_local(work: StageWork, units: Sequence[Unit], function: UnitFunction, schemas: Schemas) -> list[str]:
+    """Runs units in the driver: for what needs a whole graph or plan at once. Returns their names."""
+    for unit in units:
+        if unit_record(work.dir, unit.name) is None:
+            with unit_output(work.dir, unit.name) as out:
+                tables = UnitTables(out, dict(schemas), unit.name)
+                function(unit.payload, tables)
+                tables.close()
+    return [unit.name for unit in units]
+
+
 def run_frame(
     session: Callable[[], SparkSession],
     work: StageWork,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,8 +43,19 @@ def spark_settings(config: SparkConfig) -> dict[str, str]:
     return settings | config.options
 
 
-def spark_session(config: SparkConfig, app: str = "megatron-nextflow") -> SparkSession:
-    """Starts the session, or gives the one that this process already has (Spark allows one a process).
+def stop_session() -> None:
+    """Stops this process's session, if it has one."""
+    from pyspark.sql import SparkSession
+
+    active = SparkSession.getActiveSession()
+    if active is not None:
+        active.stop()
+
+
+def spark_session(
+    config: SparkConfig, starting: Callable[[], None] | None = None, app: str = "megatron-nextflow"
+) -> SparkSession:
+    """Starts the session, after calling `starting`, or gives the one that this process has (Spark allows one a process).
 
     The environment variables set here (PYSPARK_PYTHON, SPARK_LOCAL_IP, JAVA_HOME) are read by the JVM's launcher; they stay
     set, because the launcher reads them again when a stopped session is started anew. Raises JavaNotFound.
@@ -53,6 +65,8 @@ def spark_session(config: SparkConfig, app: str = "megatron-nextflow") -> SparkS
     active = SparkSession.getActiveSession()
     if active is not None:
         return active
+    if starting is not None:
+        starting()
     os.environ["JAVA_HOME"] = str(java_home(find_java(config.java)))
     os.environ["PYSPARK_PYTHON"] = os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
     if config.master.startswith("local"):

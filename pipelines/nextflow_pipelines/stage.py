@@ -178,7 +178,13 @@ class UnitOutput:
     unit: str
     counts: Counts = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
-    _files: dict[str, tuple[Path, int | None]] = field(default_factory=dict)
+    _files: dict[str, int | None] = field(default_factory=dict)
+    _token: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    @property
+    def temporary(self) -> Path:
+        """Where this attempt writes: a folder of its own, in which files have the paths they will have in the stage."""
+        return self.stage_dir / WORK / "tmp" / self._token
 
     def path(self, relative: str, rows: int | None = None) -> Path:
         """A temporary path to write to; it becomes `<stage>/<relative>` when the unit is done.
@@ -188,11 +194,9 @@ class UnitOutput:
         pure = PurePosixPath(relative)
         if pure.is_absolute() or ".." in pure.parts or relative == MANIFEST:
             raise ValueError(f"{relative!r} is not a path inside a stage's folder")
-        if relative in self._files:
-            path = self._files[relative][0]
-        else:
-            path = self.stage_dir / WORK / "tmp" / f"{uuid.uuid4().hex}-{pure.name}"
-        self._files[relative] = (path, rows)
+        self._files[relative] = rows
+        path = self.temporary / relative
+        path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
     def count(self, *keys: str, by: int = 1) -> None:
@@ -211,7 +215,8 @@ def unit_output(stage_dir: Path, unit: str) -> Iterator[UnitOutput]:
         yield out
         entries: list[FileEntry] = []
         folders = set()
-        for relative, (temporary, rows) in sorted(out._files.items()):
+        for relative, rows in sorted(out._files.items()):
+            temporary = out.temporary / relative
             with temporary.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
                 os.fsync(file.fileno())
@@ -229,8 +234,7 @@ def unit_output(stage_dir: Path, unit: str) -> Iterator[UnitOutput]:
         record: UnitRecord = {"unit": unit, "files": entries, "counts": _sorted(out.counts), "facts": out.facts}
         write_durably(_record_path(stage_dir, unit), canonical_json(record).encode())
     finally:
-        for temporary, _ in out._files.values():
-            temporary.unlink(missing_ok=True)
+        shutil.rmtree(out.temporary, ignore_errors=True)
 
 
 def _record_path(stage_dir: Path, unit: str) -> Path:

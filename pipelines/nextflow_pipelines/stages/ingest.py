@@ -14,7 +14,7 @@ its measures or the reason why it cannot be used).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,7 @@ from nextflow_pipelines.context import RunContext, StageResult, run_contract
 from nextflow_pipelines.runner import Unit, bucket_of, run_frame, run_units
 from nextflow_pipelines.sources import bind_sources, local_ref
 from nextflow_pipelines.stage import StagePlan, StageWork
+from nextflow_pipelines.stages.common import read_parquet
 from nextflow_pipelines.tables import SCHEMAS, UnitTables
 
 if TYPE_CHECKING:
@@ -70,10 +71,10 @@ LINKS = pa.schema(
 _LINKS = "_work/links"
 
 
-def run(ctx: RunContext, config: IngestConfig) -> StageResult:
-    """Ingests `ctx.sources`. Raises FileNotFoundError for a missing one, before any work."""
+def run(ctx: RunContext, config: IngestConfig, paths: Sequence[Path]) -> StageResult:
+    """Ingests source files. Raises FileNotFoundError for a missing one, before any work."""
     ctx.progress(0, None, "hashing the sources")
-    sources = bind_sources(ctx.root, ctx.sources)
+    sources = bind_sources(ctx.root, paths)
     plan = StagePlan(
         NAME,
         VERSION,
@@ -134,10 +135,6 @@ def _work(ctx: RunContext, config: IngestConfig, uris: list[str], work: StageWor
     return [*scans, *images, *documents], {}
 
 
-def _read_parquet(spark: SparkSession, files: list[Path]) -> DataFrame:
-    return spark.read.parquet(*[str(file) for file in files])
-
-
 def _scan(root: Path, config: IngestConfig, uri: str, out: UnitTables) -> None:
     records: list[Any] = []
     asides: list[Any] = []
@@ -155,7 +152,7 @@ def _scan(root: Path, config: IngestConfig, uri: str, out: UnitTables) -> None:
 
 
 def _pages(records: list[Path], files: int, spark: SparkSession) -> DataFrame:
-    pages = _read_parquet(spark, records).where("kind = 'page'")
+    pages = read_parquet(spark, records).where("kind = 'page'")
     return pages.withColumn("bucket", bucket_of(pages["doc_id"], files))
 
 
@@ -180,8 +177,8 @@ def _find_links(root: Path, config: IngestConfig, bucket: int, tables: Iterator[
 
 
 def _named_images(records: list[Path], links: list[Path], files: int, spark: SparkSession) -> DataFrame:
-    images = _read_parquet(spark, records).where("kind = 'image'")
-    named = _read_parquet(spark, links).select("address").distinct()
+    images = read_parquet(spark, records).where("kind = 'image'")
+    named = read_parquet(spark, links).select("address").distinct()
     found = images.join(named, "address", "left_semi")
     return found.withColumn("bucket", bucket_of(found["address"], files))
 
@@ -206,8 +203,8 @@ def _pages_with_images(
     """A row a page with `found`: the image record for each address, of the page's own source if that has it."""
     from pyspark.sql import functions as F
 
-    measured = _read_parquet(spark, images).withColumnsRenamed({"uri": "image_uri", "offset": "image_offset"})
-    joined = _read_parquet(spark, links).join(measured, "address")
+    measured = read_parquet(spark, images).withColumnsRenamed({"uri": "image_uri", "offset": "image_offset"})
+    joined = read_parquet(spark, links).join(measured, "address")
     # Usable before unusable, own source before others, then the first.
     best = F.struct(F.col("rejected").isNotNull(), F.col("image_uri") != F.col("uri"), "image_uri", "image_offset")
     chosen = joined.groupBy("doc_id", "uri", "address").agg(F.min_by(F.struct("rejected", "image"), best).alias("best"))

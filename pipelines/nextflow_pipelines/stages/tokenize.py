@@ -1,0 +1,174 @@
+"""tokenize: documents to text ids and image codes, file by file; a worker loads the tokenizers once.
+
+Data sets: tokenized (rows of `nextflow_tokenize.tokenized`), shapes (what planning needs of each, so that no one reads codes
+to count them), decisions, asides.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+from nextflow_data.config import IngestConfig
+from nextflow_data.document import Decision, Document
+from nextflow_tokenize.config import TokenizeConfig
+from nextflow_tokenize.tokenized import TOKENIZED_SCHEMA, TOKENIZED_VERSION
+
+from nextflow_pipelines.context import RunContext, StageResult, run_contract
+from nextflow_pipelines.runner import run_units
+from nextflow_pipelines.sources import image_loader
+from nextflow_pipelines.stage import StageError, StagePlan, StageWork, sha256_file
+from nextflow_pipelines.stages import text_tokenizer, vision_tokenizer
+from nextflow_pipelines.stages.common import document_files, document_units, read_documents
+from nextflow_pipelines.tables import SCHEMAS, UnitTables
+
+if TYPE_CHECKING:
+    from nextflow_tokenize.packing import DocumentShape
+    from nextflow_tokenize.text import TextTokenizer
+    from nextflow_tokenize.vision.model import VisionTokenizer
+
+NAME = "tokenize"
+VERSION = 1
+TOKENIZED = "tokenized"
+SHAPES = "shapes"
+_PART = pa.struct([("text", pa.int32()), ("height", pa.int32()), ("width", pa.int32()), ("scales", pa.int32())])
+_SHAPE_SCHEMA = pa.schema([("doc_id", pa.string()), ("address", pa.string()), ("parts", pa.list_(_PART))])
+
+
+def run(
+    ctx: RunContext,
+    config: TokenizeConfig,
+    ingest: IngestConfig,
+    documents: StageResult,
+    text: StageResult,
+    vision: StageResult,
+) -> StageResult:
+    """Tokenises a committed stage's documents with two committed tokenizers; `ingest` bounds what is decoded."""
+    hashes = {"text_tokenizer_hash": str(text.facts["tokenizer"]), "vision_tokenizer_hash": str(vision.facts["tokenizer"])}
+    stages = {stage.name: stage.fingerprint for stage in (documents, text, vision)}
+    parameters = {"tokenize": config.model_dump(mode="json"), "rows": TOKENIZED_VERSION}
+    plan = StagePlan(NAME, VERSION, parameters, stages | hashes)
+    return run_contract(ctx, plan, partial(_work, ctx, config, ingest, document_files(documents), text, vision))
+
+
+def _work(
+    ctx: RunContext,
+    config: TokenizeConfig,
+    ingest: IngestConfig,
+    files: list[Path],
+    text: StageResult,
+    vision: StageResult,
+    work: StageWork,
+) -> tuple[list[str], Mapping[str, Any]]:
+    tokenizers = _Tokenizers(
+        str(text.dir / text_tokenizer.TOKENIZER),
+        str(text.facts["end_of_text"]),
+        None if vision.facts["tokenizer"] is None else str(vision.dir / vision_tokenizer.TOKENIZER),
+    )
+    _check(tokenizers, text, vision)
+    schemas = {TOKENIZED: TOKENIZED_SCHEMA, SHAPES: _SHAPE_SCHEMA} | {n: SCHEMAS[n] for n in ("decisions", "asides")}
+    function = partial(_tokenize, ctx.root.resolve(), config, ingest, tokenizers)
+    units = document_units("part", files)
+    return run_units(ctx.session, work, units, function, schemas, ctx.progress, "text to ids, images to codes"), {}
+
+
+@dataclass(frozen=True)
+class _Tokenizers:
+    """Where a worker finds the tokenizers; `vision_path` None where the run has none."""
+
+    text_path: str
+    end_of_text: str
+    vision_path: str | None
+
+
+def _check(tokenizers: _Tokenizers, text: StageResult, vision: StageResult) -> None:
+    """Raises StageError where a committed tokenizer is no longer the one that was committed."""
+    from nextflow_tokenize.vision.identity import identity
+
+    for stage, found in (
+        (text, sha256_file(Path(tokenizers.text_path))),
+        (vision, None if tokenizers.vision_path is None else identity(tokenizers.vision_path)),
+    ):
+        if found != stage.facts["tokenizer"]:
+            raise StageError(
+                f"{stage.dir} does not hold the tokenizer it was committed with; remove the folder and run again"
+            )
+
+
+@lru_cache(maxsize=1)
+def _load(tokenizers: _Tokenizers) -> tuple[TextTokenizer, VisionTokenizer | None]:
+    """Both tokenizers, once a process."""
+    from nextflow_tokenize.text import TextTokenizer
+    from nextflow_tokenize.vision.model import VisionTokenizer
+
+    text = TextTokenizer.load(tokenizers.text_path, tokenizers.end_of_text)
+    return text, None if tokenizers.vision_path is None else VisionTokenizer.load(tokenizers.vision_path)
+
+
+def _tokenize(
+    root: Path, config: TokenizeConfig, ingest: IngestConfig, tokenizers: _Tokenizers, payload: Any, out: UnitTables
+) -> None:
+    from nextflow_tokenize.encode import tokenize_documents
+    from nextflow_tokenize.packing import shape_of
+
+    text, vision = _load(tokenizers)
+    originals: deque[Document] = deque()
+
+    def documents() -> Iterator[Document]:
+        for document in read_documents(payload["file"]):
+            originals.append(document)
+            yield document
+
+    for row, decisions, asides in tokenize_documents(documents(), text, vision, image_loader(root, ingest), config, ingest):
+        document = originals.popleft()
+        out.write("asides", asides)
+        if row is None:
+            decisions = [*decisions, _nothing_left(document)]
+        else:
+            out.write(TOKENIZED, [row])
+            out.write(SHAPES, [_shape_row(shape_of(row), row["address"])])
+            for segment in row["segments"]:
+                out.out.count("tokens", "text", by=len(segment["text"] or ()))
+                out.out.count("tokens", "image codes", by=len(segment["target"] or ()))
+                out.out.count("tokens", "images", by=int(segment["kind"] == "image"))
+        out.write("decisions", decisions)
+
+
+def _shape_row(shape: DocumentShape, address: str | None) -> dict[str, Any]:
+    parts = []
+    for part in shape.parts:
+        height, width = part.grid or (None, None)
+        parts.append({"text": part.text, "height": height, "width": width, "scales": part.scales})
+    return {"doc_id": shape.doc_id, "address": address, "parts": parts}
+
+
+def shape_from_row(row: Mapping[str, Any]) -> DocumentShape:
+    """A document's shape from a row of the data set `shapes`."""
+    from nextflow_tokenize.packing import DocumentShape, Part
+
+    return DocumentShape(
+        row["doc_id"],
+        tuple(
+            Part(part["text"], None if part["height"] is None else (part["height"], part["width"]), part["scales"])
+            for part in row["parts"]
+        ),
+    )
+
+
+def _nothing_left(document: Document) -> Decision:
+    return {
+        "doc_id": document["doc_id"],
+        "address": document["source"]["address"],
+        "node": None,
+        "stage": NAME,
+        "rule": "tokenize.nothing_left",
+        "value": 0.0,
+        "threshold": 1.0,
+        "action": "drop",
+        "detail": "no text and no image of it could be tokenised",
+    }
