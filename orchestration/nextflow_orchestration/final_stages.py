@@ -60,8 +60,21 @@ def generate_in_process(checkpoint: Path, prompt: str, out: Path | None, setting
     return dict(json.loads(done.stdout.strip().splitlines()[-1]))
 
 
-def report_stage(recipe: Recipe, reused: frozenset[str]) -> Path:
+def report_stage(recipe: Recipe, pack: StageResult, training: Path, image: Path, reused: frozenset[str]) -> Path:
     """Writes the run's report; it is cheap, and always new."""
+    import yaml
+
     from nextflow_orchestration.report.write import write_report
 
-    return write_report(recipe.root, recipe.root / "report.html", packs=recipe.report.packs, examples=recipe.report.examples, reused=reused)
+    return write_report(
+        recipe.root,
+        recipe.root / "report.html",
+        title=recipe.name,
+        end=pack.dir,
+        packs=recipe.report.packs,
+        examples=recipe.report.examples,
+        reused=reused,
+        training=training,
+        generated=[(recipe.generate.prompt, image)],
+        settings=yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False),
+    )

@@ -8,32 +8,33 @@ job that takes the whole cluster; the Spark session is started by the first stag
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from nextflow_pipelines.context import RunContext, StageResult
 from nextflow_pipelines.registry import STAGES, run_stage
+from nextflow_pipelines.session import stop_session
 from prefect import flow, task
 from prefect.artifacts import create_link_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 from rich.console import Console
 
-from nextflow_orchestration.final_stages import generate_stage, report_stage, train_stage
+from nextflow_orchestration.final_stages import IMAGE, generate_stage, report_stage, train_stage
 from nextflow_orchestration.progress import StageDisplay
 from nextflow_orchestration.recipe import Recipe, load_recipe
 from nextflow_orchestration.sources import source_files
-from nextflow_orchestration.summary import describe_counts, rows
+from nextflow_orchestration.summary import describe, table
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class RunOutcome:
     """What a run left, for its last lines."""
 
-    recipe: Recipe
-    results: Mapping[str, StageResult]
     shards: Path
     training: Path
     step: int
@@ -41,8 +42,8 @@ class RunOutcome:
     report: Path
 
 
-def _retry(task_: Any, run: Any, state: Any) -> bool:
-    """Another try can help against a lost worker or a full disk; against a wrong setting or a damaged input it cannot."""
+def _worth_another_try(task_: Any, run: Any, state: Any) -> bool:
+    """A retry can help against a lost worker; against a wrong setting, a missing file or a damaged input it cannot."""
     try:
         state.result()
     except (ValueError, FileNotFoundError, ModuleNotFoundError):
@@ -52,56 +53,55 @@ def _retry(task_: Any, run: Any, state: Any) -> bool:
     return False
 
 
-def _as_task(name: str, recipe: Recipe) -> Any:
-    def decorate(function: Any) -> Any:
-        return task(
-            function, name=name, task_run_name=name, retries=recipe.flow.retries, retry_delay_seconds=recipe.flow.retry_delay_seconds,
-            retry_condition_fn=_retry, cache_policy=NO_CACHE, persist_result=False,
-        )  # fmt: skip
+def _as_task(recipe: Recipe, name: str, work: Callable[[], T]) -> T:
+    """Runs `work` as a Prefect task called `name`, with the recipe's retries."""
+    run: Callable[[], T] = task(
+        work, name=name, task_run_name=name, retries=recipe.flow.retries, retry_delay_seconds=recipe.flow.retry_delay_seconds,
+        retry_condition_fn=_worth_another_try, cache_policy=NO_CACHE, persist_result=False,
+    )  # fmt: skip
+    return run()
 
-    return decorate
 
-
-@flow(name="nextflow", flow_run_name="{recipe_path}", validate_parameters=False, persist_result=False)
+@flow(name="nextflow", validate_parameters=False, persist_result=False)
 def nextflow(recipe_path: str, overrides: list[str] | None = None) -> RunOutcome:
-    """Runs a recipe from source files to report. Parameters are JSON, so a deployment can hold them."""
+    """Runs a recipe from source files to report. The parameters are JSON, so that a deployment can hold them."""
     recipe = load_recipe(Path(recipe_path), overrides or [])
     recipe.check_inputs()
     recipe.root.mkdir(parents=True, exist_ok=True)
-    log = get_run_logger()
-    results: dict[str, StageResult] = {}
     with StageDisplay(Console(stderr=True)) as display:
-        display.begin("input")
-        files, note = source_files(recipe, display.update)
-        display.end(note, skipped=False)
-        context = RunContext(root=recipe.root, spark=recipe.spark, progress=display.update)
-        try:
-            for name in STAGES:
+        return _run(recipe, display)
 
-                @_as_task(name, recipe)
-                def stage(name: str = name) -> StageResult:
-                    return run_stage(name, context, recipe.sections(), results, files)
 
-                display.begin(name)
-                results[name] = stage()
-                text = describe_counts(results[name])
-                display.end(text, results[name].skipped)
-                log.info("%s: %s", name, text)
-        finally:
-            context.close()
-        pack = results["pack"]
-        tokenizer = results["vision_tokenizer"].dir / "tokenizer"
+def _run(recipe: Recipe, display: StageDisplay) -> RunOutcome:
+    log = get_run_logger()
+    display.begin("input")
+    files, note = _as_task(recipe, "input", lambda: source_files(recipe, display.update))
+    display.end(note, skipped=False)
+    context = RunContext(root=recipe.root, spark=recipe.spark, progress=display.update)
+    sections = recipe.sections()
+    results: dict[str, StageResult] = {}
+    for name in STAGES:
+        display.begin(name)
+        results[name] = _as_task(recipe, name, lambda name=name: run_stage(name, context, sections, results, files))  # type: ignore[misc]
+        display.end(describe(results[name]), results[name].skipped)
+        log.info("%s: %s", name, describe(results[name]))
+    if not all(result.skipped for result in results.values()):
+        stop_session()  # training wants the cores and the memory
+    pack = results["pack"]
+    tokenizer, text_tokenizer = results["vision_tokenizer"].dir / "tokenizer", results["text_tokenizer"].dir / "tokenizer.json"
 
-        display.begin("train")
-        training, step, trained = _as_task("train", recipe)(train_stage)(recipe, pack, tokenizer, display)
-        display.end(f"step {step}", skipped=not trained)
-        display.begin("generate")
-        image, skipped = _as_task("generate", recipe)(generate_stage)(recipe, training)
-        display.end(f'"{recipe.generate.prompt}" → {image}', skipped)
-        display.begin("report")
-        report = _as_task("report", recipe)(report_stage)(recipe, pack)
-        display.end(str(report), skipped=False)
-    create_table_artifact(rows(results), key="stages", description="Documents, decisions and kept-aside records by stage")
-    create_link_artifact(report.absolute().as_uri(), link_text="report", key="report", description="The run's report")
+    display.begin("train", live=False)
+    training, step, trained = _as_task(recipe, "train", lambda: train_stage(recipe, pack, tokenizer, text_tokenizer))
+    display.end(f"step {step}", skipped=not trained)
+    display.begin("generate")
+    generated = _as_task(recipe, "generate", lambda: generate_stage(recipe, training))
+    image = generated.dir / IMAGE
+    display.end(f'"{recipe.generate.prompt}"', generated.skipped)
+    display.begin("report")
+    reused = frozenset(name for name, result in results.items() if result.skipped)
+    report = _as_task(recipe, "report", lambda: report_stage(recipe, pack, training, image, reused))
+    display.end("", skipped=False)
+    create_table_artifact(table(results), key="stages", description="Documents, decisions and kept-aside records by stage")
+    create_link_artifact(report.absolute().as_uri(), link_text=str(report), key="report", description="The run's report")
     (recipe.root / "recipe.json").write_text(json.dumps(recipe.model_dump(mode="json"), indent=1) + "\n", encoding="utf-8")
-    return RunOutcome(recipe, results, pack.dir / "shards", training, step, image, report)
+    return RunOutcome(pack.dir / "shards", training, step, image, report)

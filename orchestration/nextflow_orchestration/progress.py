@@ -35,10 +35,11 @@ class StageDisplay:
         if error is not None and self._stage:
             self.console.print(f" [red]✗[/] {self._stage:<17} stopped after {time.monotonic() - self._since:.0f} s")
 
-    def begin(self, stage: str) -> None:
-        """A stage starts."""
+    def begin(self, stage: str, live: bool = True) -> None:
+        """A stage starts; `live` False for one that prints its own progress."""
         self._stage, self._since = stage, time.monotonic()
-        self._task = self._bar.add_task(stage, total=None, note="")
+        if live:
+            self._task = self._bar.add_task(stage, total=None, note="")
 
     def update(self, done: int, total: int | None, note: str = "") -> None:
         """The stage has done `done` of `total` units."""

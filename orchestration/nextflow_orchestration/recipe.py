@@ -77,6 +77,10 @@ class Recipe(Section):
             )
         return self
 
+    def sections(self) -> dict[str, Section]:
+        """The sections by name, as the stages take them."""
+        return {name: value for name in type(self).model_fields if isinstance(value := getattr(self, name), Section)}
+
     def check_inputs(self) -> None:
         """RecipeError where an input file is missing, naming it."""
         missing = [name for name in self.input if name != SAMPLE and not Path(name).is_file()]

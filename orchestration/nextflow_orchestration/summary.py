@@ -1,0 +1,60 @@
+"""A stage's result in a few words: for the console, for Prefect's table, for the log."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from nextflow_pipelines.context import StageResult
+
+FACTS = {
+    "vision_tokenizer": (("images", "{:,} images"), ("psnr", "{:.1f} dB held out"), ("reason", "{}")),
+    "text_tokenizer": (("vocab_size", "{:,} entries"),),
+    "pack": (("packs", "{:,} packs"), ("fill", "{:.0%} full")),
+}
+"""Facts of a stage's manifest that are worth a word, in order."""
+
+
+def _total(counts: Any) -> int:
+    return sum(_total(v) for v in counts.values()) if isinstance(counts, Mapping) else int(counts)
+
+
+def describe(result: StageResult) -> str:
+    """One line: documents out, drops and edits, kept-aside records, and the stage's own facts."""
+    counts = result.counts
+    words = []
+    documents = counts.get("rows", {}).get("documents")
+    if documents is not None:
+        words.append(f"{documents:,} documents")
+    for action, word in (("drop", "dropped"), ("edit", "edits")):
+        number = sum(actions.get(action, 0) for actions in counts.get("decisions", {}).values())
+        if number:
+            words.append(f"{number:,} {word}")
+    if counts.get("asides"):
+        words.append(f"{_total(counts['asides']):,} kept aside")
+    for name, form in FACTS.get(result.name, ()):
+        if result.facts.get(name) is not None:
+            words.append(form.format(result.facts[name]))
+    if result.kept and not result.skipped:
+        words.append(f"{result.kept} parts kept from before")
+    return ", ".join(words)
+
+
+def table(results: Mapping[str, StageResult]) -> list[dict[str, Any]]:
+    """Rows for Prefect's table artifact."""
+    rows = []
+    for name, result in results.items():
+        decisions = result.counts.get("decisions", {})
+        rows.append(
+            {
+                "stage": name,
+                "documents": result.counts.get("rows", {}).get("documents", ""),
+                "dropped": sum(a.get("drop", 0) for a in decisions.values()),
+                "edits": sum(a.get("edit", 0) for a in decisions.values()),
+                "kept aside": _total(result.counts.get("asides", {})),
+                "seconds": round(result.seconds, 1),
+                "reused": "yes" if result.skipped else "",
+                "folder": result.dir.name,
+            }
+        )
+    return rows
