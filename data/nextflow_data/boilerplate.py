@@ -21,9 +21,11 @@ UNSEEN = frozenset(
 )  # fmt: skip
 """Elements whose content is never read as text. `noscript` is read for images only."""
 _NAMED = frozenset({"nav", "aside", "footer", "header", "menu"})
+_HEADERS = ("tag-header", "class-header")
 _NEVER = frozenset({"html", "body", "main", "article", "h1"})
 _LINKED = frozenset({"div", "ul", "ol", "dl", "table", "section", "td", "p", "center"})
 _HEADINGS = frozenset({"h1", "h2", "h3", "h4", "h5", "h6"})
+_WORD = re.compile(r"\W+")
 _HIDDEN = re.compile(r"(?:^|;)\s*(?:display\s*:\s*none|visibility\s*:\s*hidden)", re.I)
 
 
@@ -99,7 +101,7 @@ def _judge(closed: list[_Open], total: int, config: IngestConfig) -> Regions:
         rule = frame.rule
         named = rule is not None and rule != "hidden"
         if named and (
-            frame.characters > config.boilerplate_max_share * total > 0 or (rule == "tag-header" and frame.heading)
+            frame.characters > config.boilerplate_max_share * total > 0 or (rule in _HEADERS and frame.heading)
         ):
             rule = None
         if (
@@ -141,14 +143,17 @@ def _named(
     if tag in _HEADINGS or tag == "img":
         return None
     names = attributes.get("class", "").lower().split()
-    if any(name in classes for name in names) or attributes.get("id", "").lower() in classes:
+    names.append(attributes.get("id", "").lower())
+    if "header" in names:
+        return None if in_article else "class-header"
+    if any(name in classes for name in names):
         return "class"
     return None
 
 
 def _add(frame: _Open, text: str | None, in_link: int) -> None:
     if text:
-        length = len("".join(text.split()))
+        length = len(_WORD.sub("", text))
         frame.characters += length
         if in_link:
             frame.linked += length

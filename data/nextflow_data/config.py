@@ -72,7 +72,8 @@ class IngestConfig(Section):
         "share", "sharing", "share-buttons", "pagination", "pager", "prev-next", "prevnext", "skip-link", "skiplink",
         "skip", "headerlink", "searchbox", "search", "login", "newsletter", "popup", "modal", "comments-link",
         "edit-link", "editsection", "mw-editsection", "noprint", "wy-nav-side", "rst-footer-buttons", "rst-versions",
-        "bd-sidebar", "indexterm-link", "legalnotice-link",
+        "bd-sidebar", "indexterm-link", "legalnotice-link", "masthead", "tooltip-content", "tooltiptext", "sr-only",
+        "visually-hidden", "screen-reader-text", "copybtn",
     )  # fmt: skip
     """Class tokens or ids (whole, case ignored) that mark navigation and other boilerplate."""
     boilerplate_roles: tuple[str, ...] = (

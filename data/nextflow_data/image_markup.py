@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+from itertools import islice
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
@@ -137,7 +138,10 @@ def icon_rule(
         return "icon-tracking-pixel", float(min(sides)), 2.0
     if len(sides) == 2 and max(sides) <= config.icon_declared_side:
         return "icon-declared-size", float(max(sides)), float(config.icon_declared_side)
-    tokens = set(re.split(r"[\s_-]+", (element.get("class") or "").lower()))
+    names = [element.get("class") or ""]
+    for ancestor in islice(element.iterancestors("a", "span", "div", "picture"), 2):
+        names.append(ancestor.get("class") or "")
+    tokens = set(re.split(r"[\s_-]+", " ".join(names).lower()))
     if tokens & set(config.icon_classes):
         return "icon-class", None, None
     return None
