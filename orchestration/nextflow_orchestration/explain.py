@@ -41,6 +41,8 @@ _DOCUMENT_STAGES = ("ingest", "filter", "dedup", "caption")
 _VERDICTS: dict[str, Verdict] = {"drop": "dropped", "edit": "edited", "flag": "flagged"}
 _PACK_QUERY = re.compile(r"(shard-\d+)(?:\.tar)?:(.+)")
 _SNIPPET = 100
+_MOST_ALIKE = 3
+"""Decisions of one rule that are told one by one."""
 TOKENIZED = "tokenized"
 """The data set of the tokenize stage."""
 
@@ -144,7 +146,7 @@ def _document(commits: dict[str, Commit], doc_id: str) -> DocumentStory:
     gone = ""
     for stage, commit in commits.items():
         decisions = _rows(commit, "decisions", doc_id)
-        steps += [_step(stage, d, last) for d in decisions]
+        steps += _steps(stage, decisions, last)
         if stage not in _DOCUMENT_STAGES or not commit.has("documents"):
             continue
         row = next(iter(_rows(commit, "documents", doc_id)), None)
@@ -174,11 +176,28 @@ def _document(commits: dict[str, Commit], doc_id: str) -> DocumentStory:
     )
 
 
+def _steps(stage: str, decisions: list[dict[str, Any]], before: dict[str, Any] | None) -> list[Step]:
+    """A stage's decisions on one document; of one rule's many, the first few and how many more."""
+    steps: list[Step] = []
+    seen: dict[tuple[str, str], int] = {}
+    for decision in decisions:
+        key = decision["rule"], decision["action"]
+        seen[key] = seen.get(key, 0) + 1
+        if seen[key] <= _MOST_ALIKE:
+            steps.append(_step(stage, decision, before))
+    for (rule, action), count in seen.items():
+        if count > _MOST_ALIKE:
+            steps.append(Step(stage, _VERDICTS.get(action, "flagged"), f"{rule}: {count - _MOST_ALIKE} more like these"))
+    return steps
+
+
 def _step(stage: str, decision: dict[str, Any], before: dict[str, Any] | None) -> Step:
+    """One decision; with the image it was about, where it was about one."""
     node = decision["node"]
-    snippet = ""
-    if node is not None and before is not None and node < len(before["nodes"]):
-        snippet = node_words(before["nodes"][node])
+    image = (
+        before["nodes"][node]["image"] if node is not None and before is not None and node < len(before["nodes"]) else None
+    )
+    snippet = node_words({"kind": "image", "image": image}) if image is not None else ""
     return Step(stage, _VERDICTS.get(decision["action"], "flagged"), in_words(decision), node, snippet)
 
 
@@ -302,5 +321,8 @@ def _outcome(
     for stage, words in (("tokenize", "is not tokenised yet"), ("pack", "is not packed yet")):
         if stage not in commits:
             return f"Kept so far; the run {words}."
-    dropped = next((s.words for s in reversed(steps) if s.verdict == "dropped" and s.node is None), "")
+    # The packer names the segment that made it drop the whole document.
+    dropped = next(
+        (s.words for s in reversed(steps) if s.verdict == "dropped" and (s.node is None or s.stage == "pack")), ""
+    )
     return "Not in the shards" + (f": {dropped}." if dropped else ", and no decision says why: please report this.")

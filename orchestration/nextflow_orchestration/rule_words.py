@@ -40,6 +40,7 @@ RULES: dict[str, str] = {
     "repetition.dup_para_frac": "too many paragraphs are repeated",
     "repetition.dup_line_char_frac": "too much of the text is in repeated lines",
     "repetition.dup_para_char_frac": "too much of the text is in repeated paragraphs",
+    "c4.remove_citations": "marks of citation, like [12], were taken out of a line",
     "c4.min_sentences": "too few sentences",
     "c4.min_words_per_line": "a line with too few words was taken out",
     "c4.max_word_length": "a line with an endless word was taken out",
@@ -65,6 +66,27 @@ RULES: dict[str, str] = {
     "document.max_characters": "too much text to be worth its cost",
     "document.min_characters_per_image": "too little text for its images",
     "document.empty": "nothing is left",
+    # dedup
+    "dedup.exact": "the same text as another page that stays",
+    "dedup.min_similarity": "nearly the same text as another page that stays",
+    "dedup.image_exact": "the same image as one that stays",
+    "dedup.image_max_difference": "nearly the same image as one that stays",
+    "dedup.nothing_left": "it held nothing but copies",
+    # caption
+    "caption.min_characters": "the alt text is too short to say anything",
+    "caption.useless_alts": "the alt text is one that says nothing",
+    "caption.file_name": "the alt text is only a file's name",
+    "caption.none": "no words were found for the image",
+    # tokenize
+    "tokenize.nothing_left": "no text and no image of it could be tokenised",
+    "image-unreadable": "the image's bytes could not be read or decoded",
+    "no-vision-tokenizer": "the run has no vision tokenizer, so the image has no codes",
+    "max-upscale": "the image is too small: it would have to be enlarged too much",
+    "image-changed": "the image's bytes are not those that were measured",
+    # pack
+    "empty": "it has no tokens and no image",
+    "longer-than-pack": "it does not fit the length of a pack",
+    "costlier-than-pack": "it does not fit the compute of a pack",
 }
 """What a rule found or did, as a clause."""
 
@@ -112,7 +134,7 @@ def rule_words(rule: str) -> str:
         return f"too much of the text is in repeated phrases of {rule.rpartition('.')[2]} words"
     if rule.startswith("boilerplate-tag-"):
         return f"regions in a <{rule.removeprefix('boilerplate-tag-')}> element were left out"
-    return ""
+    return REASONS.get(rule, "")
 
 
 def reason_words(reason: str) -> str:
@@ -132,7 +154,7 @@ def number(value: float | None) -> str:
 def in_words(decision: Mapping[str, Any]) -> str:
     """A decision as one sentence: rule, measured value, threshold, what was done, detail."""
     words = rule_words(decision["rule"])
-    text = f"{decision['rule']}: {words}" if words else decision["rule"]
+    text = f"{decision['rule']}, {words}" if words else decision["rule"]
     value, threshold = number(decision["value"]), number(decision["threshold"])
     if value and threshold:
         text += f" (measured {value}, threshold {threshold})"
@@ -142,4 +164,4 @@ def in_words(decision: Mapping[str, Any]) -> str:
         text += f", node {decision['node']}"
     if decision["action"] == "drop":
         text += "; dropped" if decision["node"] is None else "; the node was dropped"
-    return text + (f". {decision['detail']}" if decision["detail"] else "")
+    return text + (f": {decision['detail']}" if decision["detail"] else "")

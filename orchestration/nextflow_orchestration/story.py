@@ -179,11 +179,14 @@ def _render_document(story: DocumentStory, console: Console, short: bool) -> Non
         _render_nodes("As it was parsed", story.nodes, console)
     if story.steps:
         console.print("What was decided", style="bold")
+        table = Table.grid(padding=(0, 1))
         for step in story.steps:
             mark, colour = _STYLE[step.verdict]
-            console.print(Text.assemble((f"  {mark} ", colour), _text(f"{step.stage:<17}", "bold"), _text(step.words)))
+            words = _text(step.words)
             if step.snippet:
-                console.print(Padding(_text(f"“{step.snippet}”", "dim"), (0, 0, 0, 21)))
+                words.append_text(_text(f"\n“{step.snippet}”", "dim"))
+            table.add_row(Text(mark, style=colour), _text(step.stage, "bold"), words)
+        console.print(Padding(table, (0, 0, 0, 2)))
     if not short:
         _render_nodes("As it went on", story.final, console)
         if story.tokens:

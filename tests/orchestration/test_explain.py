@@ -48,7 +48,7 @@ def test_a_kept_page_is_told_from_record_to_pack(small_run: Any) -> None:
 def test_a_dropped_page_says_why(small_run: Any) -> None:
     (found,) = explain(small_run.root, SITE + "short.html").documents
     assert found.outcome == (
-        "Not in the shards: filter dropped it (quality.min_doc_words: too few words (measured 2, threshold 30); dropped)."
+        "Not in the shards: filter dropped it (quality.min_doc_words, too few words (measured 2, threshold 30); dropped)."
     )
     assert found.placements == () and found.tokens == ()
 
