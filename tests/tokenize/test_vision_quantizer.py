@@ -141,7 +141,7 @@ def test_codes_are_float32_under_autocast():
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 2**31), st.integers(2, 12), st.sampled_from([None, 0.1]))
 def test_targets_are_nearest_given_the_residual_of_drawn_codes(seed, top_k, temperature):
-    """Replays the walk with the drawn codes, scale by scale: each target must be the nearest, each input among the k nearest."""
+    """Replays the walk with the drawn codes: at each scale the target must be the nearest, the input among the k nearest."""
     q = quantizer()
     batch = features(1, WIDE[-1], seed=seed)
     setting = SelfCorrectionConfig(tokens=0.6, top_k=top_k, temperature=temperature)
