@@ -117,7 +117,8 @@ def test_the_codebook_without_torch(tokenizer, tmp_path):
     assert (info["codebook_size"], info["semantic_dim"], info["pixel_dim"], info["width"]) == (128, 4, 6, 10)
     script = (
         "import sys; from nextflow_tokenize.vision.identity import *;"
-        "path = sys.argv[1]; print(identity(path), load_codebook(path).shape, vision_info(path)['width'], 'torch' in sys.modules)"
+        "path = sys.argv[1]; print(identity(path), load_codebook(path).shape,"
+        "vision_info(path)['width'], 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True)
     assert done.stdout.split() == [identity(tmp_path), "(128,", "10)", "10", "False"]
