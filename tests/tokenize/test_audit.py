@@ -108,6 +108,18 @@ def test_a_code_that_stays_a_code_is_named_by_its_sample(make_set: Any) -> None:
     assert ("shard-000000.tar", key) in {(finding.shard, finding.key) for finding in audit(made.path).findings}
 
 
+def test_bytes_after_the_last_sample_are_named(make_set: Any) -> None:
+    made = make_set()
+    path = made.path / "shard-000000.tar"
+    data = bytearray(path.read_bytes())
+    data[-700:-698] = b"xy"
+    path.write_bytes(data)
+    result = audit(made.path)
+    assert result.samples_read == len(made.plan.packs)
+    (finding,) = [finding for finding in result.findings if finding.where]
+    assert finding.where == f"bytes {len(data) - 700}–{len(data) - 698}"
+
+
 def test_without_index_or_table_samples_are_found_all_the_same(make_set: Any) -> None:
     made = make_set()
     (made.path / "shard-000000.tar.idx").unlink()
