@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from nextflow_pipelines.context import RunContext, StageResult, run_contract
-from nextflow_pipelines.stage import StageError, StagePlan, StageWork, sha256_file, unit_output
+from nextflow_pipelines.stage import StageError, StagePlan, sha256_file
+from nextflow_pipelines.units import unit_output
+from nextflow_pipelines.work import StageWork
 
 from megatron_nextflow.config import GenerateConfig
 from nextflow_orchestration.recipe import Recipe

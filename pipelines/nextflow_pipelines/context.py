@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nextflow_pipelines.config import SparkConfig
-from nextflow_pipelines.stage import Counts, StagePlan, StageWork, append_metrics, open_stage
+from nextflow_pipelines.stage import Counts, StagePlan, append_metrics
+from nextflow_pipelines.work import StageWork, open_stage
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession

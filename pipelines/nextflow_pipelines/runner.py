@@ -28,8 +28,10 @@ import numpy as np
 import pyarrow as pa
 
 from nextflow_pipelines.context import Progress, no_progress
-from nextflow_pipelines.stage import StageError, StageWork, is_disk_full, unit_output, unit_record
+from nextflow_pipelines.stage import StageError
 from nextflow_pipelines.tables import UnitTables
+from nextflow_pipelines.units import unit_output, unit_record
+from nextflow_pipelines.work import StageWork, is_disk_full
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame, SparkSession
@@ -222,7 +224,7 @@ def _run_job(
     thread.start()
     try:
         while thread.is_alive():
-            progress(len(names) - len(work.pending(names)), len(names), note)
+            progress(work.finished(names), len(names), note)
             thread.join(POLL_SECONDS)
     except BaseException:
         context.cancelJobGroup(group)

@@ -25,7 +25,7 @@ def master_with_retries(master: str, retries: int) -> str:
 
 
 def spark_settings(config: SparkConfig) -> dict[str, str]:
-    """Every Spark setting that the session is started with."""
+    """Settings that are fixed when the session starts."""
     settings = {
         "spark.driver.memory": config.driver_memory,
         "spark.driver.extraJavaOptions": f"-Dlog4j2.configurationFile={_LOG4J.as_uri()} -XX:+IgnoreUnrecognizedVMOptions "
@@ -34,20 +34,34 @@ def spark_settings(config: SparkConfig) -> dict[str, str]:
         "spark.ui.enabled": str(config.ui).lower(),
         "spark.ui.showConsoleProgress": "false",
         "spark.python.worker.reuse": "true",
-        "spark.sql.shuffle.partitions": str(config.partitions),
-        "spark.sql.execution.arrow.maxBytesPerBatch": str(config.arrow_batch_bytes),
-        "spark.sql.session.timeZone": "UTC",
-        "spark.sql.parquet.compression.codec": "zstd",
-        "spark.sql.execution.pyspark.udf.simplifiedTraceback.enabled": "true",
     }
     return settings | config.options
 
 
-def stop_session() -> None:
-    """Stops this process's session, if it has one."""
+def sql_settings(config: SparkConfig) -> dict[str, str]:
+    """Settings that may differ from one use of the session to the next."""
+    return {
+        "spark.sql.shuffle.partitions": str(config.partitions),
+        "spark.sql.execution.arrow.maxBytesPerBatch": str(config.arrow_batch_bytes),
+        "spark.sql.session.timeZone": "UTC",
+        "spark.sql.execution.pyspark.udf.simplifiedTraceback.enabled": "true",
+    }
+
+
+def active_session() -> SparkSession | None:
+    """The session of this process, whichever thread started it."""
+    from pyspark.errors import PySparkRuntimeError
     from pyspark.sql import SparkSession
 
-    active = SparkSession.getActiveSession()
+    try:
+        return SparkSession.active()
+    except PySparkRuntimeError:
+        return None
+
+
+def stop_session() -> None:
+    """Stops this process's session, if it has one."""
+    active = active_session()
     if active is not None:
         active.stop()
 
@@ -55,23 +69,27 @@ def stop_session() -> None:
 def spark_session(
     config: SparkConfig, starting: Callable[[], None] | None = None, app: str = "megatron-nextflow"
 ) -> SparkSession:
-    """Starts the session, after calling `starting`, or gives the one that this process has (Spark allows one a process).
+    """Starts the session, after calling `starting`, or gives the one that this process has (Spark allows one a process; then
+    only the SQL settings of `config` are taken over).
 
     The environment variables set here (PYSPARK_PYTHON, SPARK_LOCAL_IP, JAVA_HOME) are read by the JVM's launcher; they stay
     set, because the launcher reads them again when a stopped session is started anew. Raises JavaNotFound.
     """
     from pyspark.sql import SparkSession
 
-    active = SparkSession.getActiveSession()
-    if active is not None:
-        return active
-    if starting is not None:
-        starting()
-    os.environ["JAVA_HOME"] = str(java_home(find_java(config.java)))
-    os.environ["PYSPARK_PYTHON"] = os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
-    if config.master.startswith("local"):
-        os.environ["SPARK_LOCAL_IP"] = "127.0.0.1"
-    builder = SparkSession.builder.appName(app).master(master_with_retries(config.master, config.task_retries))
-    for key, value in spark_settings(config).items():
-        builder = builder.config(key, value)
-    return builder.getOrCreate()
+    session = active_session()
+    if session is None:
+        if starting is not None:
+            starting()
+        os.environ["JAVA_HOME"] = str(java_home(find_java(config.java)))
+        os.environ["PYSPARK_PYTHON"] = os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
+        if config.master.startswith("local"):
+            os.environ["SPARK_LOCAL_IP"] = "127.0.0.1"
+        builder = SparkSession.builder.appName(app).master(master_with_retries(config.master, config.task_retries))
+        for key, value in spark_settings(config).items():
+            builder = builder.config(key, value)
+        session = builder.getOrCreate()
+    for key, value in sql_settings(config).items():
+        if key not in config.options:
+            session.conf.set(key, value)
+    return session

@@ -10,9 +10,10 @@ from nextflow_data.config import CaptionConfig
 
 from nextflow_pipelines.context import RunContext, StageResult, run_contract
 from nextflow_pipelines.runner import run_units
-from nextflow_pipelines.stage import StagePlan, StageWork
+from nextflow_pipelines.stage import StagePlan
 from nextflow_pipelines.stages.common import document_files, document_units, read_documents
 from nextflow_pipelines.tables import SCHEMAS, UnitTables
+from nextflow_pipelines.work import StageWork
 
 NAME = "caption"
 VERSION = 1

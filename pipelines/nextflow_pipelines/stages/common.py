@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
 from nextflow_data.document import Document
 
 from nextflow_pipelines.context import StageResult
@@ -54,7 +55,12 @@ def file_of(doc_id: str, files: int) -> int:
 
 def read_rows(files: Iterable[Path]) -> Iterator[dict[str, Any]]:
     """Rows of data sets, file by file."""
-    for table in iter_batches(files, 4096):
+    yield from rows_of(iter_batches(files, 4096))
+
+
+def rows_of(tables: Iterable[pa.Table]) -> Iterator[dict[str, Any]]:
+    """Rows of tables."""
+    for table in tables:
         yield from table.to_pylist()
 
 

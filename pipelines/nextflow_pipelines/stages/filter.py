@@ -16,7 +16,7 @@ from nextflow_data.config import FilterConfig
 
 from nextflow_pipelines.context import RunContext, StageResult, run_contract
 from nextflow_pipelines.runner import bucket_of, run_frame, run_units
-from nextflow_pipelines.stage import StagePlan, StageWork
+from nextflow_pipelines.stage import StagePlan
 from nextflow_pipelines.stages.common import (
     document_files,
     document_units,
@@ -25,6 +25,7 @@ from nextflow_pipelines.stages.common import (
     rows_by_document,
 )
 from nextflow_pipelines.tables import SCHEMAS, UnitTables
+from nextflow_pipelines.work import StageWork
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession

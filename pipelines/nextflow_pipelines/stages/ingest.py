@@ -30,9 +30,10 @@ from nextflow_data.warc import RecordError, read, scan
 from nextflow_pipelines.context import RunContext, StageResult, run_contract
 from nextflow_pipelines.runner import Unit, bucket_of, run_frame, run_units
 from nextflow_pipelines.sources import bind_sources, local_ref
-from nextflow_pipelines.stage import StagePlan, StageWork
+from nextflow_pipelines.stage import StagePlan
 from nextflow_pipelines.stages.common import read_parquet
 from nextflow_pipelines.tables import SCHEMAS, UnitTables
+from nextflow_pipelines.work import StageWork
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession

@@ -14,8 +14,10 @@ from typing import Any
 from nextflow_tokenize.config import TextTokenizerConfig
 
 from nextflow_pipelines.context import Progress, RunContext, StageResult, run_contract
-from nextflow_pipelines.stage import StagePlan, StageWork, sha256_file, unit_output, unit_record
+from nextflow_pipelines.stage import StagePlan, sha256_file
 from nextflow_pipelines.stages.common import document_files, documents_in_order
+from nextflow_pipelines.units import unit_output, unit_record
+from nextflow_pipelines.work import StageWork
 
 NAME = "text_tokenizer"
 VERSION = 1

@@ -22,10 +22,11 @@ from nextflow_tokenize.tokenized import TOKENIZED_SCHEMA, TOKENIZED_VERSION
 from nextflow_pipelines.context import RunContext, StageResult, run_contract
 from nextflow_pipelines.runner import run_units
 from nextflow_pipelines.sources import image_loader
-from nextflow_pipelines.stage import StageError, StagePlan, StageWork, sha256_file
+from nextflow_pipelines.stage import StageError, StagePlan, sha256_file
 from nextflow_pipelines.stages import text_tokenizer, vision_tokenizer
 from nextflow_pipelines.stages.common import document_files, document_units, read_documents
 from nextflow_pipelines.tables import SCHEMAS, UnitTables
+from nextflow_pipelines.work import StageWork
 
 if TYPE_CHECKING:
     from nextflow_tokenize.packing import DocumentShape

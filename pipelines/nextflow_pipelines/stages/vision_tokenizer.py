@@ -25,9 +25,11 @@ from nextflow_tokenize.config import VisionTokenizerConfig
 from nextflow_pipelines.context import RunContext, StageResult, run_contract
 from nextflow_pipelines.runner import run_frame
 from nextflow_pipelines.sources import image_loader
-from nextflow_pipelines.stage import StagePlan, StageWork, UnitOutput, unit_output, unit_record
+from nextflow_pipelines.stage import StagePlan
 from nextflow_pipelines.stages.common import document_files, read_parquet
 from nextflow_pipelines.tables import UnitTables, iter_batches
+from nextflow_pipelines.units import UnitOutput, unit_output, unit_record
+from nextflow_pipelines.work import StageWork
 
 if TYPE_CHECKING:
     from nextflow_tokenize.vision.dataset import EncodedImage
