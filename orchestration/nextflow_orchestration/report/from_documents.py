@@ -79,8 +79,17 @@ def input_facts(commits: dict[str, Commit]) -> tuple[Fact, ...]:
     ]
     records = manifest["counts"].get("records", {})
     if records:
-        facts.append(Fact("Records", ", ".join(f"{count:,} {kind}" for kind, count in sorted(records.items()))))
+        facts.append(
+            Fact(
+                "Records",
+                ", ".join(_plural(count, kind) for kind, count in sorted(records.items(), key=lambda item: -item[1])),
+            )
+        )
     return tuple(facts)
+
+
+def _plural(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 or what == 'other' else 's'}"
 
 
 @dataclass
@@ -93,11 +102,17 @@ class _Group:
     thresholds: set[float] = field(default_factory=set)
     values: array[float] = field(default_factory=lambda: array("d"))
     cases: list[dict[str, Any]] = field(default_factory=list)
+    alike: list[dict[str, Any]] = field(default_factory=list)
+    details: set[str] = field(default_factory=set)
 
     def add(self, row: dict[str, Any], examples: int) -> None:
+        """Counts a decision. Examples are of different documents, and for nodes of different ones: a site's logo is one case."""
         self.count += 1
         if len(self.cases) < examples and row["doc_id"] not in self.documents:
-            self.cases.append(row)
+            known = row["node"] is not None and row["detail"] in self.details
+            (self.alike if known else self.cases).append(row)
+            self.details.add(row["detail"])
+            del self.alike[examples:]
         self.documents.add(row["doc_id"])
         if row["threshold"] is not None:
             self.thresholds.add(row["threshold"])
@@ -116,6 +131,8 @@ def rules(commits: dict[str, Commit], examples: int, gallery: Gallery) -> tuple[
                 for row in batch.to_pylist():
                     group = groups.setdefault((row["rule"], row["action"]), _Group(stage, row["rule"], row["action"]))
                     group.add(row, examples)
+            for group in groups.values():
+                group.cases = (group.cases + group.alike)[: max(len(group.cases), min(2, examples))]
             ordered = sorted(groups.values(), key=lambda g: (_ORDER.get(g.action, 3), -g.count, g.rule))
             documents = _documents(before or commit, {case["doc_id"] for g in ordered for case in g.cases})
             found += [_rule(group, documents, gallery) for group in ordered]
@@ -154,11 +171,8 @@ def _example(case: dict[str, Any], document: dict[str, Any] | None, gallery: Gal
     nodes = document["nodes"] if document else []
     index = case["node"]
     node = nodes[index] if index is not None and index < len(nodes) else None
-    if node is None:
-        node_or_first = next((n for n in nodes if n["kind"] == "text"), None)
-        snippet = shorten(node_or_first["text"] or "", 160) if node_or_first else ""
-    else:
-        snippet = node_words(node)
+    text = "\n\n".join(n["text"] for n in nodes if n["text"])
+    snippet = shorten(gist(text), 160) if node is None else node_words(node)
     return Example(
         address=case["address"] or case["doc_id"],
         where="" if index is None else f"{node['kind'] if node else 'node'} {index}",
@@ -167,6 +181,12 @@ def _example(case: dict[str, Any], document: dict[str, Any] | None, gallery: Gal
         snippet=snippet,
         picture=gallery.thumbnail(node["image"]) if node is not None and node["image"] else None,
     )
+
+
+def gist(text: str) -> str:
+    """The first paragraph that reads like prose (eight words and a final mark), else the whole text."""
+    blocks = (block.strip() for block in text.split("\n\n"))
+    return next((b for b in blocks if len(b.split()) >= 8 and b.endswith((".", "!", "?"))), text)
 
 
 def kept_aside(commits: dict[str, Commit], examples: int) -> tuple[Kept, ...]:
