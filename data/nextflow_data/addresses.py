@@ -10,7 +10,7 @@ import re
 from urllib.parse import quote, unquote, urljoin, urlsplit, urlunsplit
 
 _DEFAULT_PORT = {"http": 80, "https": 443}
-_SAFE = "/:@!$&'()*+,;=~-._"
+_SAFE = ":@!$&'()*+,;=~-._"
 _WHITESPACE = re.compile(r"[\t\n\r]+")
 
 
@@ -26,7 +26,7 @@ def canonical_address(address: str) -> str | None:
     if ":" in host:
         host = f"[{host}]"
     netloc = host if port in (None, _DEFAULT_PORT[parts.scheme]) else f"{host}:{port}"
-    return urlunsplit((parts.scheme, netloc, _path(parts.path), quote(parts.query, safe=_SAFE + "?%"), ""))
+    return urlunsplit((parts.scheme, netloc, _path(parts.path), quote(parts.query, safe=_SAFE + "/?%"), ""))
 
 
 def resolve(base: str, reference: str) -> str | None:

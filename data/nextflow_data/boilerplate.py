@@ -100,9 +100,7 @@ def _judge(closed: list[_Open], total: int, config: IngestConfig) -> Regions:
     for frame in closed:
         rule = frame.rule
         named = rule is not None and rule != "hidden"
-        if named and (
-            frame.characters > config.boilerplate_max_share * total > 0 or (rule in _HEADERS and frame.heading)
-        ):
+        if named and (frame.characters > config.boilerplate_max_share * total > 0 or (rule in _HEADERS and frame.heading)):
             rule = None
         if (
             rule is None

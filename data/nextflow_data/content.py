@@ -71,9 +71,9 @@ def _brotli(data: bytes, limit: int) -> bytes:
         return data
     decoder, out = brotli.Decompressor(), bytearray()
     try:
-        out += decoder.process(data, output_buffer_limit=1 << 20)
-        while not decoder.is_finished() and not decoder.can_accept_more_data():
-            out += decoder.process(b"", output_buffer_limit=1 << 20)
+        while part := decoder.process(data, output_buffer_limit=1 << 20):
+            data = b""
+            out += part
             if len(out) > limit:
                 raise ContentError(f"more than {limit} bytes", too_large=True)
     except brotli.error as error:

@@ -52,8 +52,10 @@ def describe_image(element: etree._Element, base: str, config: IngestConfig, dec
     """Reads an `img` (with the `source`s of a `picture` around it). `decode` False leaves data: addresses undecoded."""
     sets = [element.get(name) for name in (*_LAZY_SETS, "srcset")]
     parent = element.getparent()
+    while parent is not None and parent.tag == "source":  # libxml2 does not know that `source` is void, and nests
+        parent = parent.getparent()
     if parent is not None and parent.tag == "picture":
-        for source in parent.iterchildren("source"):
+        for source in parent.iter("source"):
             if (source.get("type") or "").strip().lower() not in _UNREADABLE:
                 sets += [source.get(name) for name in (*_LAZY_SETS, "srcset")]
     ranked = sorted(

@@ -18,8 +18,9 @@ from PIL import ImageOps, UnidentifiedImageError
 from scipy import fft, ndimage
 
 from nextflow_data.config import IngestConfig
+from nextflow_data.sniff import sniff_image
 
-FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "AVIF", "MPO")
+FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "AVIF")
 """Decoders that are ever tried: each one more is attack surface."""
 
 RejectReason = Literal[
@@ -76,10 +77,10 @@ def measure(payload: bytes, config: IngestConfig) -> ImageMeasures:
         "width": width,
         "height": height,
         "phash": perceptual_hash(image),
-        "sharpness": round(float(ndimage.laplace(grey).var(dtype=np.float64)), 4),
-        "entropy": round(_entropy(grey), 4),
-        "edge_density": round(_edge_density(grey), 4),
-        "colourfulness": round(_colourfulness(rgb), 4),
+        "sharpness": round(float(ndimage.laplace(grey).var(dtype=np.float64)), 6),
+        "entropy": round(_entropy(grey), 6),
+        "edge_density": round(_edge_density(grey), 6),
+        "colourfulness": round(_colourfulness(rgb), 6),
     }
 
 
@@ -127,7 +128,8 @@ def _decode(payload: bytes, config: IngestConfig, max_side: int | None) -> tuple
         except Pillow.DecompressionBombError as error:
             raise ImageRejected("too-many-pixels", str(error)) from None
         except UnidentifiedImageError:
-            raise ImageRejected("unsupported-format", payload[:8].hex()) from None
+            known = sniff_image(payload)
+            raise ImageRejected("undecodable" if known else "unsupported-format", known or payload[:8].hex()) from None
         except OSError as error:
             reason: RejectReason = "truncated-image" if "truncated" in str(error).lower() else "undecodable"
             raise ImageRejected(reason, str(error)[:200]) from None
@@ -160,7 +162,7 @@ def _to_rgb(image: Pillow.Image) -> Pillow.Image:
 
 
 def _entropy(grey: np.ndarray) -> float:
-    counts = np.bincount(np.clip(grey, 0, 255).astype(np.uint8).ravel(), minlength=256)
+    counts = np.bincount(np.clip(np.rint(grey), 0, 255).astype(np.uint8).ravel(), minlength=256)
     share = counts[counts > 0] / grey.size
     return float(abs(-(share * np.log2(share)).sum()))
 

@@ -26,6 +26,7 @@ FOREIGN_MAGIC = {
 }
 _CHUNK = 1 << 18
 _SEARCH = 1 << 20
+_SALVAGE = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,21 @@ def inflate_member(stream: BinaryIO, offset: int, head_bytes: int, max_bytes: in
                 break
     except zlib.error:
         problem = "gzip-corrupt"
+        head = _salvage(stream, offset, head_bytes)
     return Member(offset, consumed - len(inflater.unused_data) - len(data), size, bytes(head), problem)
+
+
+def _salvage(stream: BinaryIO, offset: int, head_bytes: int) -> bytearray:
+    """What a corrupt member gives before its damage: zlib drops the output of the call that fails, so calls are small."""
+    stream.seek(offset)
+    inflater = zlib.decompressobj(31)
+    head = bytearray()
+    try:
+        while len(head) < min(head_bytes, _SALVAGE) and not inflater.eof and (data := stream.read(16)):
+            head += inflater.decompress(data)
+    except zlib.error:
+        pass
+    return head
 
 
 def _next_gzip(stream: BinaryIO, offset: int) -> int | None:

@@ -22,6 +22,7 @@ from nextflow_data.config import IngestConfig
 from nextflow_data.content import ContentError, decode_content
 from nextflow_data.document import Aside, Ref
 from nextflow_data.members import GZIP_MAGIC, Member, content_length, inflate_member, members
+from nextflow_data.sniff import sniff_image
 
 STAGE = "ingest"
 LICENCE_FIELD = "MNF-Licence"
@@ -37,15 +38,6 @@ Reason = Literal[
 _SILENT = WarcRecordType.warcinfo | WarcRecordType.request | WarcRecordType.metadata | WarcRecordType.conversion
 _HTML = ("text/html", "application/xhtml+xml")
 _VAGUE = ("", "text/plain", "application/octet-stream", "binary/octet-stream", "application/unknown", "unknown/unknown")
-_IMAGE_MAGIC = (
-    (b"\x89PNG\r\n\x1a\n", "image/png"),
-    (b"\xff\xd8\xff", "image/jpeg"),
-    (b"GIF87a", "image/gif"),
-    (b"GIF89a", "image/gif"),
-    (b"BM", "image/bmp"),
-    (b"II*\x00", "image/tiff"),
-    (b"MM\x00*", "image/tiff"),
-)
 
 
 class RecordInfo(TypedDict):
@@ -189,7 +181,10 @@ def _describe(member: Member, uri: str, config: IngestConfig) -> RecordInfo | As
         return _aside(reason, uri, member.offset, member.length, address, detail)
 
     if member.problem is not None:
-        return aside(member.problem, _address_in(member.head), f"inflated to {member.size} bytes")
+        detail = f"inflated to {member.size} bytes"
+        if member.problem == "unsupported-compression":
+            detail = f"{member.head.decode()}: recompress with gzip, one member a record"
+        return aside(member.problem, _address_in(member.head), detail)
     header_end = member.head.find(b"\r\n\r\n", 0, config.max_header_bytes)
     declared = content_length(member.head[:header_end]) if header_end >= 0 else None
     if declared is None:
@@ -272,15 +267,6 @@ def split_content_type(value: str) -> tuple[str, str | None]:
         if name.strip() == "charset" and content.strip(" \"'"):
             return mime.strip(), content.strip(" \"'")
     return mime.strip(), None
-
-
-def sniff_image(start: bytes) -> str | None:
-    """The type of the raster image that `start` begins, or None."""
-    if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
-        return "image/webp"
-    if start[4:12] in (b"ftypavif", b"ftypavis"):
-        return "image/avif"
-    return next((mime for magic, mime in _IMAGE_MAGIC if start.startswith(magic)), None)
 
 
 def _kind(mime: str, start: bytes) -> Literal["page", "image", "other"]:
