@@ -106,7 +106,7 @@ class _Group:
     details: set[str] = field(default_factory=set)
 
     def add(self, row: dict[str, Any], examples: int) -> None:
-        """Counts a decision. Examples are of different documents, and for nodes of different ones: a site's logo is one case."""
+        """Counts a decision. Examples are of different documents and of different images: a site's logo is one case."""
         self.count += 1
         if len(self.cases) < examples and row["doc_id"] not in self.documents:
             known = row["node"] is not None and row["detail"] in self.details
