@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
 import threading
 import time
@@ -37,6 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m megatron_nextflow.train", description="Train on a shard set.")
     parser.add_argument("--config", type=Path, required=True, help="resolved configuration, JSON")
     options = parser.parse_args(arguments)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C before training begins ends the process without a traceback
     _quiet()
     try:
         config = TrainConfig.model_validate_json(options.config.read_bytes())
@@ -118,6 +120,10 @@ def _die_with_parents() -> None:
 
     threading.Thread(target=watch, name="orphan-watch", daemon=True).start()
 
+
+if __name__ == "__mp_main__":
+    # A helper process that Megatron spawned to write checkpoints: it would outlive a parent that is killed.
+    _die_with_parents()
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -53,7 +53,9 @@ class StepReport:
 
 
 def start_parallel(config: TrainConfig) -> None:
-    """Megatron's process groups for this layout, and its seeds. torch.distributed must be running."""
+    """Megatron's process groups for this layout, in place of any before, and its seeds. torch.distributed must run."""
+    if parallel_state.model_parallel_is_initialized():
+        parallel_state.destroy_model_parallel()
     parallel_state.initialize_model_parallel(config.parallel.tp, config.parallel.pp)
     model_parallel_cuda_manual_seed(config.model.seed)
 

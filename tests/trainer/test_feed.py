@@ -62,7 +62,7 @@ def test_a_global_batch_is_the_same_on_any_number_of_copies(training_data: Any, 
     whole = Feed(packs, _config(), VOCABULARY, Share())
     parts = [Feed(packs, _config(), VOCABULARY, Share(rank, copies)) for rank in range(copies)]
     for _ in range(3):
-        assert sorted(_tokens(whole)) == sorted(sum((_tokens(part) for part in parts), []))
+        assert sorted(_tokens(whole)) == sorted(row for part in parts for row in _tokens(part))
     assert {part.consumed for part in parts} == {24}
 
 
@@ -86,7 +86,8 @@ def test_micro_batches_hold_several_packs(training_data: Any) -> None:
     packs = ShardSet.open(training_data.shards)
     batches = list(Feed(packs, _config(micro=4), VOCABULARY, Share()).next_batch())
     assert [tuple(b.token_ids.shape) for b in batches] == [(4, 192)] * 2
-    assert _tokens(Feed(packs, _config(micro=4), VOCABULARY, Share())) == _tokens(Feed(packs, _config(), VOCABULARY, Share()))
+    four, one = (Feed(packs, _config(micro=micro), VOCABULARY, Share()) for micro in (4, 1))
+    assert _tokens(four) == _tokens(one)
 
 
 def test_the_vision_weight_multiplies_image_labels_only(training_data: Any) -> None:
@@ -120,7 +121,7 @@ def test_a_pack_that_does_not_fit_is_named(training_data: Any, tmp_path: Path) -
         next(Feed(_One(sample), long, VOCABULARY, Share()).next_batch())
     scales = max(s["scales"] for s in sample.segments if s["kind"] == "image")
     few = TrainConfig(model=ModelConfig(max_length=192, max_scales=scales - 1), data=FeedConfig(global_batch_size=1))
-    with pytest.raises(FeedError, match=f"pack {sample.key}: an image has {scales} scales, model.max_scales is {scales - 1}"):
+    with pytest.raises(FeedError, match=f"pack {sample.key}: an image has {scales} scales, model.max_scales is"):
         next(Feed(_One(sample), few, VOCABULARY, Share()).next_batch())
     outside = replace(sample, text=sample.text + 61)
     with pytest.raises(FeedError, match=f"pack {sample.key}"):

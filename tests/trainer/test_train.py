@@ -45,7 +45,7 @@ def test_a_shard_with_one_flipped_byte_is_refused(data: Any, make_config: Config
 
 def test_another_tokenizer_than_the_shards_is_refused(data: Any, make_config: Config, tmp_path: Path) -> None:
     _flip(data.vision_tokenizer / "weights.safetensors", -1)
-    with pytest.raises(InputError, match="was made with the vision tokenizer .*name the tokenizer that made the shards"):
+    with pytest.raises(InputError, match=r"was made with the vision tokenizer .*name the tokenizer that made the shards"):
         loop.train(make_config(data, tmp_path / "run"), CPU)
     config = make_config(data, tmp_path / "run")
     without = config.model_copy(update={"data": config.data.model_copy(update={"vision_tokenizer": None})})
