@@ -209,11 +209,11 @@ def _vision_tokenizer(build: Builder, big: dict[str, Any], folder: Path) -> None
     scales = [
         {"scale": k, "tokens": h * w, "distinct": min(16, h * w), "perplexity": 1.5} for k, (h, w) in enumerate(SCHEDULE, 1)
     ]
-    evaluation = {"held_out": True, "images": [scored], "scales": scales, "psnr": 12.5, "usage": 0.5}
+    evaluation = {"images": [scored], "scales": scales, "psnr": 12.5, "usage": 0.5}
     metrics = "".join(json.dumps({"step": step, "psnr": 10 + step / 10}) + "\n" for step in (10, 20))
     files = {f"tokenizer/{path.name}": path.read_bytes() for path in folder.iterdir()}
-    files |= {"evaluation.json": json.dumps(evaluation).encode(), "tokenizer/metrics.jsonl": metrics.encode()}
-    facts = {"tokenizer": identity_, "training_images": 1, "steps": 20, "psnr_training": 13.0}
+    files |= {"tokenizer/evaluation.json": json.dumps(evaluation).encode(), "tokenizer/metrics.jsonl": metrics.encode()}
+    facts = {"tokenizer": identity_, "training_images": 1, "held_out_images": 1, "steps": 20, "psnr_training": 13.0}
     build.stage("vision_tokenizer", {}, {}, files, facts, vision_tokenizer=config.model_dump(mode="json"))
 
 

@@ -1,6 +1,6 @@
 """The report's part on the vision tokenizer, from what its stage committed: scores, and held-out images made again.
 
-Scores are those the stage measured (`evaluation.json`); only the pictures shown are encoded and decoded here.
+Scores are those the stage measured (`tokenizer/evaluation.json`); only the pictures shown are encoded and decoded here.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ def tokenizer(commit: Commit, images: dict[str, Any], gallery: Gallery) -> Token
     facts, parameters = commit.manifest["facts"], commit.manifest["parameters"].get("vision_tokenizer", {})
     if not facts.get("tokenizer"):
         return None
-    evaluation = json.loads((commit.folder / "evaluation.json").read_text(encoding="utf-8"))
+    evaluation = json.loads((commit.folder / "tokenizer" / "evaluation.json").read_text(encoding="utf-8"))
     rows = read_rows(commit.folder / "tokenizer" / "metrics.jsonl")
     curves = []
     for key, name in CURVES.items():
         points = tuple((row["step"], row[key]) for row in rows if "step" in row and key in row)
         curves += [Curve(name, points)] if len(points) > 1 else []
     codebook = parameters.get("codebook_size", 0)
-    held_out = evaluation["held_out"]
+    held_out = bool(facts.get("held_out_images"))
     note = (
         ""
         if held_out
         else "There were too few images to keep some from training: these scores are of images it was trained on."
     )
     return Tokenizer(
-        facts=_facts(facts, parameters, evaluation),
+        facts=_facts(facts, parameters, evaluation, held_out),
         codebook=codebook,
         pairs=tuple(_pairs(evaluation, images, gallery)),
         usage=tuple(_usage(evaluation)),
@@ -48,7 +48,9 @@ def tokenizer(commit: Commit, images: dict[str, Any], gallery: Gallery) -> Token
     )
 
 
-def _facts(facts: dict[str, Any], parameters: dict[str, Any], evaluation: dict[str, Any]) -> tuple[Fact, ...]:
+def _facts(
+    facts: dict[str, Any], parameters: dict[str, Any], evaluation: dict[str, Any], held_out: bool
+) -> tuple[Fact, ...]:
     found = [
         Fact("Identity (sha256)", facts["tokenizer"]),
         Fact(
@@ -62,12 +64,12 @@ def _facts(facts: dict[str, Any], parameters: dict[str, Any], evaluation: dict[s
         ),
         Fact("Trained on", f"{facts.get('training_images', 0):,} images, {facts.get('steps', 0):,} steps"),
         Fact(
-            "PSNR" if not evaluation["held_out"] else "Held-out PSNR",
+            "Held-out PSNR" if held_out else "PSNR",
             f"{evaluation['psnr']:.2f} dB over {len(evaluation['images'])} images",
         ),
         Fact("Codebook used on these", f"{100 * evaluation['usage']:.1f} %"),
     ]
-    if facts.get("psnr_training") is not None and evaluation["held_out"]:
+    if facts.get("psnr_training") is not None and held_out:
         found.insert(5, Fact("PSNR on training images", f"{facts['psnr_training']:.2f} dB"))
     return tuple(found)
 
