@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from nextflow_orchestration.lineage import NoRun, chain
 from nextflow_orchestration.report import write_audit_report, write_report
-from nextflow_orchestration.report.from_shards import chosen
+from nextflow_orchestration.report.from_shards import chosen, spread
 from nextflow_tokenize.audit import audit
 from nextflow_tokenize.schedule import grids, token_count
 from PIL import Image
@@ -150,5 +150,9 @@ def test_nothing_committed(tmp_path: Path) -> None:
         write_report(tmp_path, tmp_path / "report.html")
 
 
-def test_chosen_packs_are_spread() -> None:
-    assert chosen(0, 4) == [] and chosen(3, 8) == [0, 1, 2] and chosen(100, 4) == [12, 37, 62, 87]
+def test_shown_packs_are_spread_and_mostly_have_images() -> None:
+    assert spread(range(100), 4) == [12, 37, 62, 87] and spread([], 4) == [] and spread([5, 6], 9) == [5, 6]
+    images = [0] * 90 + [2] * 10
+    shown = chosen(images, 8)
+    assert len(shown) == len(set(shown)) == 8 and sum(images[n] > 0 for n in shown) == 6
+    assert chosen([0, 0, 0], 8) == [0, 1, 2] and chosen([1, 1, 1], 2) == [0, 2] and chosen([], 3) == []

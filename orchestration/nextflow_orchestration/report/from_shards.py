@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -61,10 +62,18 @@ def packing(shards: ShardSet) -> Packing:
     return Packing(tuple(table["slots"].to_pylist()), tuple(table["cost"].to_pylist()), budget.max_length, budget.max_cost)
 
 
-def chosen(count: int, wanted: int) -> list[int]:
-    """`wanted` numbers spread evenly over 0 … count − 1."""
-    wanted = min(count, wanted)
-    return [(2 * i + 1) * count // (2 * wanted) for i in range(wanted)]
+def spread(items: Sequence[int], wanted: int) -> list[int]:
+    """`wanted` of `items`, evenly spread over their order; all of them where they are fewer."""
+    wanted = min(len(items), wanted)
+    return [items[(2 * i + 1) * len(items) // (2 * wanted)] for i in range(wanted)]
+
+
+def chosen(images: Sequence[int], wanted: int) -> list[int]:
+    """Which packs to show, given how many images each has: three of four with images, where there are such."""
+    with_images = [number for number, count in enumerate(images) if count]
+    without = [number for number, count in enumerate(images) if not count]
+    pictured = spread(with_images, max(wanted - wanted // 4, wanted - len(without)))
+    return sorted([*pictured, *spread(without, wanted - len(pictured))])
 
 
 def sheets(shards: ShardSet, wanted: int, text_tokenizer: Path | None, gallery: Gallery) -> tuple[PackSheet, ...]:
@@ -72,7 +81,7 @@ def sheets(shards: ShardSet, wanted: int, text_tokenizer: Path | None, gallery: 
     addresses = {row["doc_id"]: row["address"] for row in shards.table(DOCUMENTS).select(["doc_id", "address"]).to_pylist()}
     decode = _decoder(text_tokenizer, gallery)
     found = []
-    for index in chosen(len(shards), wanted):
+    for index in chosen(shards.table(SAMPLES)["images"].to_pylist(), wanted):
         shard, _ = shards.locate(index)
         sample = shards.read(index)
         pieces = tuple(_pieces(sample, addresses, decode, gallery))
@@ -108,6 +117,7 @@ def _pieces(sample: Sample, addresses: dict[str, str | None], decode: Any, galle
             ids = sample.text[at_text : at_text + segment["tokens"]].tolist()
             at_text += segment["tokens"]
             text = decode(ids) if decode is not None else ""
+            text = re.sub(r"\n\s*\n", "\n", text.strip())
             cut = text[:MOST_TEXT].rsplit(" ", 1)[0] + " …" if len(text) > MOST_TEXT else text
             note = "" if decode is not None else "ids, not decoded: the text tokenizer is not at hand"
             pieces.append(Piece("text", segment["doc"], address, segment["tokens"], segment["loss"], cut, note=note))
