@@ -1,0 +1,184 @@
+"""Units and frames on a real Spark session: order, retries, failures, interruption, and independence of partitions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from nextflow_pipelines.config import SparkConfig
+from nextflow_pipelines.context import RunContext
+from nextflow_pipelines.runner import Unit, bucket_of, run_frame, run_units
+from nextflow_pipelines.stage import DiskFull, StageError, StagePlan, sha256_file, verify
+from nextflow_pipelines.stages.common import file_of
+from nextflow_pipelines.tables import UnitTables, read_table
+from nextflow_pipelines.units import unit_record
+from nextflow_pipelines.work import open_stage
+
+PLAN = StagePlan("toy", 1, {}, {})
+SCHEMA = pa.schema([("key", pa.string()), ("value", pa.int64())])
+pytestmark = pytest.mark.usefixtures("session")
+
+
+def units(count: int) -> list[Unit]:
+    return [Unit(f"u-{n:05d}", {"number": n}) for n in range(count)]
+
+
+def squares(payload: Any, out: UnitTables) -> None:
+    out.write("data", [{"key": str(payload["number"]), "value": payload["number"] ** 2}])
+
+
+def test_each_unit_is_a_task_and_a_file(tmp_path: Path) -> None:
+    ctx = RunContext(tmp_path)
+    seen: list[tuple[int, int | None, str]] = []
+    with open_stage(tmp_path, PLAN) as work:
+        names = run_units(ctx.session, work, units(5), squares, {"data": SCHEMA}, lambda *a: seen.append(a), "squaring")
+        work.commit(names)
+    assert read_table(work.dir, "data").to_pylist() == [{"key": str(n), "value": n * n} for n in range(5)]
+    assert seen[-1] == (5, 5, "squaring") and [s[0] for s in seen] == sorted(s[0] for s in seen)
+
+
+def test_nothing_to_do_starts_no_session(tmp_path: Path) -> None:
+    def no_session() -> Any:
+        raise AssertionError("a session was asked for")
+
+    ctx = RunContext(tmp_path)
+    with open_stage(tmp_path, PLAN) as work:
+        run_units(ctx.session, work, units(2), squares, {"data": SCHEMA})
+        run_units(no_session, work, units(2), squares, {"data": SCHEMA})
+
+
+def fail_once(marks: str, payload: Any, out: UnitTables) -> None:
+    mark = Path(marks) / str(payload["number"])
+    if payload["number"] == 1 and not mark.exists():
+        mark.touch()
+        raise OSError("the network went away")
+    squares(payload, out)
+
+
+def test_a_task_that_fails_is_tried_again(tmp_path: Path) -> None:
+    (tmp_path / "marks").mkdir()
+    ctx = RunContext(tmp_path)
+    with open_stage(tmp_path, PLAN) as work:
+        names = run_units(ctx.session, work, units(3), partial(fail_once, str(tmp_path / "marks")), {"data": SCHEMA})
+        work.commit(names)
+    assert read_table(work.dir, "data")["value"].to_pylist() == [0, 1, 4]
+    assert verify(work.dir) == []
+
+
+def fail_always(payload: Any, out: UnitTables) -> None:
+    if payload["number"] == 2:
+        raise LookupError("record 7 of file x.warc has no address")
+    squares(payload, out)
+
+
+def test_a_task_that_fails_always_ends_the_stage_with_its_own_words(tmp_path: Path) -> None:
+    ctx = RunContext(tmp_path)
+    message = r"stage toy \(judging\) failed: LookupError: record 7 of file x.warc has no address. Finished units are kept"
+    with pytest.raises(StageError, match=message), open_stage(tmp_path, PLAN) as work:
+        run_units(ctx.session, work, units(3), fail_always, {"data": SCHEMA}, note="judging")
+    with open_stage(tmp_path, PLAN) as work:
+        assert set(work.kept) <= {"u-00000", "u-00001"} and unit_record(work.dir, "u-00002") is None
+
+
+def fill_disk(payload: Any, out: UnitTables) -> None:
+    if payload["number"] == 1:
+        with Path("/dev/full").open("wb", buffering=0) as full:
+            full.write(b"x")
+    squares(payload, out)
+
+
+def test_a_full_disk_in_a_task_is_told_as_one(tmp_path: Path) -> None:
+    ctx = RunContext(tmp_path)
+    with pytest.raises(DiskFull, match=r"no space left .* run the same command again"), open_stage(tmp_path, PLAN) as work:
+        run_units(ctx.session, work, units(2), fill_disk, {"data": SCHEMA})
+
+
+def test_an_interrupt_cancels_the_job_and_keeps_what_is_finished(tmp_path: Path, session: Any) -> None:
+    def interrupt(done: int, total: int | None, note: str) -> None:
+        if done:
+            raise KeyboardInterrupt
+
+    ctx = RunContext(tmp_path)
+    with pytest.raises(KeyboardInterrupt), open_stage(tmp_path, PLAN) as work:
+        run_units(ctx.session, work, units(12), partial(slow_after_first, 0.1), {"data": SCHEMA}, interrupt)
+    assert session.sparkContext.statusTracker().getActiveJobsIds() == []
+    with open_stage(tmp_path, PLAN) as work:
+        assert 1 <= len(work.kept) < 12
+        work.commit(run_units(ctx.session, work, units(12), squares, {"data": SCHEMA}))
+    assert read_table(work.dir, "data").num_rows == 12
+
+
+def slow_after_first(seconds: float, payload: Any, out: UnitTables) -> None:
+    import time
+
+    if payload["number"]:
+        time.sleep(seconds * payload["number"])
+    squares(payload, out)
+
+
+def frame(rows: int, buckets: int, spark: Any) -> Any:
+    """Rows in an order of their own, three to a key."""
+    from pyspark.sql import functions as F
+
+    table = spark.range(rows).select((F.col("id") % (rows // 3)).cast("string").alias("key"), F.col("id").alias("value"))
+    return table.orderBy(F.xxhash64("value")).withColumn("bucket", bucket_of(F.col("key"), buckets))
+
+
+def gather(bucket: int, tables: Iterator[pa.Table], out: UnitTables) -> None:
+    for table in tables:
+        out.write("data", table)
+        out.out.count("buckets", str(bucket), by=table.num_rows)
+
+
+def make(root: Path, partitions: int, function: Callable[..., None] = gather) -> Path:
+    ctx = RunContext(root, SparkConfig(partitions=partitions))
+    with open_stage(root, PLAN) as work:
+        names = run_frame(ctx.session, work, "part", 5, partial(frame, 60, 5), ["key", "value"], function, {"data": SCHEMA})
+        work.commit(names)
+    return work.dir
+
+
+def test_a_frame_has_the_same_bytes_on_any_number_of_partitions(tmp_path: Path) -> None:
+    folders = [make(tmp_path / str(n), n) for n in (1, 2, 9)]
+    trees = [{p.name: sha256_file(p) for p in sorted(f.rglob("*")) if p.is_file()} for f in folders]
+    assert trees[0] == trees[1] == trees[2] and len(trees[0]) == 6
+
+
+def test_a_row_is_in_the_bucket_that_its_key_hashes_to_and_in_order(tmp_path: Path) -> None:
+    folder = make(tmp_path, 3)
+    found = []
+    for number in range(5):
+        rows = pq.read_table(folder / "data" / f"part-{number:05d}.parquet", partitioning=None).to_pylist()
+        assert all(file_of(row["key"], 5) == number for row in rows)
+        assert [(r["key"], r["value"]) for r in rows] == sorted((r["key"], r["value"]) for r in rows)
+        found += [row["value"] for row in rows]
+    assert sorted(found) == list(range(60))
+
+
+def only_bucket(bucket: int, tables: Iterator[pa.Table], out: UnitTables) -> None:
+    if bucket == 3:
+        raise LookupError("bucket three")
+    gather(bucket, tables, out)
+
+
+def test_only_buckets_that_are_not_done_are_shuffled_again(tmp_path: Path) -> None:
+    whole = make(tmp_path / "whole", 4)
+    with pytest.raises(StageError, match="bucket three"):
+        make(tmp_path / "again", 5, only_bucket)
+    again = make(tmp_path / "again", 2)
+    assert {p.name: sha256_file(p) for p in (again / "data").iterdir()} == {
+        p.name: sha256_file(p) for p in (whole / "data").iterdir()
+    }
+
+
+def test_buckets_without_rows_are_units_too(tmp_path: Path) -> None:
+    ctx = RunContext(tmp_path)
+    with open_stage(tmp_path, PLAN) as work:
+        names = run_frame(ctx.session, work, "part", 4, partial(frame, 3, 4), ["key", "value"], gather, {"data": SCHEMA})
+        manifest = work.commit(names)
+    assert len(manifest["files"]) == 4 and manifest["counts"]["rows"]["data"] == 3

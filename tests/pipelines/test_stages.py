@@ -1,0 +1,321 @@
+"""All stages on a small WARC: what each planted page and image comes to, and what kills and partitions must not change."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from nextflow_pipelines.config import SparkConfig
+from nextflow_pipelines.context import RunContext, StageResult
+from nextflow_pipelines.registry import STAGES, run_stage
+from nextflow_pipelines.sources import SOURCES, bind_sources, image_loader
+from nextflow_pipelines.stage import StageError, find_committed, read_manifest, sha256_file, verify
+from nextflow_pipelines.tables import read_table
+
+Results = Mapping[str, StageResult]
+SITE = "https://docs.example"
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("run")
+
+
+@pytest.fixture(scope="session")
+def results(session: Any, chain: ModuleType, warc: Path, root: Path) -> Results:
+    done: Results = chain.run_chain(root, [warc])
+    return done
+
+
+def rows(result: StageResult, dataset: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = read_table(result.dir, dataset).to_pylist()
+    return found
+
+
+def addresses(result: StageResult) -> set[str]:
+    return {row["source"]["address"].removeprefix(SITE) for row in rows(result, "documents")}
+
+
+def decisions(result: StageResult) -> set[tuple[str, str, str]]:
+    return {(d["address"].removeprefix(SITE), d["rule"], d["action"]) for d in rows(result, "decisions")}
+
+
+def tree(root: Path) -> dict[str, str]:
+    """Every committed file under a root."""
+    return {
+        p.relative_to(root).as_posix(): sha256_file(p)
+        for folder in root.iterdir()
+        if folder.name.rsplit("-", 1)[0] in STAGES
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
+    }
+
+
+def test_every_stage_is_committed_and_whole(results: Results, root: Path) -> None:
+    assert list(results) == list(STAGES)
+    for name, result in results.items():
+        assert not result.skipped and verify(result.dir) == [] and find_committed(root, name) == [result.dir]
+        assert json.loads((root / "metrics" / f"{name}.jsonl").read_text())["seconds"] > 0
+        for path in result.dir.rglob("*.json"):
+            assert str(root) not in path.read_text(), f"{path} holds a path of this machine"
+
+
+def test_ingest_makes_a_document_of_each_page_and_puts_the_rest_aside(results: Results) -> None:
+    pages = {f"/{n}.html" for n in range(14)} | {f"/{n}.html" for n in ("near", "same", "resized", "short", "francais")}
+    assert addresses(results["ingest"]) == pages
+    asides = {(row["reason"], (row["address"] or "").removeprefix(SITE)) for row in rows(results["ingest"], "asides")}
+    assert ("http-status", "/gone.html") in asides and ("truncated-image", "/img/torn.png") in asides
+    assert any(reason == "gzip-truncated" for reason, _ in asides) and len(asides) == 3
+    assert ("/3.html", "image-unusable", "edit") in decisions(results["ingest"])
+
+
+def test_each_image_record_is_measured_once(results: Results, warc: Path) -> None:
+    images = rows(results["ingest"], "images")
+    named = {f"{SITE}/img/{name}" for name in [*(f"own{n}.png" for n in range(14)), "icon.png", "torn.png", "small.jpg"]}
+    assert sorted(row["address"] for row in images) == sorted(named)
+    assert [row["address"] for row in images if row["image"] is None] == [f"{SITE}/img/torn.png"]
+
+
+def test_references_lead_to_the_bytes_from_any_place(results: Results, root: Path, chain: ModuleType) -> None:
+    load = image_loader(root, chain.SECTIONS["ingest"])
+    seen = 0
+    for document in rows(results["caption"], "documents"):
+        assert document["source"]["uri"].startswith(f"{SOURCES}/")
+        for node in document["nodes"]:
+            if node["image"] is not None:
+                assert node["image"]["ref"]["uri"] == document["source"]["uri"]
+                assert load(node["image"])[:4] in (b"\x89PNG", b"\xff\xd8\xff\xe0")
+                seen += 1
+    assert seen >= 13
+
+
+def test_filter_drops_what_its_rules_name(results: Results) -> None:
+    found = decisions(results["filter"])
+    assert {d for d in found if d[2] == "drop"} == {
+        ("/francais.html", "language.allowed", "drop"),
+        ("/short.html", next(rule for a, rule, _ in found if a == "/short.html"), "drop"),
+    }
+    # Fourteen pages of the site show the icon; the rule allows five.
+    recurring = [d for d in rows(results["filter"], "decisions") if d["rule"] == "image.max_recurrence"]
+    assert len(recurring) == 14 and {d["value"] for d in recurring} == {14.0}
+    assert all(
+        "icon" not in n["image"]["address"] for d in rows(results["filter"], "documents") for n in d["nodes"] if n["image"]
+    )
+
+
+def test_dedup_removes_the_planted_copies_and_says_which_one_stays(results: Results) -> None:
+    dropped = {d["address"].removeprefix(SITE): d for d in rows(results["dedup"], "decisions") if d["action"] == "drop"}
+    assert set(dropped) == {"/near.html", "/same.html"}
+    assert dropped["/same.html"]["rule"] == "dedup.exact" and f"{SITE}/1.html" in dropped["/same.html"]["detail"]
+    assert dropped["/near.html"]["rule"] == "dedup.min_similarity" and f"{SITE}/0.html" in dropped["/near.html"]["detail"]
+    assert 0.7 <= dropped["/near.html"]["value"] < 1
+    edits = [d for d in rows(results["dedup"], "decisions") if d["action"] == "edit"]
+    assert [(d["address"].removeprefix(SITE), d["rule"]) for d in edits] == [("/resized.html", "dedup.image_max_difference")]
+    kept = addresses(results["filter"]) - {"/near.html", "/same.html"}
+    assert addresses(results["dedup"]) == kept
+
+
+def test_documents_go_by_id_to_the_files_they_were_put_in_first(results: Results) -> None:
+    for name in ("ingest", "filter", "dedup", "caption"):
+        ids = [d["doc_id"] for file in read_manifest(results[name].dir)["files"] if file["path"].startswith("documents/")
+               for d in read_rows(results[name].dir / file["path"])]  # fmt: skip
+        assert len(ids) == len(set(ids)) == results[name].counts["rows"]["documents"]
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    import pyarrow.parquet as pq
+
+    found: list[dict[str, Any]] = pq.read_table(path, partitioning=None).to_pylist()
+    assert [row["doc_id"] for row in found] == sorted(row["doc_id"] for row in found)
+    return found
+
+
+def test_images_are_captioned(results: Results) -> None:
+    images = [n["image"] for d in rows(results["caption"], "documents") for n in d["nodes"] if n["image"]]
+    assert images and all(image["caption"].startswith("Figure about Topic") for image in images)
+
+
+def test_tokenizers_are_named_by_hash_all_the_way_to_the_shards(results: Results) -> None:
+    from nextflow_tokenize.shards import ShardSet
+    from nextflow_tokenize.vision.identity import identity
+
+    vision = identity(results["vision_tokenizer"].dir / "tokenizer")
+    text = sha256_file(results["text_tokenizer"].dir / "tokenizer.json")
+    inputs = read_manifest(results["tokenize"].dir)["inputs"]
+    assert (inputs["vision_tokenizer_hash"], inputs["text_tokenizer_hash"]) == (vision, text)
+    manifest = ShardSet.open(results["pack"].dir / "shards", verify=True).manifest
+    assert manifest.vision_tokenizer is not None
+    assert (manifest.vision_tokenizer.sha256, manifest.text_tokenizer.sha256) == (vision, text)
+    assert manifest.parents["tokenize"] == results["tokenize"].fingerprint
+    assert manifest.parents["caption"] == results["caption"].fingerprint
+    assert manifest.sha256 == results["pack"].facts["shard_set"]
+
+
+def test_every_token_of_every_document_is_in_the_shards_once(results: Results) -> None:
+    from nextflow_tokenize.shards import ShardSet
+
+    shards = ShardSet.open(results["pack"].dir / "shards", verify=True)
+    assert len(shards.manifest.shards) > 1
+    tokens = results["tokenize"].counts["tokens"]
+    totals = shards.manifest.totals
+    assert (totals.text_tokens, totals.image_codes, totals.images) == (
+        tokens["text"],
+        tokens["image codes"],
+        tokens["images"],
+    )
+    packed: dict[str, list[int]] = {}
+    for sample in shards:
+        start = 0
+        for segment in sample.segments:
+            if segment["kind"] == "text":
+                packed.setdefault(segment["doc"], [])
+                start += segment["tokens"]
+    whole = {
+        row["doc_id"]: sum(len(s["text"] or ()) for s in row["segments"]) for row in rows(results["tokenize"], "tokenized")
+    }
+    assert set(packed) == set(whole)
+    for doc_id, count in whole.items():
+        assert sum(piece["text_tokens"] for piece in shards.pieces_of(doc_id)) == count
+
+
+def test_a_second_run_does_nothing_and_starts_no_session(
+    results: Results, chain: ModuleType, warc: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_session(self: RunContext) -> Any:
+        raise AssertionError("a session was asked for")
+
+    monkeypatch.setattr(RunContext, "session", no_session)
+    before = tree(root)
+    again = chain.run_chain(root, [warc])
+    assert all(result.skipped for result in again.values()) and tree(root) == before
+    assert {n: r.counts for n, r in again.items()} == {n: r.counts for n, r in results.items()}
+
+
+def test_the_source_may_move_and_partitions_may_change(
+    results: Results, chain: ModuleType, warc: Path, tmp_path: Path, root: Path
+) -> None:
+    moved = tmp_path / "elsewhere" / warc.name
+    moved.parent.mkdir()
+    moved.write_bytes(warc.read_bytes())
+    chain.run_chain(tmp_path / "run", [moved, moved], partitions=7)
+    assert tree(tmp_path / "run") == tree(root)
+
+
+def test_the_number_of_files_changes_no_shard(results: Results, chain: ModuleType, warc: Path, tmp_path: Path) -> None:
+    other = chain.run_chain(tmp_path, [warc], files=1)
+
+    def shards(result: StageResult) -> dict[str, str]:
+        return {
+            p.name: sha256_file(p) for p in (result.dir / "shards").iterdir() if p.suffix in (".tar", ".idx", ".parquet")
+        }
+
+    assert shards(other["pack"]) == shards(results["pack"])
+    key = lambda row: row["doc_id"]  # noqa: E731
+    for name in ("ingest", "filter", "dedup", "caption"):
+        assert rows(other[name], "documents") == sorted(rows(results[name], "documents"), key=key)
+
+
+def start(script: Path, root: Path, warc: Path, kill_in: str) -> tuple[int, list[dict[str, Any]], str]:
+    done = subprocess.run(
+        [sys.executable, script, root, "3", "4", kill_in, warc], capture_output=True, text=True, check=False
+    )
+    return done.returncode, [json.loads(line) for line in done.stdout.splitlines()], done.stderr
+
+
+def kill_in_each(stages: list[str], script: Path, warc: Path, root: Path, target: Path) -> None:
+    for stage in stages:
+        code, _, stderr = start(script, target, warc, stage)
+        assert code == -signal.SIGKILL, stderr
+        assert find_committed(target, stage) == []
+    code, lines, stderr = start(script, target, warc, "none")
+    assert code == 0, stderr
+    ended = {line["stage"]: line for line in lines}
+    assert ended[stages[-1]]["kept"] >= 1 and not ended[stages[-1]]["skipped"]
+    assert all(ended[stage]["skipped"] for stage in stages[:-1])
+    assert tree(target) == tree(root)
+
+
+def test_killed_in_two_stages_the_bytes_are_those_of_a_run_never_killed(
+    results: Results, script: Path, warc: Path, root: Path, tmp_path: Path
+) -> None:
+    kill_in_each(["ingest", "tokenize"], script, warc, root, tmp_path)
+
+
+@pytest.mark.slow
+def test_killed_in_every_stage_the_bytes_are_those_of_a_run_never_killed(
+    results: Results, script: Path, warc: Path, root: Path, tmp_path: Path
+) -> None:
+    kill_in_each([name for name in STAGES if name != "text_tokenizer"], script, warc, root, tmp_path)
+
+
+def write_empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def write_noise(path: Path) -> None:
+    path.write_bytes(os.urandom(5000))
+
+
+@pytest.mark.parametrize(("write", "reason"), [(write_empty, "empty-file"), (write_noise, "not-warc")])
+def test_a_source_without_records_ends_in_an_empty_shard_set(
+    session: Any, chain: ModuleType, tmp_path: Path, write: Callable[[Path], None], reason: str
+) -> None:
+    from nextflow_tokenize.shards import ShardSet
+
+    source = tmp_path / "bad.warc.gz"
+    write(source)
+    results = chain.run_chain(tmp_path / "run", [source], files=1, partitions=1)
+    assert [row["reason"] for row in rows(results["ingest"], "asides")] == [reason]
+    assert results["vision_tokenizer"].facts["tokenizer"] is None
+    shards = ShardSet.open(results["pack"].dir / "shards", verify=True)
+    assert len(shards) == 0 and shards.manifest.vision_tokenizer is None
+
+
+def test_a_missing_source_is_named_before_any_work(chain: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"absent\.warc\.gz"):
+        chain.run_chain(tmp_path / "run", [tmp_path / "absent.warc.gz"])
+    assert not (tmp_path / "run").exists()
+
+
+def test_sources_are_known_by_content(tmp_path: Path) -> None:
+    one, copy, other = tmp_path / "a.warc", tmp_path / "b.warc", tmp_path / "c.warc"
+    one.write_bytes(b"1")
+    copy.write_bytes(b"1")
+    other.write_bytes(b"2")
+    found = bind_sources(tmp_path / "root", [one, copy, other])
+    assert [source.sha256 for source in found] == [sha256_file(one), sha256_file(other)]
+    assert [(tmp_path / "root" / source.uri).read_bytes() for source in found] == [b"1", b"2"]
+    other.rename(tmp_path / "moved.warc")
+    (tmp_path / "moved.warc").rename(other)
+    assert bind_sources(tmp_path / "root", [one, other]) == found
+
+
+def test_a_stage_that_lacks_a_section_or_an_input_says_which(tmp_path: Path, chain: ModuleType) -> None:
+    ctx = RunContext(tmp_path, SparkConfig())
+    with pytest.raises(KeyError, match="stage dedup needs the section 'ingest'"):
+        run_stage("dedup", ctx, {"dedup": chain.SECTIONS["dedup"]}, {})
+    with pytest.raises(KeyError, match="stage dedup needs the input 'filter'"):
+        run_stage("dedup", ctx, chain.SECTIONS, {})
+
+
+def test_a_tokenizer_that_was_exchanged_is_refused(
+    results: Results, chain: ModuleType, warc: Path, root: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    shutil.copytree(root, tmp_path / "run", symlinks=True)
+    shutil.rmtree(tmp_path / "run" / results["tokenize"].dir.name)
+    weights = tmp_path / "run" / results["vision_tokenizer"].dir.name / "tokenizer" / "weights.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(StageError, match="does not hold the tokenizer it was committed with"):
+        chain.run_chain(tmp_path / "run", [warc])
