@@ -40,7 +40,8 @@ def configure(home: Path, api_url: str | None = None) -> None:
     os.environ["PREFECT_HOME"] = str(home)
     os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
     os.environ["DO_NOT_TRACK"] = "1"
-    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
+    # Prefect's pages get everything; the console shows stages and one line for an error, not a traceback a retry.
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "60")
     if api_url:
         os.environ["PREFECT_API_URL"] = api_url
 
@@ -136,6 +137,15 @@ def server(root: Path) -> Iterator[str]:
         assert watcher.stdin is not None
         watcher.stdin.close()
         watcher.wait(timeout=30)
+
+
+def send_what_is_queued() -> None:
+    """Sends the logs and events that Prefect still holds; after the server has gone they would be lost, with complaints."""
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+
+    APILogWorker.drain_all(timeout=10)
+    EventsWorker.drain_all(timeout=10)
 
 
 def serve_standing(root: Path, port: int) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from nextflow_orchestration.prefect_server import server
+from nextflow_orchestration.prefect_server import send_what_is_queued, server
 from nextflow_orchestration.recipe import load_recipe
 
 
@@ -21,7 +21,10 @@ def run_recipe(recipe_path: Path, overrides: list[str]) -> None:
         errors.print(f"[dim]Prefect UI while this runs: {ui}   (afterwards: mnf ui --root {recipe.root})[/]")
         from nextflow_orchestration.flow import nextflow
 
-        outcome = nextflow(str(recipe_path), overrides)
+        try:
+            outcome = nextflow(str(recipe_path), overrides)
+        finally:
+            send_what_is_queued()
     console.print()
     console.print(f"[bold]shards[/]      {outcome.shards}", soft_wrap=True)
     console.print(f"[bold]checkpoint[/]  {outcome.training / 'checkpoints'}  (step {outcome.step})", soft_wrap=True)
