@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 
 app = typer.Typer(
-    help="Web pages to verified shards of multi-scale image tokens, and a Megatron-Core trainer that learns from exactly those.",
+    help="Web pages to verified shards of multi-scale image tokens, and a Megatron-Core trainer that learns from them.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -25,7 +25,9 @@ app = typer.Typer(
 console = Console(stderr=True, highlight=False)
 
 RecipeArg = Annotated[Path, typer.Argument(help="recipe (YAML)")]
-SetOption = Annotated[list[str] | None, typer.Option("--set", help="override a setting: --set train.steps=20", metavar="KEY=VALUE")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="override a setting: --set train.steps=20", metavar="KEY=VALUE")
+]
 RootOption = Annotated[Path, typer.Option("--root", help="folder of the run to look in")]
 DEFAULT_ROOT = Path("runs/quickstart")
 EXTRAS = {
@@ -38,7 +40,7 @@ EXTRAS = {
 
 @contextmanager
 def _plain_errors() -> Iterator[None]:
-    """An error a person can act on is one line and exit code 1 (2 for a mistake in the request); set MNF_TRACEBACK=1 for more."""
+    """An error is one line and exit code 1, or 2 for a mistake in the request; MNF_TRACEBACK=1 shows the rest."""
     try:
         yield
     except KeyboardInterrupt:

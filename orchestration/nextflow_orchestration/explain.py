@@ -20,12 +20,12 @@ from nextflow_pipelines.tables import dataset_files, iter_batches, read_table
 from nextflow_tokenize.manifest import DOCUMENTS, SAMPLES
 from nextflow_tokenize.schedule import schedule_of, token_count
 
+from nextflow_orchestration.in_short import aside_line, node_lines, node_words, plural
 from nextflow_orchestration.lineage import Commit, chain, shard_folder
-from nextflow_orchestration.rule_words import in_words, reason_words
+from nextflow_orchestration.rule_words import in_words
 from nextflow_orchestration.story import (
     AsideLine,
     DocumentStory,
-    NodeLine,
     PackStory,
     Placement,
     Step,
@@ -40,7 +40,6 @@ __all__ = ["explain", "render"]
 _DOCUMENT_STAGES = ("ingest", "filter", "dedup", "caption")
 _VERDICTS: dict[str, Verdict] = {"drop": "dropped", "edit": "edited", "flag": "flagged"}
 _PACK_QUERY = re.compile(r"(shard-\d+)(?:\.tar)?:(.+)")
-_SNIPPET = 100
 _MOST_ALIKE = 3
 """Decisions of one rule that are told one by one."""
 TOKENIZED = "tokenized"
@@ -126,13 +125,6 @@ def _asides(commits: dict[str, Commit], query: str) -> tuple[AsideLine, ...]:
     return tuple(found)
 
 
-def aside_line(stage: str, row: dict[str, Any]) -> AsideLine:
-    """A row of the kept-aside data set in words."""
-    where = f"{row['uri']}, offset {row['offset'] or 0:,}, {row['length'] or 0:,} bytes" if row["uri"] else ""
-    words = ". ".join(w for w in (reason_words(row["reason"]), row["detail"]) if w)
-    return AsideLine(row["stage"] or stage, row["reason"], row["address"] or "", where, words)
-
-
 def _rows(commit: Commit, dataset: str, doc_id: str) -> list[dict[str, Any]]:
     if not commit.has(dataset):
         return []
@@ -153,7 +145,7 @@ def _document(commits: dict[str, Commit], doc_id: str) -> DocumentStory:
         if row is not None:
             rows[stage] = last = row
             if not decisions:
-                steps.append(Step(stage, "kept", _kept_words(stage)))
+                steps.append(Step(stage, "kept", _kept_words(stage, row)))
             continue
         if last is not None:
             gone = stage
@@ -201,39 +193,15 @@ def _step(stage: str, decision: dict[str, Any], before: dict[str, Any] | None) -
     return Step(stage, _VERDICTS.get(decision["action"], "flagged"), in_words(decision), node, snippet)
 
 
-def _kept_words(stage: str) -> str:
+def _kept_words(stage: str, row: dict[str, Any]) -> str:
+    """What no decision means in a stage."""
+    images = sum(node["kind"] == "image" for node in row["nodes"])
     return {
         "ingest": "parsed, nothing was left out",
         "filter": "passed every rule",
-        "dedup": "no copy of it, or of its images, was found elsewhere",
-        "caption": "words for its images, if it has any, came without a decision",
+        "dedup": "no copy of it" + (", or of its images," if images else "") + " stays elsewhere",
+        "caption": f"words were found for {plural(images, 'image')}" if images else "it has no image to find words for",
     }[stage]
-
-
-def shorten(text: str, most: int = _SNIPPET) -> str:
-    """The beginning of a text in one line, cut at a word."""
-    line = " ".join(text.split())
-    return line if len(line) <= most else line[:most].rsplit(" ", 1)[0] + " …"
-
-
-def node_words(node: dict[str, Any]) -> str:
-    """A node in one line: the beginning of its text, or its image's address, size and words."""
-    if node["kind"] == "text":
-        return shorten(node["text"] or "")
-    image = node["image"]
-    words = image["caption"] or image["alt"]
-    return f"{image['address']} ({image['width']}×{image['height']} {image['format']})" + (
-        f" {shorten(words)}" if words else ""
-    )
-
-
-def node_lines(nodes: list[dict[str, Any]]) -> tuple[NodeLine, ...]:
-    """Nodes in order, each in one line."""
-    lines = []
-    for index, node in enumerate(nodes):
-        size = f"{len((node['text'] or '').split()):,} words" if node["kind"] == "text" else "image"
-        lines.append(NodeLine(index, node["kind"], "" if size == "image" else size, node_words(node)))
-    return tuple(lines)
 
 
 def _record(doc_id: str, first: dict[str, Any], last: dict[str, Any]) -> tuple[tuple[str, str], ...]:
@@ -272,7 +240,7 @@ def _tokens(commits: dict[str, Commit], doc_id: str) -> tuple[TokenLine, ...]:
 
 def _placement(row: dict[str, Any]) -> Placement:
     parts = [f"{row['text_tokens']:,} text tokens"] if row["text_tokens"] else []
-    parts += [f"{row['images']} images in {row['image_codes']:,} codes"] if row["images"] else []
+    parts += [f"{plural(row['images'], 'image')} in {row['image_codes']:,} codes"] if row["images"] else []
     words = f"piece {row['piece'] + 1}: {', '.join(parts)}" if row["piece"] else ", ".join(parts)
     return Placement(row["shard"].removesuffix(".tar"), row["key"], row["first_slot"], row["last_slot"] - 1, words)
 

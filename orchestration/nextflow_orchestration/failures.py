@@ -1,8 +1,11 @@
-"""Turns an exception into the line a person reads at 2 a.m., and an exit code: 2 for a mistake in the request, 1 otherwise."""
+"""Turns an exception into the line a person reads, and an exit code: 2 for a mistake in the request, 1 otherwise."""
 
 from __future__ import annotations
 
 import errno
+
+OURS = ("nextflow_data", "nextflow_tokenize", "megatron_nextflow", "nextflow_pipelines", "nextflow_orchestration")
+"""Packages whose errors already say what to do."""
 
 
 def describe(error: Exception) -> tuple[str, int]:
@@ -15,6 +18,6 @@ def describe(error: Exception) -> tuple[str, int]:
         return str(error), 2
     if isinstance(error, FileNotFoundError):
         return f"not found: {error.filename or error}", 2
-    if module.partition(".")[0] in ("nextflow_data", "nextflow_tokenize", "megatron_nextflow", "nextflow_pipelines", "nextflow_orchestration"):
+    if module.partition(".")[0] in OURS:
         return str(error), 1
     return f"{name}: {error} (MNF_TRACEBACK=1 shows where)", 1

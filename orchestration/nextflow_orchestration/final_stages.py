@@ -46,7 +46,9 @@ def generate_stage(recipe: Recipe, training: Path) -> StageResult:
     return run_contract(RunContext(recipe.root), plan, body)
 
 
-def generate_in_process(checkpoint: Path, prompt: str, out: Path | None, settings: GenerateConfig, threads: int) -> dict[str, Any]:
+def generate_in_process(
+    checkpoint: Path, prompt: str, out: Path | None, settings: GenerateConfig, threads: int
+) -> dict[str, Any]:
     """`megatron_nextflow.generate` in a process of its own, because setting up the device changes the whole process.
 
     Returns its report; raises StageError with its last line when it refuses.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -55,11 +56,16 @@ def _worth_another_try(task_: Any, run: Any, state: Any) -> bool:
 
 def _as_task(recipe: Recipe, name: str, work: Callable[[], T]) -> T:
     """Runs `work` as a Prefect task called `name`, with the recipe's retries."""
-    run: Callable[[], T] = task(
-        work, name=name, task_run_name=name, retries=recipe.flow.retries, retry_delay_seconds=recipe.flow.retry_delay_seconds,
-        retry_condition_fn=_worth_another_try, cache_policy=NO_CACHE, persist_result=False,
-    )  # fmt: skip
-    return run()
+    retried = task(
+        name=name,
+        task_run_name=name,
+        retries=recipe.flow.retries,
+        retry_delay_seconds=recipe.flow.retry_delay_seconds,
+        retry_condition_fn=_worth_another_try,
+        cache_policy=NO_CACHE,
+        persist_result=False,
+    )
+    return retried(work)()
 
 
 @flow(name="nextflow", validate_parameters=False, persist_result=False)
@@ -82,13 +88,16 @@ def _run(recipe: Recipe, display: StageDisplay) -> RunOutcome:
     results: dict[str, StageResult] = {}
     for name in STAGES:
         display.begin(name)
-        results[name] = _as_task(recipe, name, lambda name=name: run_stage(name, context, sections, results, files))  # type: ignore[misc]
+        results[name] = _as_task(recipe, name, partial(run_stage, name, context, sections, results, files))
         display.end(describe(results[name]), results[name].skipped)
         log.info("%s: %s", name, describe(results[name]))
     if not all(result.skipped for result in results.values()):
         stop_session()  # training wants the cores and the memory
     pack = results["pack"]
-    tokenizer, text_tokenizer = results["vision_tokenizer"].dir / "tokenizer", results["text_tokenizer"].dir / "tokenizer.json"
+    tokenizer, text_tokenizer = (
+        results["vision_tokenizer"].dir / "tokenizer",
+        results["text_tokenizer"].dir / "tokenizer.json",
+    )
 
     display.begin("train", live=False)
     training, step, trained = _as_task(recipe, "train", lambda: train_stage(recipe, pack, tokenizer, text_tokenizer))

@@ -1,8 +1,8 @@
 """Which Prefect server a run talks to, and how long that server lives.
 
 A run uses, in this order: PREFECT_API_URL; the standing server that `mnf ui` started; a private server of its own, which
-serves the UI while the run lasts and dies with it, even after kill -9 (it watches a pipe from its parent). All servers of one
-folder share one SQLite database, so `mnf ui` shows every past run. The cost of a private server is about ten seconds.
+serves the UI while the run lasts and dies with it, even after kill -9 (it watches a pipe). All servers of one
+folder share a database (SQLite), so `mnf ui` shows every past run. The cost of a private server is about ten seconds.
 """
 
 from __future__ import annotations
@@ -126,8 +126,12 @@ def server(root: Path) -> Iterator[str]:
     with log.open("wb") as sink:
         watcher = subprocess.Popen(
             [sys.executable, "-m", "nextflow_orchestration.prefect_server", str(port)],
-            stdin=subprocess.PIPE, stdout=sink, stderr=subprocess.STDOUT, env=_environment(home, port), start_new_session=True,
-        )  # fmt: skip
+            stdin=subprocess.PIPE,
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+            env=_environment(home, port),
+            start_new_session=True,
+        )
     try:
         _wait(api_url, watcher, log)
         configure(home, api_url)

@@ -26,21 +26,23 @@ SAMPLE = "sample"
 class FlowConfig(Section):
     """How the flow behaves as a Prefect flow."""
 
-    retries: int = Field(1, ge=0, description="tries again of a stage that failed (bad configuration is never tried again)")
-    retry_delay_seconds: float = Field(2.0, ge=0, description="wait before a retry")
+    retries: int = Field(
+        default=1, ge=0, description="tries again of a stage that failed (bad configuration is never tried again)"
+    )
+    retry_delay_seconds: float = Field(default=2.0, ge=0, description="wait before a retry")
 
 
 class GenerateSection(GenerateConfig):
     """The image that a run makes at its end."""
 
-    prompt: str = Field("A photograph of a coffee cup", description="what it should show")
+    prompt: str = Field(default="A photograph of a coffee cup", description="what it should show")
 
 
 class ReportConfig(Section):
     """What the run's report shows."""
 
-    packs: int = Field(8, ge=0, description="packs whose images and text are shown")
-    examples: int = Field(4, ge=0, description="examples a rule")
+    packs: int = Field(default=8, ge=0, description="packs whose images and text are shown")
+    examples: int = Field(default=4, ge=0, description="examples a rule")
 
 
 class Recipe(Section):

@@ -62,7 +62,9 @@ def _model_at(model: type[BaseModel], path: tuple[str | int, ...]) -> type[BaseM
     return found
 
 
-def explain(error: ValidationError, model: type[BaseModel], lines: Mapping[tuple[str | int, ...], int | None], source: str) -> str:
+def explain(
+    error: ValidationError, model: type[BaseModel], lines: Mapping[tuple[str | int, ...], int | None], source: str
+) -> str:
     """pydantic's findings as `file:line: section.key: what is wrong; what to do`, one a line.
 
     `lines` has None for what the command line set.

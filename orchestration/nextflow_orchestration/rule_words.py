@@ -20,6 +20,7 @@ RULES: dict[str, str] = {
     "inline-svg": "a drawing inside the markup was left out",
     "boilerplate-link-density": "regions made mostly of links were left out as navigation",
     "boilerplate-hidden": "regions the page hides were left out",
+    "boilerplate-class-header": "a page header, by its class or id, was left out",
     "boilerplate-role": "regions whose role is navigation, banner or the like were left out",
     "boilerplate-class": "regions whose class or id says navigation, footer or the like were left out",
     "charset-claim": "the page claims another character set than it is written in",

@@ -207,7 +207,7 @@ def _render_nodes(title: str, nodes: tuple[NodeLine, ...], console: Console, mos
     if not nodes:
         return
     texts = sum(n.kind == "text" for n in nodes)
-    console.print(_text(f"{title}: {texts} texts, {len(nodes) - texts} images", "bold"))
+    console.print(_text(f"{title}, {len(nodes)} nodes: {texts} text, {len(nodes) - texts} image", "bold"))
     table = _table("", "kind", "size", "begins")
     for node in nodes[:most]:
         table.add_row(str(node.index), node.kind, node.size, _text(node.words))

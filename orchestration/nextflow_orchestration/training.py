@@ -31,7 +31,12 @@ class TrainingFailed(RuntimeError):
     """The training processes ended with an error; `status` is their exit status."""
 
     def __init__(self, status: int, output: Path) -> None:
-        kept = "the last checkpoint is kept and the same command goes on from it" if last_step(output) else "nothing was saved yet"
+        step = last_step(output)
+        kept = (
+            f"the checkpoint of step {step} is kept and the same command goes on from it"
+            if step
+            else "nothing was saved yet"
+        )
         super().__init__(f"training ended with status {status} ({output}); {kept}")
         self.status = status
 

@@ -38,7 +38,8 @@ def test_a_missing_key_a_repeated_key_and_broken_yaml_are_refused(tmp_path: Path
     assert "'name' is missing" in refuse(tmp_path, "root: a\ninput: sample\n")
     assert "r.yaml:4: 'name' is already set on line 1" in refuse(tmp_path, "name: a\nroot: a\ninput: sample\nname: b\n")
     assert "r.yaml:3: not YAML" in refuse(tmp_path, "name: a\nroot: [a\ninput: sample\n")
-    assert "no such recipe" in str(pytest.raises(RecipeError, load_recipe, tmp_path / "none.yaml").value)
+    with pytest.raises(RecipeError, match="no such recipe"):
+        load_recipe(tmp_path / "none.yaml")
 
 
 def test_overrides_are_validated_like_the_file(tmp_path: Path) -> None:

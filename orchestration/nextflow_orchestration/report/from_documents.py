@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow.compute as pc
 from nextflow_pipelines.tables import dataset_files, iter_batches, read_table
 
-from nextflow_orchestration.explain import aside_line, node_words, shorten
+from nextflow_orchestration.in_short import aside_line, node_words, plural, shorten
 from nextflow_orchestration.lineage import Commit
 from nextflow_orchestration.report.model import Example, Fact, Kept, Rule, StageCount
 from nextflow_orchestration.report.pictures import Gallery
@@ -82,14 +82,10 @@ def input_facts(commits: dict[str, Commit]) -> tuple[Fact, ...]:
         facts.append(
             Fact(
                 "Records",
-                ", ".join(_plural(count, kind) for kind, count in sorted(records.items(), key=lambda item: -item[1])),
+                ", ".join(plural(count, kind) for kind, count in sorted(records.items(), key=lambda item: -item[1])),
             )
         )
     return tuple(facts)
-
-
-def _plural(count: int, what: str) -> str:
-    return f"{count:,} {what}{'' if count == 1 or what == 'other' else 's'}"
 
 
 @dataclass

@@ -124,7 +124,10 @@ def _pieces(sample: Sample, addresses: dict[str, str | None], decode: Any, galle
             continue
         grids = image_grids(segment)
         count = sum(h * w for h, w in grids)
-        codes = sample.target[at_code : at_code + count].tolist()
+        # With self-correction the fed codes drive the residual and targets make up for them, so the image that the codes
+        # stand for is the fed codes of all scales but the last, and the target of that.
+        last = at_code + count - grids[-1][0] * grids[-1][1]
+        codes = sample.input[at_code:last].tolist() + sample.target[last : at_code + count].tolist()
         at_code += count
         pair = gallery.pair(segment["sha256"], codes, grids)
         note = "" if pair is not None else f"image {segment['sha256'][:12]}"
