@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from nextflow_pipelines.stage import MANIFEST, Manifest, find_committed, read_manifest
+from nextflow_pipelines.stage import MANIFEST, Manifest, StageError, find_committed, read_manifest
 
 STAGES = ("ingest", "filter", "dedup", "caption", "vision_tokenizer", "text_tokenizer", "tokenize", "pack")
 """The stages of the way, in order."""
@@ -36,19 +36,23 @@ def chain(root: Path, end: Path | None = None) -> dict[str, Commit]:
     """The commits of one run, by stage name in the order of the way.
 
     `end` is the folder of its last stage; None: the newest commit of the last stage that has one. Raises NoRun when nothing
-    is committed under `root`, and what `read_manifest` raises for a damaged one.
+    is committed under `root`, and what `read_manifest` raises for the last stage; another commit that cannot be read is as
+    good as none.
     """
     if end is None:
-        ends = [found for stage in reversed(STAGES) if (found := find_committed(root, stage))]
+        ends = [folders for stage in reversed(STAGES) if (folders := find_committed(root, stage))]
         if not ends:
             raise NoRun(f"{root} holds no committed stage: run `mnf run` first, or name another folder with --root")
         end = ends[0][0]
-    by_fingerprint = {}
+    by_fingerprint: dict[str, Commit] = {}
     for path in sorted(root.glob(f"*/{MANIFEST}")):
         if any(path.parent.name.startswith(f"{stage}-") for stage in STAGES):
-            manifest = read_manifest(path.parent)
+            try:
+                manifest = read_manifest(path.parent)
+            except StageError:
+                continue
             by_fingerprint[manifest["fingerprint"]] = Commit(path.parent, manifest)
-    found = {}
+    found: dict[str, Commit] = {}
     waiting = [read_manifest(end)["fingerprint"]]
     while waiting:
         commit = by_fingerprint.get(waiting.pop())
