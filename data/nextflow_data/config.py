@@ -233,9 +233,9 @@ class DedupConfig(Section):
     """Bands of the signature (datatrove's default)."""
     rows: int = Field(default=8, ge=1)
     """Hashes in a band (datatrove's default): a pair of similarity s shares a band with probability 1-(1-s^rows)^bands."""
-    min_similarity: float = Field(default=0.7, ge=0, le=1)
-    """A candidate pair is a duplicate when its estimated Jaccard similarity is at least this; ours, near the bands' own
-    threshold (1/bands)^(1/rows) = 0.72."""
+    min_similarity: float = Field(default=0.8, ge=0, le=1)
+    """A candidate pair is a duplicate when its estimated Jaccard similarity is at least this. Ours: pages of one template
+    lie between the bands' own threshold (1/bands)^(1/rows) = 0.72 and here; of pairs at 0.8, the bands find 92 %."""
     min_shingles: int = Field(default=10, ge=1)
     """Texts with fewer distinct shingles are compared only exactly: their estimate says nothing. Ours."""
 

@@ -7,7 +7,7 @@ not say which later rules it would have failed too.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 
 from nextflow_data.config import FilterConfig, ImageRules
@@ -18,6 +18,7 @@ from nextflow_data.nodes import text_of, with_nodes, without
 from nextflow_data.text_rules import Failure, LineEdit, TextRules
 
 STAGE = "filter"
+Decide = Callable[[Failure, Action, int | None], None]
 
 
 def filter_document(
@@ -98,9 +99,8 @@ def _judge_language(text: str, config: FilterConfig) -> tuple[str | None, Failur
     return language, None
 
 
-def _edit_lines(nodes: list[Node], edits: list[LineEdit], decide: object) -> list[Node]:
+def _edit_lines(nodes: list[Node], edits: list[LineEdit], decide: Decide) -> list[Node]:
     """`nodes` with C4's line edits applied, each a decision. Edits come in the order of the lines."""
-    assert callable(decide)
     if not edits:
         return nodes
     pending = edits[::-1]

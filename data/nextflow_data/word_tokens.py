@@ -11,6 +11,9 @@ from __future__ import annotations
 from datatrove.utils.word_tokenizers import SpaCyTokenizer, strip_strings
 from spacy.tokens import Doc
 
+BREAKS_SPACY = "IS_ALPHA"
+"""spaCy fails on this word, but only from the second text on. datatrove takes it out when spaCy fails, so that its answer
+depends on what came before; here it is always taken out, so that the answer depends on the text alone."""
 MAX_LINES = 200_000
 """Lines remembered before the memory is emptied."""
 
@@ -48,10 +51,11 @@ class SharedTokenizer(SpaCyTokenizer):
             self.forget()
             unknown = list(dict.fromkeys(lines))
         text = "\n".join(unknown)
-        if "IS_ALPHA" in text:  # datatrove alters such texts before it tokenises them
+        if BREAKS_SPACY in text:
             for line in unknown:
-                self._words[line] = super().word_tokenize(line)
-                self._spans[line] = super().span_tokenize(line)
+                plain = line.replace(BREAKS_SPACY, "")
+                self._words[line] = super().word_tokenize(plain)
+                self._spans[line] = super().span_tokenize(plain)
             return
         with self.tokenizer.memory_zone():
             self.tokenizer.max_length = len(text) + 10

@@ -112,7 +112,7 @@ def test_survivor_is_the_richest_copy(build):
     decisions = decide([plain, longer, pictured])
     assert {d["doc_id"] for d in decisions} == {plain["doc_id"], longer["doc_id"]}
     assert all(f"kept {pictured['doc_id']} https://c/" == d["detail"] for d in decisions)
-    assert all(d["rule"] == "dedup.min_similarity" and 0.7 <= d["value"] <= 1 and d["threshold"] == 0.7 for d in decisions)
+    assert all(d["rule"] == "dedup.min_similarity" and 0.8 <= d["value"] <= 1 and d["threshold"] == 0.8 for d in decisions)
     tied = [summarise(build.document(f"https://x/{n}", text), CONFIG) for n in range(5)]
     assert choose_survivor(tied)["doc_id"] == min(s["doc_id"] for s in tied)
     assert to_table(decisions, DECISION_SCHEMA).to_pylist() == decisions
