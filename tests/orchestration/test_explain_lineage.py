@@ -33,7 +33,7 @@ def test_the_chain_follows_fingerprints_and_not_times(tmp_path: Path) -> None:
         "ingest": "ingest-aaaaaaaaaaaa", "filter": "filter-cccccccccccc", "dedup": "dedup-eeeeeeeeeeee",
     }  # fmt: skip
     assert list(chain(tmp_path, first)) == ["ingest", "filter"]
-    assert list(chain(tmp_path, tmp_path / "filter-dddddddddddd").values())[0].folder.name == "ingest-bbbbbbbbbbbb"
+    assert next(iter(chain(tmp_path, tmp_path / "filter-dddddddddddd").values())).folder.name == "ingest-bbbbbbbbbbbb"
     assert shard_folder(chain(tmp_path)) is None
 
 

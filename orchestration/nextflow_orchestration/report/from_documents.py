@@ -59,14 +59,30 @@ def count_documents(commit: Commit) -> tuple[int, int]:
 
 
 def stage_counts(root: Path, commits: dict[str, Commit], reused: frozenset[str]) -> tuple[StageCount, ...]:
-    """What was left after each stage that commits documents."""
+    """What was left after each stage, in documents and images; the stages past documents are counted by their manifests."""
     found = []
     for stage, commit in commits.items():
-        if stage in DOES and commit.has("documents"):
-            documents, images = count_documents(commit)
+        if stage not in DOES:
+            continue
+        counted = count_documents(commit) if commit.has("documents") else _later_counts(commit)
+        if counted is not None:
             seconds = stage_seconds(root, commit)
-            found.append(StageCount(stage, DOES[stage], documents, images, commit.folder.name, seconds, stage in reused))
+            found.append(StageCount(stage, DOES[stage], *counted, commit.folder.name, seconds, stage in reused))
     return tuple(found)
+
+
+def _later_counts(commit: Commit) -> tuple[int, int] | None:
+    """(documents, images) of the tokenize and pack stages; None where they are not stated."""
+    if commit.manifest["stage"] == "tokenize":
+        counts = commit.manifest["counts"]
+        documents, images = counts.get("rows", {}).get("tokenized"), counts.get("tokens", {}).get("images")
+    else:
+        try:
+            totals = json.loads((commit.folder / "shards" / "manifest.json").read_bytes())["totals"]
+        except (OSError, ValueError, KeyError):
+            return None
+        documents, images = totals.get("documents"), totals.get("images")
+    return (documents, images) if isinstance(documents, int) and isinstance(images, int) else None
 
 
 def input_facts(commits: dict[str, Commit]) -> tuple[Fact, ...]:
