@@ -92,7 +92,7 @@ class IngestConfig(Section):
 class GopherQualityRules(Section):
     """datatrove's GopherQualityFilter (Rae et al. 2021, arXiv 2112.11446, A.1.1). None turns a rule off."""
 
-    min_doc_words: int | None = 30
+    min_doc_words: int | None = 20
     """Ours; published: 50. A short caption page with good images is worth having."""
     max_doc_words: int | None = 100_000
     """Published."""
@@ -106,9 +106,9 @@ class GopherQualityRules(Section):
     """Published."""
     max_ellipsis_lines_ratio: float | None = 0.3
     """Published."""
-    min_alpha_words_ratio: float | None = 0.6
+    min_alpha_words_ratio: float | None = 0.45
     """Ours; published: 0.8 (datatrove calls it max_non_alpha_words_ratio), which spaCy's split of punctuation into words of
-    their own makes much harsher than the paper meant: it drops two of three technical pages."""
+    their own makes much harsher than the paper meant: it drops half of a programming manual."""
     min_stop_words: int | None = 2
     """Published."""
 
@@ -134,8 +134,9 @@ class GopherRepetitionRules(Section):
 class C4Rules(Section):
     """datatrove's C4QualityFilter (Raffel et al. 2020, §2.2), without the list of bad words, which needs a download."""
 
-    remove_citations: bool = True
-    """Published: take out [12] and [edit]."""
+    remove_citations: bool = False
+    """Ours; published: True, take out [12] and [edit]. It also takes the index out of `speed[0]` and the brackets out of
+    `rgba[]`: code must not be edited."""
     no_terminal_punctuation: bool = False
     """Ours; published: True, drop every line without a final mark. Headings, list items and table rows have none."""
     min_sentences: int = 2
@@ -157,15 +158,15 @@ class C4Rules(Section):
 class FineWebRules(Section):
     """datatrove's FineWebQualityFilter (Penedo et al. 2024, arXiv 2406.17557, §3.6)."""
 
-    line_punct_thr: float = Field(default=0.12, ge=0, le=1)
-    """Published: smallest share of lines that end in a final mark."""
+    line_punct_thr: float = Field(default=0.05, ge=0, le=1)
+    """Ours; published: 0.12. Smallest share of lines that end in a final mark; lines of code and of tables count too."""
     line_punct_exclude_zero: bool = False
     """Published."""
     short_line_thr: float = Field(default=0.85, ge=0, le=1)
     """Ours; published: 0.67. Largest share of lines of at most `short_line_length` characters."""
     short_line_length: int = 30
     """Published."""
-    char_duplicates_ratio: float = Field(default=0.1, ge=0, le=1)
+    char_duplicates_ratio: float = Field(default=0.2, ge=0, le=1)
     """Ours; published: 0.01, which one repeated table row passes. Largest share of characters in repeated lines."""
     new_line_ratio: float = Field(default=0.5, ge=0)
     """Ours; published: 0.3. Most line breaks per word; paragraphs here are parted by two."""
@@ -176,8 +177,8 @@ class LanguageRules(Section):
 
     allowed: tuple[str, ...] = ("en",)
     """ISO 639-1 codes that are kept; empty keeps all."""
-    min_probability: float = Field(default=0.5, ge=0, le=1)
-    """Smallest normalised probability of the best language; ours."""
+    min_probability: float = Field(default=0.3, ge=0, le=1)
+    """Smallest normalised probability of the best of some 97 languages; ours: lists of names in English lie at 0.3–0.5."""
 
 
 class ImageRules(Section):

@@ -38,8 +38,15 @@ PUBLISHED = FilterConfig(
         dup_n_grams=((5, 0.15), (6, 0.14), (7, 0.13), (8, 0.12), (9, 0.11), (10, 0.10)),
     ),
     quality=GopherQualityRules(min_doc_words=50, min_alpha_words_ratio=0.8),
-    c4=C4Rules(no_terminal_punctuation=True, min_sentences=5, min_words_per_line=3, javascript=True, curly_bracket=True),
-    fineweb=FineWebRules(short_line_thr=0.67, char_duplicates_ratio=0.01, new_line_ratio=0.3),
+    c4=C4Rules(
+        remove_citations=True,
+        no_terminal_punctuation=True,
+        min_sentences=5,
+        min_words_per_line=3,
+        javascript=True,
+        curly_bracket=True,
+    ),
+    fineweb=FineWebRules(line_punct_thr=0.12, short_line_thr=0.67, char_duplicates_ratio=0.01, new_line_ratio=0.3),
 )
 
 
@@ -230,7 +237,10 @@ def test_values_counted_by_hand(text, config, rule, value):
 
 def test_c4_edits_name_each_line():
     config = FilterConfig(
-        repetition=None, quality=None, fineweb=None, c4=C4Rules(min_words_per_line=2, max_word_length=20, min_sentences=-1)
+        repetition=None,
+        quality=None,
+        fineweb=None,
+        c4=C4Rules(remove_citations=True, min_words_per_line=2, max_word_length=20, min_sentences=-1),
     )
     lines = ["A kept line[3] here.", "We use cookies here.", "Short", "x" * 21 + " long word", "Last one."]
     _, edits = TextRules(config).judge("\n".join(lines))
