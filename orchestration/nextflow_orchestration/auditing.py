@@ -10,7 +10,9 @@ from rich.progress import Progress
 
 
 def audit_shards(shards: Path, report: Path | None) -> bool:
-    """True when nothing is wrong. FileNotFoundError where there is no such folder."""
+    """True when nothing is wrong. Raises FileNotFoundError where there is no such folder."""
+    from nextflow_orchestration.report.write import write_audit_report
+
     if not shards.is_dir():
         raise FileNotFoundError(2, "no such shard set", str(shards))
     console = Console(highlight=False)
@@ -18,5 +20,14 @@ def audit_shards(shards: Path, report: Path | None) -> bool:
         task = bar.add_task("auditing", total=None)
         result = audit(shards, progress=lambda done, total: bar.update(task, completed=done, total=total))
     for finding in result.findings:
-        console.print(f"{finding.severity}: {finding}", markup=False, soft_wrap=True)
+        console.print(str(finding), style="red" if finding.severity == "error" else "yellow", markup=False, soft_wrap=True)
+    page = write_audit_report(shards, report or _default_report(shards.resolve()), result)
+    verdict = "nothing is wrong" if not result.findings else f"{len(result.findings)} findings"
+    console.print(f"{result.samples_read:,} packs read, {verdict}; report: {page}", soft_wrap=True)
     return not result.findings
+
+
+def _default_report(shards: Path) -> Path:
+    """Beside the set; where the set is part of a committed stage, beside the stage, whose manifest names all that is in it."""
+    stage = shards.parent
+    return (stage.parent if (stage / "manifest.json").is_file() else stage) / "audit.html"

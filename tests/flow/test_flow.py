@@ -1,0 +1,93 @@
+"""The whole way, as a person starts it: `mnf run` in processes of its own, against a real Prefect server."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+STAGES = (
+    "ingest", "filter", "dedup", "caption", "vision_tokenizer", "text_tokenizer", "tokenize", "pack", "train", "generate",
+)  # fmt: skip
+
+
+def shard_bytes(root: Path) -> dict[str, bytes]:
+    """Every file of the one shard set under a run's root."""
+    (shards,) = root.glob("pack-*/shards")
+    return {path.relative_to(shards).as_posix(): path.read_bytes() for path in shards.rglob("*") if path.is_file()}
+
+
+def ask(home: Path, path: str, **body: Any) -> Any:
+    """An answer of the Prefect server's API."""
+    api = json.loads((home / "server.json").read_text())["api_url"]
+    request = urllib.request.Request(
+        f"{api}/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}, method="POST"
+    )
+    with urllib.request.urlopen(request) as answer:
+        return json.load(answer)
+
+
+def test_a_run_leaves_shards_a_checkpoint_an_image_and_a_report(whole: Any) -> None:
+    runner, said = whole
+    assert all(f" {stage}" in said for stage in STAGES)
+    with Image.open(next(runner.root.glob("generate-*/image.png"))) as image:
+        assert image.size == (128, 128)
+    report = (runner.root / "report.html").read_text()
+    assert "https://docs.example/0.html" in report
+    assert next(runner.root.glob("train-*/checkpoints/latest")).read_text().strip().endswith("4")
+    assert "truncated" in said or "1 kept aside" in said
+
+
+def test_prefect_shows_the_run_its_stages_and_its_artifacts(whole: Any, prefect_home: Path) -> None:
+    runs = ask(prefect_home, "flow_runs/filter", sort="START_TIME_ASC")
+    tasks = ask(prefect_home, "task_runs/filter", task_runs={"flow_run_id": {"any_": [runs[0]["id"]]}})
+    assert runs[0]["state_type"] == "COMPLETED"
+    assert {t["name"] for t in tasks} == {"input", *STAGES, "report"}
+    artifacts = {a["key"]: a for a in ask(prefect_home, "artifacts/filter")}
+    rows = json.loads(artifacts["stages"]["data"])
+    assert [row["stage"] for row in rows] == list(STAGES[:8])
+    assert rows[0]["documents"] == 10
+    assert "report.html" in artifacts["report"]["data"]
+
+
+def test_a_second_run_finds_everything_committed(whole: Any) -> None:
+    runner, _ = whole
+    before = {p: p.stat().st_mtime_ns for p in runner.root.rglob("manifest.json")}
+    said = runner.finish()
+    assert said.count("kept") >= len(STAGES), said
+    assert {p: p.stat().st_mtime_ns for p in runner.root.rglob("manifest.json")} == before
+
+
+def at_work(root: Path, stage: str) -> bool:
+    """Whether a stage has begun and not committed."""
+    if stage == "train":
+        return any(root.glob("train-*/train.json")) and not any(root.glob("train-*/checkpoints/latest"))
+    return any(not (folder / "manifest.json").exists() for folder in root.glob(f"{stage}-*"))
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_stopped_once_in_every_stage_the_shards_are_the_same(whole: Any, tmp_path: Path, number: signal.Signals) -> None:
+    undisturbed, _ = whole
+    runner = type(undisturbed)(tmp_path, undisturbed.warc, undisturbed.home)
+    for stage in STAGES:
+        process = runner.start()
+        while not at_work(runner.root, stage):
+            assert process.poll() is None, process.communicate()[0]
+            time.sleep(0.002)
+        process.send_signal(number)
+        said, _ = process.communicate()
+        assert process.returncode == (-9 if number == signal.SIGKILL else 130), said
+        assert at_work(runner.root, stage) or stage == "train", f"{stage} was committed before the signal came"
+        if number == signal.SIGINT:
+            assert "Interrupted" in said and "Traceback" not in said
+    runner.finish()
+    assert shard_bytes(runner.root) == shard_bytes(undisturbed.root)
+    audit = runner.finish("audit", str(next(runner.root.glob("pack-*/shards"))))
+    assert "nothing is wrong" in audit
