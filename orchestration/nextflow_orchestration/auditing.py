@@ -28,6 +28,6 @@ def audit_shards(shards: Path, report: Path | None) -> bool:
 
 
 def _default_report(shards: Path) -> Path:
-    """Beside the set; where the set is part of a committed stage, beside the stage, whose manifest names all that is in it."""
+    """Beside the set; beside its stage where it is part of one, whose manifest names all that is in it."""
     stage = shards.parent
     return (stage.parent if (stage / "manifest.json").is_file() else stage) / "audit.html"

@@ -117,9 +117,7 @@ def generate(
 @app.command()
 def audit(
     shards: Annotated[Path, typer.Argument(help="shard set: the folder with manifest.json and the tars")],
-    report: Annotated[
-        Path | None, typer.Option(help="HTML report to write (default: audit.html beside the set, or in the run's folder)")
-    ] = None,
+    report: Annotated[Path | None, typer.Option(help="HTML page to write (default: audit.html beside the set)")] = None,
 ) -> None:
     """Verifies every hash, count, code and grid of a shard set; exits 1 when anything is wrong."""
     with _plain_errors():

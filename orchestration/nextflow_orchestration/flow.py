@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from nextflow_pipelines.context import RunContext, StageResult
 from nextflow_pipelines.registry import STAGES, run_stage
 from nextflow_pipelines.session import stop_session
+from nextflow_pipelines.units import write_durably
 from prefect import flow, task
 from prefect.artifacts import create_link_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
@@ -24,6 +25,7 @@ from prefect.logging import get_run_logger
 from rich.console import Console
 
 from nextflow_orchestration.final_stages import IMAGE, generate_stage, report_stage, train_stage
+from nextflow_orchestration.lineage import remember_run
 from nextflow_orchestration.progress import StageDisplay
 from nextflow_orchestration.recipe import Recipe, load_recipe
 from nextflow_orchestration.sources import source_files
@@ -112,5 +114,7 @@ def _run(recipe: Recipe, display: StageDisplay) -> RunOutcome:
     display.end("", skipped=False)
     create_table_artifact(table(results), key="stages", description="Documents, decisions and kept-aside records by stage")
     create_link_artifact(report.absolute().as_uri(), link_text=str(report), key="report", description="The run's report")
-    (recipe.root / "recipe.json").write_text(json.dumps(recipe.model_dump(mode="json"), indent=1) + "\n", encoding="utf-8")
+    remember_run(recipe.root, pack=pack.dir, train=training, generate=generated.dir)
+    settings = json.dumps(recipe.model_dump(mode="json"), indent=1) + "\n"
+    write_durably(recipe.root / "recipe.json", settings.encode())
     return RunOutcome(pack.dir / "shards", training, step, image, report)

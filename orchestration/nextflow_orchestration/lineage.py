@@ -7,13 +7,15 @@ the newest commit of the stage furthest down the way: time decides only which ru
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from nextflow_pipelines.registry import STAGES
 from nextflow_pipelines.stage import MANIFEST, Manifest, StageError, find_committed, read_manifest
+from nextflow_pipelines.units import write_durably
 
-STAGES = ("ingest", "filter", "dedup", "caption", "vision_tokenizer", "text_tokenizer", "tokenize", "pack")
-"""The stages of the way, in order."""
+RUN = "run.json"
 
 
 @dataclass(frozen=True)
@@ -35,12 +37,15 @@ class NoRun(RuntimeError):
 def chain(root: Path, end: Path | None = None) -> dict[str, Commit]:
     """The commits of one run, by stage name in the order of the way.
 
-    `end` is the folder of its last stage; None: the newest commit of the last stage that has one. Raises NoRun when nothing
+    `end` is the folder of its last stage; None: that of the last `mnf run` to finish, else the newest commit of the
+    last stage that has one. Raises NoRun when nothing
     is committed under `root`, and what `read_manifest` raises for the last stage; another commit that cannot be read is as
     good as none.
     """
     if end is None:
-        ends = [folders for stage in reversed(STAGES) if (folders := find_committed(root, stage))]
+        end = last_run(root).get("pack")
+    if end is None:
+        ends = [folders for stage in reversed(list(STAGES)) if (folders := find_committed(root, stage))]
         if not ends:
             raise NoRun(f"{root} holds no committed stage: run `mnf run` first, or name another folder with --root")
         end = ends[0][0]
@@ -60,6 +65,21 @@ def chain(root: Path, end: Path | None = None) -> dict[str, Commit]:
             found[commit.manifest["stage"]] = commit
             waiting += commit.manifest["inputs"].values()
     return {stage: found[stage] for stage in STAGES if stage in found}
+
+
+def remember_run(root: Path, **folders: Path) -> None:
+    """Writes which folders under `root` the run that has just finished made or found: `<root>/run.json`."""
+    names = {name: folder.relative_to(root).as_posix() for name, folder in folders.items()}
+    write_durably(root / RUN, (json.dumps(names, indent=1, sort_keys=True) + "\n").encode())
+
+
+def last_run(root: Path) -> dict[str, Path]:
+    """The folders of the last run to finish under `root`, those that are still there; empty where none has."""
+    try:
+        names = json.loads((root / RUN).read_bytes())
+        return {name: root / folder for name, folder in names.items() if (root / folder).is_dir()}
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}
 
 
 def shard_folder(commits: dict[str, Commit]) -> Path | None:

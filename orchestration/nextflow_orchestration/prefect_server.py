@@ -159,12 +159,19 @@ def serve_standing(root: Path, port: int) -> int:
     port = free_port(port)
     record = home / "server.json"
     record.write_text(json.dumps({"api_url": f"http://127.0.0.1:{port}/api"}))
+    child = subprocess.Popen(_command(port), env=_environment(home, port), start_new_session=True)
+
+    def stop(number: int, frame: object) -> None:
+        child.terminate()
+
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        return subprocess.call(_command(port), env=_environment(home, port))
-    except KeyboardInterrupt:
+        child.wait()
         return 0
     finally:
         record.unlink(missing_ok=True)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _watch(port: int) -> None:

@@ -17,7 +17,7 @@ from nextflow_pipelines.stage import canonical_json
 from rich.console import Console
 
 from megatron_nextflow.config import GenerateConfig, TrainConfig
-from nextflow_orchestration.lineage import NoRun, chain
+from nextflow_orchestration.lineage import NoRun, chain, last_run
 from nextflow_orchestration.recipe import Recipe, load_recipe
 
 OPERATIONAL = (
@@ -110,7 +110,10 @@ def train_recipe(recipe_path: Path, overrides: list[str], shards: Path | None, o
 
 
 def newest_training(root: Path) -> Path:
-    """The training folder under `root` whose last checkpoint is the newest. Raises NoRun where there is none."""
+    """The last run's training folder, else the one with the newest checkpoint. Raises NoRun where there is none."""
+    remembered = last_run(root).get("train")
+    if remembered is not None and last_step(remembered):
+        return remembered
     found = [p for p in root.glob("train-*") if last_step(p)]
     if not found:
         raise NoRun(f"{root} holds no trained model: run `mnf run` or `mnf train` first, or name one with --checkpoint")
