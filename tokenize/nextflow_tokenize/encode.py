@@ -72,8 +72,8 @@ def tokenize_documents(
 
     Neighbouring text nodes become one segment, an image's caption stands as text before it, the last segment ends with the
     end-of-text id. Images that do not load, do not decode, are not the bytes that were ingested or are too small for every
-    level leave the document; with `vision` None all do. `ingest` holds the decoding limits. Raises only for settings that do not fit: ValueError where
-    the tokenizer was not trained on the level asked for.
+    level leave the document; with `vision` None all do. `ingest` holds the decoding limits. Raises only for settings that do
+    not fit: ValueError where the tokenizer was not trained on the level asked for.
     """
     return _Run(text, vision, load_image, config, ingest or IngestConfig()).run(documents)
 

@@ -141,6 +141,7 @@ class _Trainer:
         settings = self.settings
         self.sampler = CropSampler(pictures, config.levels, settings.batch_tokens, settings.crop, settings.seed)
         self.generator = torch.Generator().manual_seed(settings.seed)
+        self.half = settings.precision == "bfloat16" or (settings.precision == "auto" and native_bfloat16())
         self._start()
         self.means = RunningMeans(self.tokenizer.quantizer, settings.ema_decay, settings.restart_below, self.generator)
         self.optimizer = torch.optim.AdamW(
@@ -188,7 +189,7 @@ class _Trainer:
         settings, tokenizer = self.settings, self.tokenizer
         taught = tokenizer.teach(pixels)
         dropped = self._dropped(len(schedule))
-        with torch.autocast("cpu", torch.bfloat16, enabled=settings.precision == "bfloat16"):
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.half):
             features = tokenizer.features(pixels, taught)
             trace = tokenizer.quantizer.trace(features.detach(), schedule, dropped)
             # Straight through: the decoders see f̂, the encoders get the decoders' gradient.
@@ -260,6 +261,12 @@ def principal_start(tokenizer: VisionTokenizer, batches: Sequence[Tensor], norm:
     encoder.bias.copy_(-scale * axes @ mean)  # type: ignore[union-attr]
     # A transposed convolution has one bias a channel: the patches' mean colour is given back, not their mean patch.
     decoder.bias.copy_(mean.view(3, -1).mean(1))  # type: ignore[union-attr]
+
+
+def native_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 natively; where torch cannot tell, no."""
+    asked = [getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
+    return any(bool(ask()) for ask in asked if ask is not None)
 
 
 def _rate(step: int, warmup: int, steps: int) -> float:
