@@ -47,6 +47,10 @@ Progress = Callable[[int, int, dict[str, float]], None]
 """Called with (steps done, steps in all, metrics)."""
 
 
+class NoImages(ValueError):
+    """Nothing to train on: no image, or none that loads and is large enough; the message gives the first reasons."""
+
+
 @dataclass(frozen=True)
 class TrainReport:
     """What training gave. PSNR in dB over whole images at their own grid; `usage` is the share of codes in use."""
@@ -72,7 +76,7 @@ def train(
 ) -> TrainReport:
     """Train a tokenizer on `images` and save it, with metrics.jsonl, as `out_dir`.
 
-    Same images, settings, torch and processor type give the same weights. Raises ValueError where no image can be trained
+    Same images, settings, torch and processor type give the same weights. Raises NoImages where no image can be trained
     on, FileExistsError where `out_dir` exists; images that do not load are left out and named in the report.
     """
     out = Path(out_dir)
@@ -81,7 +85,7 @@ def train(
     settings = config.training
     pool = load_pool(images, config.levels, settings.held_out, settings.max_images, settings.seed)
     if not pool.training:
-        raise ValueError(f"none of {len(images)} images can be trained on; first reasons: {list(pool.failed.values())[:3]}")
+        raise NoImages(f"none of {len(images)} images can be trained on; first reasons: {list(pool.failed.values())[:3]}")
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
