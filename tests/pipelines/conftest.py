@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import random
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -54,6 +55,14 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     return stream.getvalue()
 
 
+def bomb() -> bytes:
+    """A PNG of a few bytes that claims 50,000×50,000 pixels."""
+    small = bytearray(encoded(Image.new("L", (1, 1))))
+    small[16:24] = (50_000).to_bytes(4, "big") * 2
+    small[29:33] = zlib.crc32(bytes(small[12:29])).to_bytes(4, "big")
+    return bytes(small)
+
+
 def page(title: str, paragraphs: list[str], images: list[str]) -> bytes:
     body = "".join(
         f"<p>{text}</p>" + (f'<img src="/img/{images[i]}" alt="Figure about {title}">' if i < len(images) else "")
@@ -80,7 +89,7 @@ def build_warc(path: Path, pages: int = 14) -> None:
             writer.write_record(record)
 
         for number in range(pages):
-            images = [f"own{number}.png", "icon.png"] + (["torn.png"] if number == 3 else [])
+            images = [f"own{number}.png", "icon.png", *({3: ["torn.png"], 4: ["bomb.png"], 6: ["line.png"]}.get(number, []))]
             response(f"{SITE}/{number}.html", "text/html", page(f"Topic {number}", prose(number), images))
             response(f"{SITE}/img/own{number}.png", "image/png", encoded(picture(number)))
         near = prose(0)
@@ -95,6 +104,9 @@ def build_warc(path: Path, pages: int = 14) -> None:
         response(f"{SITE}/gone.html", "text/html", b"<p>not here</p>", "404 Not Found")
         response(f"{SITE}/img/icon.png", "image/png", encoded(picture(77, 96)))
         response(f"{SITE}/img/torn.png", "image/png", encoded(picture(99))[:900])
+        response(f"{SITE}/img/bomb.png", "image/png", bomb())
+        response(f"{SITE}/img/line.png", "image/png", encoded(picture(8, 64).resize((1, 10_000))))
+        response(f"{SITE}/huge.html", "text/html", b"<p>" + b"<b>word</b> " * 40_000)
 
 
 def hash_of(text: str) -> int:

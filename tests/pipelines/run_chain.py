@@ -27,7 +27,7 @@ from nextflow_tokenize.config import (
 )
 
 SECTIONS: Mapping[str, Section] = {
-    "ingest": IngestConfig(),
+    "ingest": IngestConfig(max_page_bytes=200_000),
     "filter": FilterConfig(),
     "dedup": DedupConfig(),
     "caption": CaptionConfig(),

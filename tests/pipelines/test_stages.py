@@ -73,16 +73,23 @@ def test_ingest_makes_a_document_of_each_page_and_puts_the_rest_aside(results: R
     pages = {f"/{n}.html" for n in range(14)} | {f"/{n}.html" for n in ("near", "same", "resized", "short", "francais")}
     assert addresses(results["ingest"]) == pages
     asides = {(row["reason"], (row["address"] or "").removeprefix(SITE)) for row in rows(results["ingest"], "asides")}
-    assert ("http-status", "/gone.html") in asides and ("truncated-image", "/img/torn.png") in asides
-    assert any(reason == "gzip-truncated" for reason, _ in asides) and len(asides) == 3
-    assert ("/3.html", "image-unusable", "edit") in decisions(results["ingest"])
+    assert {aside for aside in asides if aside[0] != "gzip-truncated"} == {
+        ("http-status", "/gone.html"),
+        ("truncated-image", "/img/torn.png"),
+        ("too-many-pixels", "/img/bomb.png"),
+        ("page-too-large", "/huge.html"),
+    }
+    assert len(asides) == 5
+    unusable = {address for address, rule, _ in decisions(results["ingest"]) if rule == "image-unusable"}
+    assert unusable == {"/3.html", "/4.html"}
 
 
 def test_each_image_record_is_measured_once(results: Results, warc: Path) -> None:
     images = rows(results["ingest"], "images")
-    named = {f"{SITE}/img/{name}" for name in [*(f"own{n}.png" for n in range(14)), "icon.png", "torn.png", "small.jpg"]}
+    planted = ["icon.png", "torn.png", "small.jpg", "bomb.png", "line.png"]
+    named = {f"{SITE}/img/{name}" for name in [*(f"own{n}.png" for n in range(14)), *planted]}
     assert sorted(row["address"] for row in images) == sorted(named)
-    assert [row["address"] for row in images if row["image"] is None] == [f"{SITE}/img/torn.png"]
+    assert {row["address"] for row in images if row["image"] is None} == {f"{SITE}/img/{n}.png" for n in ("torn", "bomb")}
 
 
 def test_references_lead_to_the_bytes_from_any_place(results: Results, root: Path, chain: ModuleType) -> None:
@@ -104,6 +111,7 @@ def test_filter_drops_what_its_rules_name(results: Results) -> None:
         ("/francais.html", "language.allowed", "drop"),
         ("/short.html", next(rule for a, rule, _ in found if a == "/short.html"), "drop"),
     }
+    assert ("/6.html", "image.min_side", "edit") in found  # one pixel wide
     # Fourteen pages of the site show the icon; the rule allows five.
     recurring = [d for d in rows(results["filter"], "decisions") if d["rule"] == "image.max_recurrence"]
     assert len(recurring) == 14 and {d["value"] for d in recurring} == {14.0}

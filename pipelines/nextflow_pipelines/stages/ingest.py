@@ -163,7 +163,12 @@ def _ref(root: Path, row: Any) -> Ref:
 
 def _parse(root: Path, config: IngestConfig, row: Any) -> ParsedPage:
     """Raises RecordError and PageRejected."""
-    payload = read(_ref(root, row), config, config.max_page_bytes)
+    try:
+        payload = read(_ref(root, row), config, config.max_page_bytes)
+    except RecordError as error:
+        if error.reason == "payload-too-large":
+            raise PageRejected("page-too-large", error.detail) from None
+        raise
     return parse_page(payload, row["address"], row["charset"], config)
 
 
