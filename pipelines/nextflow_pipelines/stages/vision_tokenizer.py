@@ -97,7 +97,7 @@ def _encoded(root: Path, ingest: IngestConfig, files: list[Path]) -> list[Encode
 
 
 def _train(ctx: RunContext, config: VisionTokenizerConfig, images: list[EncodedImage], out: UnitOutput) -> None:
-    from nextflow_tokenize.vision.train import train
+    from nextflow_tokenize.vision.train import NoImages, train
 
     out.facts.update({"tokenizer": None, "images": len(images)})
     folder = out.temporary / TOKENIZER
@@ -109,7 +109,7 @@ def _train(ctx: RunContext, config: VisionTokenizerConfig, images: list[EncodedI
 
     try:
         report = train(images, config, folder, step)
-    except ValueError as error:
+    except NoImages as error:
         out.facts["reason"] = str(error)
         return
     for file in sorted(folder.iterdir()):
