@@ -41,7 +41,7 @@ def configure(home: Path, api_url: str | None = None) -> None:
     os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
     os.environ["DO_NOT_TRACK"] = "1"
     # Prefect's pages get everything; the console shows stages and one line for an error, not a traceback a retry.
-    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "60")
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     if api_url:
         os.environ["PREFECT_API_URL"] = api_url
 

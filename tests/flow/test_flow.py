@@ -54,6 +54,8 @@ def test_prefect_shows_the_run_its_stages_and_its_artifacts(whole: Any, prefect_
     assert [row["stage"] for row in rows] == list(STAGES[:8])
     assert rows[0]["documents"] == 10
     assert "report.html" in artifacts["report"]["data"]
+    logs = ask(prefect_home, "logs/filter", logs={"flow_run_id": {"any_": [runs[0]["id"]]}})
+    assert any(log["message"].startswith("ingest: 10 documents") for log in logs)
 
 
 def test_a_second_run_finds_everything_committed(whole: Any) -> None:
