@@ -25,6 +25,7 @@ from prefect.logging import get_run_logger
 from rich.console import Console
 
 from nextflow_orchestration.final_stages import IMAGE, generate_stage, report_stage, train_stage
+from nextflow_orchestration.interrupts import Interrupts
 from nextflow_orchestration.lineage import remember_run
 from nextflow_orchestration.progress import StageDisplay
 from nextflow_orchestration.recipe import Recipe, load_recipe
@@ -76,7 +77,7 @@ def nextflow(recipe_path: str, overrides: list[str] | None = None) -> RunOutcome
     recipe = load_recipe(Path(recipe_path), overrides or [])
     recipe.check_inputs()
     recipe.root.mkdir(parents=True, exist_ok=True)
-    with StageDisplay(Console(stderr=True)) as display:
+    with Interrupts() as interrupts, StageDisplay(Console(stderr=True), interrupts.check) as display:
         return _run(recipe, display)
 
 

@@ -6,6 +6,7 @@ On a terminal the live line is rich's progress bar; elsewhere (CI, a log file) o
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -16,8 +17,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 class StageDisplay:
     """Progress of a run's stages on one console."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, between: Callable[[], None] = lambda: None) -> None:
+        """`between` is called before and after each stage; what it raises ends the run there."""
         self.console = console
+        self._between = between
         self._bar = Progress(
             SpinnerColumn(), TextColumn("{task.description:<17}"), BarColumn(bar_width=24), MofNCompleteColumn(),
             TimeElapsedColumn(), TextColumn("{task.fields[note]}"), console=console, transient=True,
@@ -38,6 +41,7 @@ class StageDisplay:
     def begin(self, stage: str, live: bool = True) -> None:
         """A stage starts; `live` False for one that prints its own progress."""
         self._stage, self._since = stage, time.monotonic()
+        self._between()
         if live:
             self._task = self._bar.add_task(stage, total=None, note="")
 
@@ -54,3 +58,4 @@ class StageDisplay:
         mark, took = ("[dim]=[/]", "[dim]kept    [/]") if skipped else ("[green]✓[/]", f"[dim]{seconds}[/]")
         self.console.print(f" {mark} {self._stage:<17}{took}  {text}", highlight=False, soft_wrap=True)
         self._task, self._stage = None, ""
+        self._between()
