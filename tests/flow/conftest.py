@@ -37,6 +37,7 @@ vision_tokenizer:
   pixel_dim: 4
   channels: 8
   decoder_channels: 8
+  patch: 4
   channel_mult: [1, 1, 1]
   semantic_channels: 8
   training: {{steps: 3, batch_tokens: 64, kmeans_iterations: 1, max_images: 12, threads: 1}}
