@@ -38,9 +38,12 @@ SECTIONS: Mapping[str, Section] = {
         pixel_dim=4,
         channels=8,
         decoder_channels=8,
+        patch=4,
         channel_mult=(1, 1, 1),
         semantic_channels=8,
-        training=VisionTrainingConfig(steps=2, batch_tokens=64, kmeans_iterations=1, max_images=12, threads=1),
+        training=VisionTrainingConfig(
+            steps=2, batch_tokens=64, kmeans_iterations=1, max_images=12, threads=1, precision="float32"
+        ),
     ),
     "text_tokenizer": TextTokenizerConfig(vocab_size=400),
     "tokenize": TokenizeConfig(level=128, lower_levels=()),
