@@ -64,7 +64,9 @@ def generate_in_process(
     return dict(json.loads(done.stdout.strip().splitlines()[-1]))
 
 
-def report_stage(recipe: Recipe, pack: StageResult, training: Path, image: Path, reused: frozenset[str]) -> Path:
+def report_stage(
+    recipe: Recipe, pack: StageResult, reused: frozenset[str], training: Path | None = None, image: Path | None = None
+) -> Path:
     """Writes the run's report; it is cheap, and always new."""
     import yaml
 
@@ -79,6 +81,6 @@ def report_stage(recipe: Recipe, pack: StageResult, training: Path, image: Path,
         examples=recipe.report.examples,
         reused=reused,
         training=training,
-        generated=[(recipe.generate.prompt, image)],
+        generated=[] if image is None else [(recipe.generate.prompt, image)],
         settings=yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False),
     )

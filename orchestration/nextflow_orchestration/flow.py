@@ -46,6 +46,10 @@ class RunOutcome:
     report: Path
 
 
+class NothingPacked(ValueError):
+    """The input gave no pack."""
+
+
 def _worth_another_try(task_: Any, run: Any, state: Any) -> bool:
     """A retry can help against a lost worker; against a wrong setting, a missing file or a damaged input it cannot."""
     try:
@@ -97,6 +101,10 @@ def _run(recipe: Recipe, display: StageDisplay) -> RunOutcome:
     if not all(result.skipped for result in results.values()):
         stop_session()  # training wants the cores and the memory
     pack = results["pack"]
+    reused = frozenset(name for name, result in results.items() if result.skipped)
+    if not pack.facts["packs"]:
+        report = report_stage(recipe, pack, reused)
+        raise NothingPacked(f"no document of the input became a pack, so there is nothing to train on; {report} says why")
     tokenizer, text_tokenizer = (
         results["vision_tokenizer"].dir / "tokenizer",
         results["text_tokenizer"].dir / "tokenizer.json",
@@ -110,8 +118,7 @@ def _run(recipe: Recipe, display: StageDisplay) -> RunOutcome:
     image = generated.dir / IMAGE
     display.end(f'"{recipe.generate.prompt}"', generated.skipped)
     display.begin("report")
-    reused = frozenset(name for name, result in results.items() if result.skipped)
-    report = _as_task(recipe, "report", lambda: report_stage(recipe, pack, training, image, reused))
+    report = _as_task(recipe, "report", lambda: report_stage(recipe, pack, reused, training, image))
     display.end("", skipped=False)
     create_table_artifact(table(results), key="stages", description="Documents, decisions and kept-aside records by stage")
     create_link_artifact(report.absolute().as_uri(), link_text=str(report), key="report", description="The run's report")

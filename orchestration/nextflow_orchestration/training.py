@@ -41,6 +41,10 @@ class TrainingFailed(RuntimeError):
         self.status = status
 
 
+class TrainingRefused(ValueError):
+    """What the run was given cannot be trained on; the training processes have said why. Trying again would not help."""
+
+
 def training_folder(root: Path, config: TrainConfig, shards_fingerprint: str) -> Path:
     """`<root>/train-<12 digits>`, from the settings that decide the weights and the fingerprint of the shard set."""
     settings = config.model_dump(mode="json", exclude=set(OPERATIONAL))
@@ -78,10 +82,13 @@ def resolve(recipe: Recipe, shards: Path, vision_tokenizer: Path, text_tokenizer
 def run_training(config: TrainConfig, processes: int | None = None) -> int:
     """Trains until `config.steps`; returns the step reached. Raises TrainingFailed, KeyboardInterrupt after SIGINT."""
     from megatron_nextflow.launch import launch
+    from megatron_nextflow.train import REFUSED
 
     status = launch(config, Path.cwd(), processes or config.parallel.tp * config.parallel.pp)
     if status == 128 + 2:
         raise KeyboardInterrupt
+    if status == REFUSED:
+        raise TrainingRefused(f"nothing was trained in {config.output}: the line above says why")
     if status:
         raise TrainingFailed(status, config.output)
     return last_step(config.output)
