@@ -75,6 +75,7 @@ def _environment(config: TrainConfig, status: Path, extra: Mapping[str, str] | N
     values = {
         **os.environ,
         "OMP_NUM_THREADS": str(config.threads),
+        "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin while they wait starve the other processes of the machine
         "CUDA_DEVICE_MAX_CONNECTIONS": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from rich.console import Console
@@ -14,6 +15,8 @@ def run_recipe(recipe_path: Path, overrides: list[str]) -> None:
     """Runs a recipe whole. RecipeError before anything starts; other errors once the stage at fault has been named."""
     recipe = load_recipe(recipe_path, overrides)
     recipe.check_inputs()
+    # OpenMP's threads spin while they wait; beside any other load on the same cores that makes training crawl.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     console = Console(highlight=False)
     errors = Console(stderr=True, highlight=False)
     errors.print(f"[bold]{recipe.name}[/]: {recipe_path} → {recipe.root}")

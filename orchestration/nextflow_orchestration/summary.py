@@ -8,7 +8,13 @@ from typing import Any
 from nextflow_pipelines.context import StageResult
 
 FACTS = {
-    "vision_tokenizer": (("images", "{:,} images"), ("psnr", "{:.1f} dB held out"), ("reason", "{}")),
+    "vision_tokenizer": (
+        ("images", "{:,} images"),
+        ("psnr_training", "PSNR {:.1f} dB"),
+        ("psnr_held_out", "held out {:.1f} dB"),
+        ("usage", "{:.0%} of the codes in use"),
+        ("reason", "{}"),
+    ),
     "text_tokenizer": (("vocab_size", "{:,} entries"),),
     "pack": (("packs", "{:,} packs"), ("fill", "{:.0%} full")),
 }
@@ -32,6 +38,11 @@ def describe(result: StageResult) -> str:
             words.append(f"{number:,} {word}")
     if counts.get("asides"):
         words.append(f"{_total(counts['asides']):,} kept aside")
+    tokens = counts.get("tokens", {})
+    if tokens:
+        words.append(
+            f"{tokens.get('text', 0):,} text ids, {tokens.get('image codes', 0):,} codes of {tokens.get('images', 0):,} images"
+        )
     for name, form in FACTS.get(result.name, ()):
         if result.facts.get(name) is not None:
             words.append(form.format(result.facts[name]))

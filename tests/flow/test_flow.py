@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import time
 import urllib.request
@@ -93,3 +94,70 @@ def test_stopped_once_in_every_stage_the_shards_are_the_same(whole: Any, tmp_pat
     assert shard_bytes(runner.root) == shard_bytes(undisturbed.root)
     audit = runner.finish("audit", str(next(runner.root.glob("pack-*/shards"))))
     assert "nothing is wrong" in audit
+
+
+@pytest.mark.slow
+def test_a_schedule_fires(whole: Any, prefect_home: Path) -> None:
+    runner, _ = whole
+    process = runner.start("schedule", str(runner.recipe), "--cron", "* * * * *")
+    try:
+        done: list[Any] = []
+        while not done:
+            assert process.poll() is None, process.communicate()[0]
+            time.sleep(1)
+            runs = ask(prefect_home, "flow_runs/filter", deployments={"name": {"any_": ["tiny"]}})
+            done = [run for run in runs if run["state_type"] in ("COMPLETED", "FAILED", "CRASHED")]
+        assert done[0]["state_type"] == "COMPLETED"
+        assert done[0]["auto_scheduled"]
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.communicate()
+
+
+def test_a_bad_cron_line_and_a_missing_input_stop_before_anything_starts(whole: Any, tmp_path: Path) -> None:
+    runner, _ = whole
+    process = runner.start("schedule", str(runner.recipe), "--cron", "every day")
+    assert "--cron" in process.communicate()[0]
+    assert process.returncode == 2
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(f"name: a\nroot: {tmp_path}/run\ninput: {tmp_path}/gone.warc.gz\n")
+    process = runner.start("run", str(recipe))
+    said = process.communicate()[0]
+    assert process.returncode == 2
+    assert said.count("\n") == 1 and "gone.warc.gz" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_empty_warc_is_told_of_and_reported(whole: Any, tmp_path: Path) -> None:
+    undisturbed, _ = whole
+    empty = tmp_path / "empty.warc.gz"
+    empty.write_bytes(b"")
+    runner = type(undisturbed)(tmp_path, empty, undisturbed.home)
+    process = runner.start()
+    said = process.communicate()[0]
+    assert process.returncode == 1
+    assert "1 kept aside" in said and "nothing to train on" in said and "Traceback" not in said
+    assert "empty.warc.gz" in (runner.root / "report.html").read_text()
+
+
+def test_a_flipped_byte_is_named_by_the_audit_and_refused_by_the_trainer(whole: Any, tmp_path: Path) -> None:
+    runner, _ = whole
+    (shards,) = runner.root.glob("pack-*/shards")
+    copy = tmp_path / "shards"
+    shutil.copytree(shards, copy)
+    tar = copy / "shard-000000.tar"
+    data = bytearray(tar.read_bytes())
+    data[len(data) // 2] ^= 1
+    tar.write_bytes(data)
+    audit = runner.start("audit", str(copy))
+    said = audit.communicate()[0]
+    assert audit.returncode == 1 and "shard-000000.tar" in said
+    assert (tmp_path / "audit.html").read_text().startswith("<!doctype html>")
+    (tokenizer,) = runner.root.glob("vision_tokenizer-*/tokenizer")
+    train = runner.start(
+        "train", str(runner.recipe), "--set", f"train.data.vision_tokenizer={tokenizer}", "--shards", str(copy), "--out",
+        str(tmp_path / "out"),
+    )  # fmt: skip
+    said = train.communicate()[0]
+    assert train.returncode == 1 and "shard-000000.tar" in said and "Traceback" not in said
+    assert not (tmp_path / "out" / "checkpoints" / "latest").exists()
