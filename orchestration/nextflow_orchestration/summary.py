@@ -40,9 +40,8 @@ def describe(result: StageResult) -> str:
         words.append(f"{_total(counts['asides']):,} kept aside")
     tokens = counts.get("tokens", {})
     if tokens:
-        words.append(
-            f"{tokens.get('text', 0):,} text ids, {tokens.get('image codes', 0):,} codes of {tokens.get('images', 0):,} images"
-        )
+        codes, images = tokens.get("image codes", 0), tokens.get("images", 0)
+        words.append(f"{tokens.get('text', 0):,} text ids, {codes:,} codes of {images:,} images")
     for name, form in FACTS.get(result.name, ()):
         if result.facts.get(name) is not None:
             words.append(form.format(result.facts[name]))

@@ -152,7 +152,7 @@ def test_a_flipped_byte_is_named_by_the_audit_and_refused_by_the_trainer(whole: 
     audit = runner.start("audit", str(copy))
     said = audit.communicate()[0]
     assert audit.returncode == 1 and "shard-000000.tar" in said
-    assert (tmp_path / "audit.html").read_text().startswith("<!doctype html>")
+    assert "shard-000000.tar" in (tmp_path / "audit.html").read_text()
     (tokenizer,) = runner.root.glob("vision_tokenizer-*/tokenizer")
     train = runner.start(
         "train", str(runner.recipe), "--set", f"train.data.vision_tokenizer={tokenizer}", "--shards", str(copy), "--out",
