@@ -165,7 +165,7 @@ def test_published_widths_are_a_matter_of_settings():
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        ({"patch": 8}, "must be 16"),
+        ({"patch": 4}, "must be 16"),
         ({"levels": (100,)}, "levels"),
         ({"channel_mult": ()}, "positive"),
         ({"codebok_size": 4}, "codebok"),

@@ -44,7 +44,15 @@ BAD = [EncodedImage.of(b"not an image"), EncodedImage("ab" * 32, broken), Encode
 
 
 def settings(**training):
-    defaults = {"steps": 25, "batch_tokens": 512, "held_out": 0.2, "warmup_steps": 3, "threads": 1, "precision": "float32"}
+    defaults = {
+        "steps": 25,
+        "learning_rate": 4e-3,
+        "batch_tokens": 512,
+        "held_out": 0.2,
+        "warmup_steps": 3,
+        "threads": 1,
+        "precision": "float32",
+    }
     return VisionTokenizerConfig(
         levels=(128,), codebook_size=256, semantic_dim=4, pixel_dim=12, patch=8, channels=16, decoder_channels=16,
         channel_mult=(1, 2), semantic_channels=16, training=VisionTrainingConfig(**{**defaults, **training}),
@@ -64,7 +72,7 @@ def test_training_improves_on_its_start(trained, tmp_path):
     started = train(IMAGES, settings(steps=0), tmp_path / "start")
     assert report.psnr_training > started.psnr_training + 0.5
     assert report.psnr_held_out > started.psnr_held_out
-    assert report.semantic_cosine > started.semantic_cosine + 0.05
+    assert report.semantic_cosine > started.semantic_cosine + 0.15
 
 
 def test_the_report_and_the_files(trained):

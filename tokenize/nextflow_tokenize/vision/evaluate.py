@@ -171,7 +171,7 @@ def contact_sheet(
         codes = tokenizer.encode(pixels, schedule).target
         full = tokenizer.decode(codes, schedule)
         h, w = schedule[-1]
-        row = [(f"original {w * 16}×{h * 16}", to_images(pixels)[0]), (f"{psnr(full, pixels):.1f} dB", to_images(full)[0])]
+        row = [(f"original {w * 16} x {h * 16}", to_images(pixels)[0]), (f"{psnr(full, pixels):.1f} dB", to_images(full)[0])]
         for shown in preview_scales(len(schedule))[:-1]:
             part = tokenizer.decode(codes[:, : token_count(schedule[:shown])], schedule)
             row.append((f"{shown} scale{'s' if shown > 1 else ''}", to_images(part)[0]))

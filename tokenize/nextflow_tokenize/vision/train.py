@@ -2,9 +2,9 @@
 
 Decisions, all ours: the codebook moves by running means (spherical, as its codes have unit length) and is placed by k-means
 on real residuals before the first step, since a gradient-trained one of thousands of codes is mostly dead after a few
-hundred steps; the pixel branch starts at the principal components of 16×16 patches; the perceptual term is the L1 distance
-of image gradients, because LPIPS weights need a download; there is no adversarial term. The cost is sharpness of texture,
-the gain a recognisable reconstruction after a minute on two cores.
+hundred steps; the pixel branch keeps the principal components of 16×16 patches and learns what is to be added to them; the
+perceptual term is the L1 distance of image gradients, because LPIPS weights need a download; there is no adversarial term.
+The cost is sharpness of texture, the gain a recognisable reconstruction after a minute on two cores.
 
 The output folder appears only when complete: everything is written beside it and renamed. Beside the tokenizer's two files
 it holds metrics.jsonl, evaluation.json (the scores of the held-out images) and held_out.png (a sheet of them).
@@ -148,8 +148,16 @@ class _Trainer:
         self.half = settings.precision == "bfloat16" or (settings.precision == "auto" and native_bfloat16())
         self._start()
         self.means = RunningMeans(self.tokenizer.quantizer, settings.ema_decay, settings.restart_below, self.generator)
+        # The projections stay at the principal components: Adam moves every weight by about the learning rate a step,
+        # which is a tenth of one of theirs, and the features would shift faster than codes and decoders can follow.
+        for projection in (self.tokenizer.pixel_encoder.linear, self.tokenizer.pixel_decoder.linear):
+            if projection is not None:
+                projection.requires_grad_(False)
         self.optimizer = torch.optim.AdamW(
-            self.tokenizer.parameters(), lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.0
+            [p for p in self.tokenizer.parameters() if p.requires_grad],
+            lr=settings.learning_rate,
+            betas=(0.9, 0.95),
+            weight_decay=0.0,
         )
 
     def _start(self) -> None:
