@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 from rich.console import Console
@@ -10,11 +11,21 @@ from rich.console import Console
 from nextflow_orchestration.prefect_server import send_what_is_queued, server
 from nextflow_orchestration.recipe import load_recipe
 
+NEEDED = ("prefect", "pyspark", "datatrove", "torch", "megatron")
+
+
+def _require_packages() -> None:
+    """ModuleNotFoundError for the first package a run needs and this environment lacks: now, not minutes into it."""
+    for name in NEEDED:
+        if find_spec(name) is None:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
 
 def run_recipe(recipe_path: Path, overrides: list[str]) -> None:
     """Runs a recipe whole. RecipeError before anything starts; other errors once the stage at fault has been named."""
     recipe = load_recipe(recipe_path, overrides)
     recipe.check_inputs()
+    _require_packages()
     # OpenMP's threads spin while they wait; beside any other load on the same cores that makes training crawl.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     console = Console(highlight=False)
