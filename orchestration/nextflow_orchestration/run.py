@@ -49,7 +49,7 @@ def run_recipe(recipe_path: Path, overrides: list[str]) -> None:
         "\nTry next:\n"
         f"  open {outcome.report} in a browser\n"
         f"  mnf audit {outcome.shards}\n"
-        f"  mnf explain shard-000000:000000{root}\n"
+        f"  mnf explain shard-000000:000000-000000{root}\n"
         f'  mnf generate --prompt "a coffee cup" --out cup.png{root}\n'
         f"  mnf train {recipe_path} --set train.steps={recipe.train.steps * 2}\n"
         f"  mnf ui{root}",
