@@ -59,8 +59,10 @@ class VisionTrainingConfig(Section):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Autocast precision of the networks in training; quantisation and losses are float32 always, and so is encoding.
     auto: bfloat16 where the processor multiplies it natively, about 1.7 times as fast, else float32."""
-    threads: int = Field(default=2, ge=1)
-    """CPU threads while training. Part of the result: sums split differently round differently."""
+    threads: int = Field(default=1, ge=1)
+    """CPU threads while training. Part of the result: sums split differently round differently. On two free cores, two are
+    half as fast again as one; beside one other busy process they are four times slower or worse, since OpenMP's threads spin
+    while they wait for each other. Hence one."""
     seed: int = 0
 
 
