@@ -132,12 +132,18 @@ def explain(
     query: Annotated[str, typer.Argument(help="a page's address, a document id, or shard:key")],
     root: RootOption = DEFAULT_ROOT,
 ) -> None:
-    """The whole story of a document: its record, each decision, and the pack that holds it or why none does."""
+    """The whole story of a document: its record, each decision, and the pack that holds it or why none does.
+
+    Exits 1 when nothing is called so.
+    """
     with _plain_errors():
         from nextflow_orchestration.explain import explain as tell
         from nextflow_orchestration.explain import render
 
-        render(tell(root, query), Console())
+        story = tell(root, query)
+        render(story, Console())
+        if not story.found:
+            raise typer.Exit(1)
 
 
 @app.command()

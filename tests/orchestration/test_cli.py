@@ -36,8 +36,9 @@ def test_audit_and_explain_work_without_any_extra(small_run) -> None:  # type: i
     shards = next(small_run.root.glob("pack-*/shards"))
     result, said = run(["audit", str(shards), "--report", str(small_run.root.parent / "audit.html")], hide=HEAVY)
     assert result["code"] == 0, said
-    result, said = run(["explain", "kept.html", "--root", str(small_run.root)], hide=HEAVY)
-    assert result["code"] == 0, said
+    for query, code in (("kept.html", 0), ("nothing-like-it", 1)):
+        result, said = run(["explain", query, "--root", str(small_run.root)], hide=HEAVY)
+        assert result["code"] == code, said
 
 
 def test_a_missing_extra_is_named() -> None:
