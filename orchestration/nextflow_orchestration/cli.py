@@ -43,6 +43,8 @@ def _plain_errors() -> Iterator[None]:
     """An error is one line and exit code 1, or 2 for a mistake in the request; MNF_TRACEBACK=1 shows the rest."""
     try:
         yield
+    except typer.Exit:
+        raise
     except KeyboardInterrupt:
         console.print("[yellow]Interrupted.[/] What was finished is kept; the same command goes on from there.")
         raise typer.Exit(130) from None
