@@ -75,7 +75,7 @@ def _as_task(recipe: Recipe, name: str, work: Callable[[], T]) -> T:
     return retried(work)()
 
 
-@flow(name="nextflow", validate_parameters=False, persist_result=False)
+@flow(name="nextflow", flow_run_name="{recipe_path}", validate_parameters=False, persist_result=False)
 def nextflow(recipe_path: str, overrides: list[str] | None = None) -> RunOutcome:
     """Runs a recipe from source files to report. The parameters are JSON, so that a deployment can hold them."""
     recipe = load_recipe(Path(recipe_path), overrides or [])
