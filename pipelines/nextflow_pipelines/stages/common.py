@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-from nextflow_data.document import Document
+from nextflow_data.document import Decision, Document
 
 from nextflow_pipelines.context import StageResult
 from nextflow_pipelines.runner import Unit
@@ -70,3 +70,18 @@ def rows_by_document(file: Path | str) -> dict[str, list[dict[str, Any]]]:
     for row in read_rows([Path(file)]):
         found.setdefault(row["doc_id"], []).append(row)
     return found
+
+
+def nothing_left(document: Document, stage: str, detail: str) -> Decision:
+    """The decision that drops a document of which a stage has left no node; `detail` says in words what became of them."""
+    return {
+        "doc_id": document["doc_id"],
+        "address": document["source"]["address"],
+        "node": None,
+        "stage": stage,
+        "rule": f"{stage}.nothing_left",
+        "value": 0.0,
+        "threshold": 1.0,
+        "action": "drop",
+        "detail": detail,
+    }

@@ -17,12 +17,19 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 from nextflow_data.config import DedupConfig, IngestConfig
-from nextflow_data.document import DECISION_SCHEMA, Decision, Document
+from nextflow_data.document import DECISION_SCHEMA, Document
 
 from nextflow_pipelines.context import RunContext, StageResult, run_contract
 from nextflow_pipelines.runner import FrameFunction, Schemas, Unit, bucket_of, run_frame, run_local, run_units
 from nextflow_pipelines.stage import StagePlan
-from nextflow_pipelines.stages.common import document_files, document_units, read_documents, read_parquet, rows_by_document
+from nextflow_pipelines.stages.common import (
+    document_files,
+    document_units,
+    nothing_left,
+    read_documents,
+    read_parquet,
+    rows_by_document,
+)
 from nextflow_pipelines.stages.dedup_images import (
     LABELS,
     confirm_pairs,
@@ -190,22 +197,8 @@ def _remove(dropped: list[str], images: list[str], payload: Any, out: UnitTables
         elif decisions:
             kept = remove_images(document, decisions)
             if kept is None:
-                decisions.append(_nothing_left(document))
+                decisions.append(nothing_left(document, NAME, "it held nothing but copies of images"))
         out.out.count("documents", "dropped" if kept is None else "kept")
         if kept is not None:
             out.write("documents", [kept])
         out.write("decisions", decisions)
-
-
-def _nothing_left(document: Document) -> Decision:
-    return {
-        "doc_id": document["doc_id"],
-        "address": document["source"]["address"],
-        "node": None,
-        "stage": NAME,
-        "rule": "dedup.nothing_left",
-        "value": 0.0,
-        "threshold": 1.0,
-        "action": "drop",
-        "detail": "it held nothing but copies of images",
-    }

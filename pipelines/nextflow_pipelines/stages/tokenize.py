@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 from nextflow_data.config import IngestConfig
-from nextflow_data.document import Decision, Document
+from nextflow_data.document import Document
 from nextflow_tokenize.config import TokenizeConfig
 from nextflow_tokenize.tokenized import TOKENIZED_SCHEMA, TOKENIZED_VERSION
 
@@ -24,7 +24,7 @@ from nextflow_pipelines.runner import run_units
 from nextflow_pipelines.sources import image_loader
 from nextflow_pipelines.stage import StageError, StagePlan, sha256_file
 from nextflow_pipelines.stages import text_tokenizer, vision_tokenizer
-from nextflow_pipelines.stages.common import document_files, document_units, read_documents
+from nextflow_pipelines.stages.common import document_files, document_units, nothing_left, read_documents
 from nextflow_pipelines.tables import SCHEMAS, UnitTables
 from nextflow_pipelines.work import StageWork
 
@@ -129,7 +129,7 @@ def _tokenize(
         document = originals.popleft()
         out.write("asides", asides)
         if row is None:
-            decisions = [*decisions, _nothing_left(document)]
+            decisions = [*decisions, nothing_left(document, NAME, "no text and no image of it could be tokenised")]
         else:
             out.write(TOKENIZED, [row])
             out.write(SHAPES, [_shape_row(shape_of(row), row["address"])])
@@ -159,17 +159,3 @@ def shape_from_row(row: Mapping[str, Any]) -> DocumentShape:
             for part in row["parts"]
         ),
     )
-
-
-def _nothing_left(document: Document) -> Decision:
-    return {
-        "doc_id": document["doc_id"],
-        "address": document["source"]["address"],
-        "node": None,
-        "stage": NAME,
-        "rule": "tokenize.nothing_left",
-        "value": 0.0,
-        "threshold": 1.0,
-        "action": "drop",
-        "detail": "no text and no image of it could be tokenised",
-    }
