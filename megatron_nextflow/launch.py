@@ -50,7 +50,7 @@ def launch(config: TrainConfig, root: Path, processes: int, environment: Mapping
     status = resolved.output / STATUS
     status.unlink(missing_ok=True)
     agent = subprocess.Popen(command, env=_environment(resolved, status, environment), start_new_session=True)
-    return _attend(agent, status)
+    return attend(agent, status)
 
 
 def _resolve(config: TrainConfig, root: Path) -> TrainConfig:
@@ -121,7 +121,11 @@ class _Signals:
             _send(process, signal.SIGKILL if again else number)
 
 
-def _attend(agent: subprocess.Popen[bytes], status: Path) -> int:
+def attend(agent: subprocess.Popen[bytes], status: Path) -> int:
+    """Waits for torchrun, passing signals to its processes, and leaves none of them; see `launch` for what it returns.
+
+    `status` is the file in which a process may say why it ended. The agent must lead a session of its own.
+    """
     with _Signals(agent) as signals:
         try:
             code = agent.wait()

@@ -5,15 +5,15 @@ Nothing heavy is imported until a verb needs it, so `mnf --help` answers at once
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+
+from nextflow_orchestration import tokenizer_cli
+from nextflow_orchestration.cli_common import RecipeArg, SetOption, plain_errors
 
 app = typer.Typer(
     help="Web pages to verified shards of multi-scale image tokens, and a Megatron-Core trainer that learns from them.",
@@ -22,53 +22,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-console = Console(stderr=True, highlight=False)
+app.add_typer(tokenizer_cli.app, name="tokenizer")
 
-RecipeArg = Annotated[Path, typer.Argument(help="recipe (YAML)")]
-SetOption = Annotated[
-    list[str] | None, typer.Option("--set", help="override a setting: --set train.steps=20", metavar="KEY=VALUE")
-]
 RootOption = Annotated[Path, typer.Option("--root", help="folder of the run to look in")]
 DEFAULT_ROOT = Path("runs/quickstart")
-EXTRAS = {
-    "pyspark": "data", "prefect": "data", "fastwarc": "data", "lxml": "data", "datatrove": "data", "tokenizers": "data",
-    "py3langid": "data", "scipy": "data", "xxhash": "data", "PIL": "data", "torch": "train", "megatron": "train",
-    "safetensors": "train", "tensorboard": "train", "transformer_engine": "gpu",
-}  # fmt: skip
-"""Which extra brings a package, for the error when it is missing."""
-
-
-@contextmanager
-def _plain_errors() -> Iterator[None]:
-    """An error is one line and exit code 1, or 2 for a mistake in the request; MNF_TRACEBACK=1 shows the rest."""
-    try:
-        yield
-    except typer.Exit:
-        raise
-    except KeyboardInterrupt:
-        console.print("[yellow]Interrupted.[/] What was finished is kept; the same command goes on from there.")
-        raise typer.Exit(130) from None
-    except ModuleNotFoundError as error:
-        extra = EXTRAS.get((error.name or "").partition(".")[0])
-        if extra is None:
-            raise
-        console.print(f"[red]error:[/] this needs {error.name}: pip install 'megatron-nextflow\\[{extra}]'")
-        raise typer.Exit(2) from None
-    except Exception as error:
-        if os.environ.get("MNF_TRACEBACK"):
-            raise
-        from nextflow_orchestration.failures import describe
-
-        text, code = describe(error)
-        console.print("[red]error:[/]", end=" ")
-        console.print(text, markup=False, soft_wrap=True)
-        raise typer.Exit(code) from None
 
 
 @app.command()
 def run(recipe: RecipeArg, set_: SetOption = None) -> None:
     """Everything, from source files to a trained model, a generated image and a report. Skips what is already committed."""
-    with _plain_errors():
+    with plain_errors():
         from nextflow_orchestration.run import run_recipe
 
         run_recipe(recipe, set_ or [])
@@ -82,7 +45,7 @@ def train(
     out: Annotated[Path | None, typer.Option(help="folder for checkpoints and metrics")] = None,
 ) -> None:
     """Trains on a shard set with torchrun and Megatron-Core; resumes where the last run of the same folder stopped."""
-    with _plain_errors():
+    with plain_errors():
         from nextflow_orchestration.training import train_recipe
 
         train_recipe(recipe, set_ or [], shards, out)
@@ -107,7 +70,7 @@ def generate(
 
     Options left out are those of the run's recipe.
     """
-    with _plain_errors():
+    with plain_errors():
         from nextflow_orchestration.training import generate_from_run
 
         generate_from_run(
@@ -122,7 +85,7 @@ def audit(
     report: Annotated[Path | None, typer.Option(help="HTML page to write (default: audit.html beside the set)")] = None,
 ) -> None:
     """Verifies every hash, count, code and grid of a shard set; exits 1 when anything is wrong."""
-    with _plain_errors():
+    with plain_errors():
         from nextflow_orchestration.auditing import audit_shards
 
         if not audit_shards(shards, report):
@@ -138,7 +101,7 @@ def explain(
 
     Exits 1 when nothing is called so.
     """
-    with _plain_errors():
+    with plain_errors():
         from nextflow_orchestration.explain import explain as tell
         from nextflow_orchestration.explain import render
 
@@ -155,7 +118,7 @@ def schedule(
     set_: SetOption = None,
 ) -> None:
     """Serves the recipe's flow as a Prefect deployment with a schedule, until Ctrl-C."""
-    with _plain_errors():
+    with plain_errors():
         from nextflow_orchestration.scheduling import serve
 
         serve(recipe, set_ or [], cron)
@@ -167,7 +130,7 @@ def ui(
     port: Annotated[int, typer.Option(help="port of the Prefect server")] = 4200,
 ) -> None:
     """Keeps a Prefect server up for the runs beside ROOT, past and present; open the address it prints."""
-    with _plain_errors():
+    with plain_errors():
         from nextflow_orchestration.prefect_server import serve_standing
 
         raise typer.Exit(serve_standing(root, port))
@@ -176,7 +139,7 @@ def ui(
 @app.command()
 def recipe(recipe: RecipeArg, set_: SetOption = None) -> None:
     """Checks a recipe and prints it resolved: every setting, with its value."""
-    with _plain_errors():
+    with plain_errors():
         import yaml
 
         from nextflow_orchestration.recipe import load_recipe

@@ -8,7 +8,7 @@ tree: adding a setting means naming it in a section class, which is also where i
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from nextflow_data.config import CaptionConfig, DedupConfig, FilterConfig, IngestConfig, Section
@@ -18,6 +18,8 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from megatron_nextflow.config import GenerateConfig, TrainConfig
 from nextflow_orchestration.recipe_error import RecipeError, duplicate_keys, explain, key_lines
+
+R = TypeVar("R", bound=Section)
 
 SAMPLE = "sample"
 """The input that `nextflow_orchestration.sample_warc` makes from PyPI packages."""
@@ -108,7 +110,12 @@ def _override(tree: dict[str, Any], assignment: str) -> tuple[str, ...]:
 
 
 def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
-    """Reads and validates a recipe. Raises RecipeError, one line a mistake with its line in the file."""
+    """Reads and validates a run's recipe. Raises RecipeError, one line a mistake with its line in the file."""
+    return load(Recipe, path, overrides)
+
+
+def load(kind: type[R], path: Path, overrides: list[str] | None = None) -> R:
+    """Reads and validates a recipe of any kind. Raises RecipeError as `load_recipe` does."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -130,6 +137,6 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
     for assignment in overrides or []:
         lines[_override(tree, assignment)] = None
     try:
-        return Recipe.model_validate(tree)
+        return kind.model_validate(tree)
     except ValidationError as error:
-        raise RecipeError(explain(error, Recipe, lines, str(path))) from None
+        raise RecipeError(explain(error, kind, lines, str(path))) from None

@@ -150,6 +150,53 @@ def test_training_settings_are_not_part_of_the_identity(tmp_path):
     assert len(names) == 1
 
 
+def test_paths_are_not_part_of_the_identity(tmp_path):
+    names = set()
+    for place in (None, "somewhere"):
+        torch.manual_seed(0)
+        names.add(VisionTokenizer(SMALL.model_copy(update={"teacher_path": place})).save(tmp_path / str(place)))
+    assert len(names) == 1
+
+
+def test_one_branch_chooses_by_the_pixel_distance_alone(tokenizer, tmp_path):
+    torch.manual_seed(0)
+    single = VisionTokenizer(SMALL.model_copy(update={"branches": "pixel"})).eval()
+    assert not any(name.startswith("semantic_encoder") for name in single.state_dict())
+    schedule = grids((64, 64), 8)
+    images = pixels(2, schedule[-1])
+    codes = single.encode(images, schedule).target
+    # One scale by hand: the nearest pixel code of the mean of the pixel features, whatever the semantic codes are.
+    with torch.no_grad():
+        mean = torch.nn.functional.normalize(single.pixel_encoder(images).mean((2, 3)), dim=1)
+    assert torch.equal(codes[:, 0], torch.cdist(mean, single.quantizer.pixel).argmin(1))
+    decoded = single.decode_semantic(codes, schedule)
+    assert decoded.shape == single.teach(images).shape
+    features = single.quantizer.features(codes, schedule)
+    assert torch.equal(decoded, single.semantic_decoder(features[:, 4:].contiguous()))
+    single.save(tmp_path)
+    loaded = VisionTokenizer.load(tmp_path)
+    loaded.quantizer.semantic.copy_(loaded.quantizer.semantic.roll(1, 0))
+    assert torch.equal(loaded.encode(images, schedule).target, codes)
+    dual = tokenizer.encode(images, schedule).target
+    assert torch.equal(
+        tokenizer.decode_semantic(dual, schedule),
+        tokenizer.semantic_decoder(tokenizer.quantizer.features(dual, schedule)[:, :4].contiguous()),
+    )
+
+
+def test_a_tokenizer_of_one_schedule():
+    torch.manual_seed(0)
+    fixed = VisionTokenizer(SMALL.model_copy(update={"levels": (), "sides": (1, 2, 5)})).eval()
+    assert fixed.fixed_schedule == ((1, 1), (2, 2), (5, 5)) and fixed.image_shape((5, 5)) == (80, 80)
+    codes = fixed.encode(pixels(2, (5, 5)), fixed.fixed_schedule).target
+    assert codes.shape == (2, 30)
+    assert fixed.decode(codes[:, :5], fixed.fixed_schedule).shape == (2, 3, 80, 80)
+    with pytest.raises(ValueError, match="one schedule"):
+        fixed.encode(pixels(2, (8, 8)), grids((64, 64), 8))
+    with pytest.raises(ValueError, match="image_side"):
+        VisionTokenizer(SMALL.model_copy(update={"image_side": 90}))
+
+
 def test_published_widths_are_a_matter_of_settings():
     """TokenFlow's pixel branch: base 128, factors 1 1 2 2 4, two blocks, attention, 32 + 8 dims (a small codebook here)."""
     config = VisionTokenizerConfig(

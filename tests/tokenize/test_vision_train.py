@@ -11,11 +11,14 @@ from nextflow_tokenize.config import VisionTokenizerConfig, VisionTrainingConfig
 from nextflow_tokenize.schedule import grids
 from nextflow_tokenize.vision.codebook import RunningMeans, place
 from nextflow_tokenize.vision.dataset import CropSampler, EncodedImage, load_pool
-from nextflow_tokenize.vision.evaluate import contact_sheet, evaluate, preview, preview_scales, psnr
+from nextflow_tokenize.vision.evaluate import evaluate
+from nextflow_tokenize.vision.metrics import psnr
+from nextflow_tokenize.vision.perceptual import gradient_distance
+from nextflow_tokenize.vision.sheets import contact_sheet, preview, preview_scales
 from nextflow_tokenize.vision.identity import identity
 from nextflow_tokenize.vision.model import VisionTokenizer
 from nextflow_tokenize.vision.quantizer import MultiScaleQuantizer
-from nextflow_tokenize.vision.train import NoImages, gradient_distance, train
+from nextflow_tokenize.vision.train import NoImages, train
 from PIL import Image, ImageDraw
 
 
@@ -153,7 +156,7 @@ def test_sheets_and_previews(trained):
     picture = Image.open(io.BytesIO(drawing(3)))
     shown = preview(tokenizer, picture)
     assert preview_scales(8) == [1, 2, 4, 8] and preview_scales(12) == [1, 2, 4, 8, 12] and preview_scales(1) == [1]
-    assert shown.width == 5 * 164 + 4
+    assert shown.width == 5 * 260 + 4
     assert contact_sheet(tokenizer, [(picture, grids((64, 64), 8))] * 2, cell=80).height > 160
     with pytest.raises(ValueError, match="at least one"):
         contact_sheet(tokenizer, [])
@@ -178,7 +181,7 @@ def test_crops_fill_the_batch_and_are_not_enlarged_too_much():
     assert sampler.levels == [128]  # no image is large enough for 256
     seen = set()
     for _ in range(20):
-        schedule, arrays = sampler.draw()
+        schedule, arrays = sampler.draw(number)
         h, w = schedule[-1]
         seen.add((h, w))
         assert len(arrays) == max(1, 600 // (h * w))

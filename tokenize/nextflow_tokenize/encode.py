@@ -1,8 +1,8 @@
 """Documents to ids and codes, in order, with images batched by grid across documents.
 
-Images of one grid are quantised together, whichever documents they come from, and a document is given out when its last
-image is done: so what is held is bounded, and codes depend on nothing but the image's bytes, its seed (from its hash) and
-the settings. A bad image leaves its document with a decision and a kept-aside record; the document goes on without it. The
+Images of one grid are quantised together, whichever documents they come from (`vision.stream`), and a document is given out
+when its last image is done: so what is held is bounded, and codes depend on nothing but the image's bytes, its seed (from its
+hash) and the settings. A bad image leaves its document with a decision and a kept-aside record; the document goes on without it. The
 cost of order: a document with a rare grid holds back those behind it until its batch is forced.
 """
 
@@ -22,8 +22,10 @@ from nextflow_data.document import Aside, Decision, Document, Image, Node
 from nextflow_tokenize.config import TokenizeConfig
 from nextflow_tokenize.schedule import LEVEL_SCALES, Grid, canonical_final, choose_grids, grids, nearest_final, upscale
 from nextflow_tokenize.tokenized import TokenizedDocument, TokenizedSegment
-from nextflow_tokenize.vision.pixels import fit, to_pixels
+from nextflow_tokenize.vision.pixels import fit
 from nextflow_tokenize.vision.quantizer import seed_of
+from nextflow_tokenize.vision.stream import Buckets, Encoded, StreamItem
+from nextflow_tokenize.vision.usable import check_levels
 
 if TYPE_CHECKING:
     from nextflow_tokenize.text import TextTokenizer
@@ -50,14 +52,12 @@ class _Pending:
     """Schedules whose batches hold images of this document."""
 
 
-@dataclass
-class _Job:
-    """An image resized to its grid, and the segment that its codes belong to."""
+@dataclass(frozen=True)
+class _Place:
+    """Where an image's codes belong."""
 
     owner: _Pending
     segment: TokenizedSegment
-    array: npt.NDArray[np.uint8]
-    seed: int
 
 
 def tokenize_documents(
@@ -73,7 +73,7 @@ def tokenize_documents(
     Neighbouring text nodes become one segment, an image's caption stands as text before it, the last segment ends with the
     end-of-text id. Images that do not load, do not decode, are not the bytes that were ingested or are too small for every
     level leave the document; with `vision` None all do. `ingest` holds the decoding limits. Raises only for settings that do
-    not fit: ValueError where the tokenizer was not trained on the level asked for.
+    not fit: ValueError where the tokenizer was not trained on the level asked for, or has one fixed square schedule.
     """
     return _Run(text, vision, load_image, config, ingest or IngestConfig()).run(documents)
 
@@ -89,11 +89,10 @@ class _Run:
     ) -> None:
         self.text, self.vision, self.load_image, self.config, self.ingest = text, vision, load_image, config, ingest
         self.levels = sorted({config.level, *config.lower_levels}, reverse=True)
-        untrained = [] if vision is None else [level for level in self.levels if level not in vision.config.levels]
-        if vision is not None and untrained:
-            raise ValueError(f"levels {untrained} were not trained: the vision tokenizer has {list(vision.config.levels)}")
-        self.jobs: dict[tuple[Grid, ...], list[_Job]] = {}
-        self.held = 0
+        self.buckets: Buckets[_Place] | None = None
+        if vision is not None:
+            check_levels(vision.config, self.levels)
+            self.buckets = Buckets(vision, config.self_correction, config.batch_size, config.max_pending)
 
     def run(self, documents: Iterable[Document]) -> Iterator[Result]:
         queue: deque[_Pending] = deque()
@@ -101,16 +100,15 @@ class _Run:
             pending = _Pending(document)
             queue.append(pending)
             self._read(pending)
-            while queue and (
-                not queue[0].waiting or self.held >= self.config.max_pending or len(queue) > 4 * self.config.max_pending
-            ):
+            while queue and (not queue[0].waiting or len(queue) > 4 * self.config.max_pending):
                 yield self._finish(queue.popleft())
         while queue:
             yield self._finish(queue.popleft())
 
     def _finish(self, pending: _Pending) -> Result:
         for schedule in list(pending.waiting):
-            self._encode(schedule)
+            assert self.buckets is not None
+            self._place(self.buckets.force(schedule))
         document = pending.document
         if not pending.segments:
             return None, pending.decisions, pending.asides
@@ -147,7 +145,10 @@ class _Run:
             given = document["task"] == "image-to-text" or (document["task"] == "editing" and index != images[-1])
             segment = _image_segment(image["sha256"], schedule, loss=not given)
             pending.segments.append(segment)
-            self._add(schedule, _Job(pending, segment, pixels, seed_of(image["sha256"])))
+            pending.waiting.add(schedule)
+            assert self.buckets is not None
+            item = StreamItem(_Place(pending, segment), schedule, pixels, seed_of(image["sha256"]))
+            self._place(self.buckets.add(item))
         self._text(pending, blocks)
 
     def _text(self, pending: _Pending, blocks: list[str]) -> None:
@@ -203,29 +204,12 @@ class _Run:
             }
         )
 
-    def _add(self, schedule: tuple[Grid, ...], job: _Job) -> None:
-        jobs = self.jobs.setdefault(schedule, [])
-        jobs.append(job)
-        self.held += 1
-        job.owner.waiting.add(schedule)
-        # One document may hold any number of images: the bound holds within a document too.
-        if len(jobs) >= self.config.batch_size:
-            self._encode(schedule)
-        elif self.held >= self.config.max_pending:
-            self._encode(max(self.jobs, key=lambda s: len(self.jobs[s])))
-
-    def _encode(self, schedule: tuple[Grid, ...]) -> None:
-        """One batch: all jobs of a schedule."""
-        assert self.vision is not None
-        jobs = self.jobs.pop(schedule)
-        self.held -= len(jobs)
-        codes = self.vision.encode(
-            to_pixels([job.array for job in jobs]), schedule, [job.seed for job in jobs], self.config.self_correction
-        )
-        fed, target = codes.input.cpu().tolist(), codes.target.cpu().tolist()
-        for row, job in enumerate(jobs):
-            job.segment["input"], job.segment["target"] = fed[row], target[row]
-            job.owner.waiting.discard(schedule)
+    def _place(self, done: list[Encoded[_Place]]) -> None:
+        """Puts a bucket's codes into their segments."""
+        for encoded in done:
+            place = encoded.item.key
+            place.segment["input"], place.segment["target"] = encoded.input.tolist(), encoded.target.tolist()
+            place.owner.waiting.discard(encoded.item.schedule)
 
 
 def _words(node: Node) -> list[str]:

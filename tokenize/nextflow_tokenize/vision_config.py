@@ -111,6 +111,8 @@ class VisionTrainingConfig(Section):
     crop: float = Field(default=0.9, gt=0, le=1)
     """Smallest share that a random training crop keeps of the largest one of its ratio. Small crops are zoomed in, and
     images are encoded whole: 0.6 trains for what is never asked."""
+    flip: bool = True
+    """Mirror half of the crops. Off where images must be learnt as they are, as in a test of overfitting."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Autocast precision of the networks in training; quantisation and losses are float32 always, and so is encoding.
     auto: bfloat16 where the processor multiplies it natively, about 1.7 times as fast, else float32."""
@@ -120,8 +122,8 @@ class VisionTrainingConfig(Section):
     """CPU threads while training. Part of the result: sums split differently round differently. On two free cores, two are
     half as fast again as one; beside one other busy process they are four times slower or worse, since OpenMP's threads spin
     while they wait for each other. Hence one."""
-    checkpoint_interval: int = Field(default=0, ge=0)
-    """Steps between checkpoints that a stopped run goes on from, exactly; 0: only after an interrupt. The last two stay."""
+    checkpoint_interval: int = Field(default=100, ge=0)
+    """Steps between checkpoints that a stopped run goes on from, exactly; 0: none. The last two stay."""
     picture_interval: int = Field(default=0, ge=0)
     """Steps between sheets of held-out reconstructions in TensorBoard; 0: none."""
     seed: int = 0

@@ -1,15 +1,18 @@
-"""Images for training and evaluating the tokenizer: decoded once, held out by hash, cropped to a step's grid.
+"""Images for training and evaluating the tokenizer: found by hash, decoded once where memory allows, cropped to one grid.
 
-Decoded images stay in memory at about twice the highest level's size, because a short run reads each many times and decoding
-would cost more than learning. The cost is a bound on their number (`max_images`). Which images are held out, used and drawn
-depends on their hashes and the seed, never on their order.
+Every micro-batch is a function of the seed and its number alone: its level and grid, which images, which crops. So training
+goes on exactly from any step, on any number of processes, and no loader has a state to save. The cost: images are drawn with
+replacement, so an epoch is an expectation and not a pass. A micro-batch holds images of one grid; where too few images have
+a grid as their own, larger ones are cropped to its ratio, so that every micro-batch is full whatever the mix of ratios.
+
+Which images are held out, used and drawn depends on their hashes and the seed, never on their order.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -21,14 +24,22 @@ from nextflow_tokenize.vision.pixels import Box, fit
 
 MAX_UPSCALE = 1.5
 """Training images and crops are enlarged at most this much."""
+TRIES = 20
+"""Images that may fail to load, one after the other, before a crop gives up."""
+
+
+class NoImages(ValueError):
+    """Nothing to train on: no image, or none that loads and is large enough; the message gives the first reasons."""
 
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """An image file's hash and how to get its bytes; `load` may raise: the image is then left out and counted."""
+    """An image file's hash and how to get its bytes; `load` may raise: the image is then left out and counted. `size` is its
+    (height, width) in pixels where that is known without decoding."""
 
     sha256: str
     load: Callable[[], bytes]
+    size: tuple[int, int] | None = None
 
     @classmethod
     def of(cls, payload: bytes) -> EncodedImage:
@@ -36,44 +47,81 @@ class EncodedImage:
         return cls(hashlib.sha256(payload).hexdigest(), lambda: payload)
 
 
+class Cache:
+    """Decoded images within a budget of bytes; the first that come stay, as each is as likely as any to be asked for."""
+
+    def __init__(self, mib: int, max_side: int) -> None:
+        self.left, self.max_side = mib << 20, max_side
+        self._kept: dict[str, Image.Image] = {}
+
+    def open(self, encoded: EncodedImage) -> Image.Image:
+        """The image as RGB, its longer side at most `max_side`. Raises what loading or decoding raises."""
+        from nextflow_data.images import open_rgb
+
+        kept = self._kept.get(encoded.sha256)
+        if kept is None:
+            kept = open_rgb(encoded.load(), IngestConfig(), max_side=self.max_side)
+            size = 3 * kept.width * kept.height
+            if size <= self.left:
+                self.left -= size
+                self._kept[encoded.sha256] = kept
+        return kept
+
+
 @dataclass(frozen=True)
 class Picture:
-    """A decoded RGB image."""
+    """An image that can be decoded; `size` is (height, width) in pixels."""
 
-    sha256: str
-    image: Image.Image
+    encoded: EncodedImage
+    size: tuple[int, int]
+    cache: Cache
 
     @property
-    def size(self) -> tuple[int, int]:
-        """(height, width) in pixels."""
-        return self.image.height, self.image.width
+    def sha256(self) -> str:
+        """Of the file."""
+        return self.encoded.sha256
+
+    @property
+    def image(self) -> Image.Image:
+        """RGB, shrunk to what training needs. Raises what loading or decoding raises."""
+        return self.cache.open(self.encoded)
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Decoded images, split; `failed` maps the hash of what could not be used to the reason."""
+    """Images, split; `failed` maps the hash of what could not be used to the reason."""
 
     training: list[Picture]
     held_out: list[Picture]
-    failed: dict[str, str]
+    failed: dict[str, str] = field(default_factory=dict)
 
 
-def open_picture(encoded: EncodedImage, max_side: int) -> Picture:
-    """Decode one image, shrunk so that its longer side is at most `max_side`. Raises what loading or decoding raises."""
-    from nextflow_data.images import open_rgb
+def open_picture(encoded: EncodedImage, max_side: int, cache: Cache | None = None) -> Picture:
+    """One image, decoded now unless its size is known. Raises what loading or decoding raises."""
+    cache = cache or Cache(1 << 20, max_side)
+    if encoded.size is not None:
+        return Picture(encoded, encoded.size, cache)
+    image = cache.open(encoded)
+    return Picture(encoded, (image.height, image.width), cache)
 
-    return Picture(encoded.sha256, open_rgb(encoded.load(), IngestConfig(), max_side=max_side))
 
-
-def load_pool(images: Sequence[EncodedImage], levels: Sequence[int], held_out: float, max_images: int, seed: int) -> Pool:
-    """Decode and split `images`; repeated hashes count once. Images too small for the lowest level are `failed`."""
+def load_pool(
+    images: Sequence[EncodedImage],
+    levels: Sequence[int],
+    held_out: float,
+    max_images: int,
+    seed: int,
+    cache_mib: int = 1 << 20,
+) -> Pool:
+    """Split `images`; repeated hashes count once. Images too small for the lowest level are `failed`."""
     keyed = {hashlib.sha256(f"{seed}:{image.sha256}".encode()).hexdigest(): image for image in images}
+    cache = Cache(cache_mib, 2 * max(levels))
     pictures: list[Picture] = []
     failed: dict[str, str] = {}
     for key in sorted(keyed)[:max_images]:
         encoded = keyed[key]
         try:
-            picture = open_picture(encoded, 2 * max(levels))
+            picture = open_picture(encoded, cache.max_side, cache)
         except Exception as error:  # any of a dozen decoders' errors: one image must not stop a run
             failed[encoded.sha256] = f"{type(error).__name__}: {error}"
             continue
@@ -85,50 +133,91 @@ def load_pool(images: Sequence[EncodedImage], levels: Sequence[int], held_out: f
     return Pool(pictures[count:], pictures[:count], failed)
 
 
+@dataclass(frozen=True)
+class MicroBatch:
+    """Crops uint8 [16·h, 16·w, 3] for the last grid (h, w) of `schedule`; `failed`: images that did not load, with why."""
+
+    schedule: tuple[Grid, ...]
+    arrays: list[npt.NDArray[np.uint8]]
+    failed: dict[str, str]
+
+
 class CropSampler:
-    """Batches of random crops of one grid. A step's grid is that of a random image at a random level; any image large
-    enough is cropped to that ratio, so that every batch is full whatever the mix of ratios."""
+    """Micro-batches of random crops of one grid, by number."""
 
     def __init__(
-        self, pictures: Sequence[Picture], levels: Sequence[int], batch_tokens: int, crop: float, seed: int
+        self,
+        pictures: Sequence[Picture],
+        levels: Sequence[int],
+        batch_tokens: int,
+        crop: float,
+        seed: int,
+        flip: bool = True,
     ) -> None:
-        self.pictures, self.batch_tokens, self.crop = pictures, batch_tokens, crop
-        self.random = np.random.default_rng(seed)
-        self.levels = [level for level in levels if any(choose_grids(*p.size, [level], MAX_UPSCALE) for p in pictures)]
+        self.pictures, self.batch_tokens, self.crop, self.seed = pictures, batch_tokens, crop, seed
+        self.flip = flip
+        self._sizes = np.array([picture.size for picture in pictures], dtype=np.float64).reshape(-1, 2)
+        own = {level: [choose_grids(*picture.size, [level], MAX_UPSCALE) for picture in pictures] for level in levels}
+        self.levels = [level for level in levels if any(own[level])]
         if not self.levels:
-            raise ValueError(
+            raise NoImages(
                 f"no image is large enough to train on at levels {list(levels)}: "
                 f"{min(levels)} needs about {min(levels) / MAX_UPSCALE:.0f} pixels a side"
             )
+        self._able = {level: [i for i, grids in enumerate(own[level]) if grids] for level in self.levels}
+        self._own: dict[int, dict[tuple[Grid, ...], list[int]]] = {}
+        for level in self.levels:
+            buckets: dict[tuple[Grid, ...], list[int]] = self._own.setdefault(level, {})
+            for i in self._able[level]:
+                schedule = own[level][i]
+                assert schedule is not None
+                buckets.setdefault(schedule, []).append(i)
+        self._of = {
+            level: {i: grids for grids, members in self._own[level].items() for i in members} for level in self.levels
+        }
 
-    def draw(self) -> tuple[tuple[Grid, ...], list[npt.NDArray[np.uint8]]]:
-        """One batch: its schedule, and arrays uint8 [16·h, 16·w, 3]."""
-        level = self.levels[int(self.random.integers(len(self.levels)))]
-        schedule = None
-        while schedule is None:
-            picture = self.pictures[int(self.random.integers(len(self.pictures)))]
-            schedule = choose_grids(*picture.size, [level], MAX_UPSCALE)
+    def draw(self, number: int, purpose: int = 0) -> MicroBatch:
+        """Micro-batch `number`; `purpose` tells apart what is drawn for training (0) and for its start (1).
+
+        Raises NoImages where image after image does not load.
+        """
+        random = np.random.default_rng([self.seed, purpose, number])
+        level = self.levels[int(random.integers(len(self.levels)))]
+        able = self._able[level]
+        schedule = self._of[level][able[int(random.integers(len(able)))]]
         h, w = schedule[-1]
-        fitting = [p for p in self.pictures if self._largest(p, (h, w)) is not None]
-        arrays = [self._crop(fitting, (h, w)) for _ in range(max(1, self.batch_tokens // (h * w)))]
-        return schedule, arrays
+        count = max(1, self.batch_tokens // (h * w))
+        bucket = self._own[level][schedule]
+        fitting: Sequence[int] = bucket
+        if len(bucket) < count:
+            side = np.minimum(self._sizes[:, 0] / h, self._sizes[:, 1] / w)
+            fitting = np.flatnonzero(side * MAX_UPSCALE >= PIXELS_PER_TOKEN).tolist()
+        failed: dict[str, str] = {}
+        return MicroBatch(schedule, [self._crop(random, fitting, (h, w), failed) for _ in range(count)], failed)
 
-    def _largest(self, picture: Picture, grid: Grid) -> tuple[float, float] | None:
-        """(height, width) of the largest crop of `grid`'s ratio, if that is large enough."""
-        height, width = picture.size
-        side = min(height / grid[0], width / grid[1])
-        crop = (side * grid[0], side * grid[1])
-        return crop if side * MAX_UPSCALE >= PIXELS_PER_TOKEN else None
+    def _crop(
+        self, random: np.random.Generator, fitting: Sequence[int], grid: Grid, failed: dict[str, str]
+    ) -> npt.NDArray[np.uint8]:
+        for _ in range(TRIES):
+            picture = self.pictures[fitting[int(random.integers(len(fitting)))]]
+            try:
+                image = picture.image
+            except Exception as error:  # as in load_pool; another image takes its place
+                failed[picture.sha256] = f"{type(error).__name__}: {error}"
+                continue
+            array = fit(image, grid, self._box(random, image, grid))
+            return array[:, ::-1] if self.flip and random.random() < 0.5 else array
+        raise NoImages(
+            f"{TRIES} images one after the other could not be read; the last reasons: {list(failed.values())[-3:]}"
+        )
 
-    def _crop(self, fitting: Sequence[Picture], grid: Grid) -> npt.NDArray[np.uint8]:
-        picture = fitting[int(self.random.integers(len(fitting)))]
-        largest = self._largest(picture, grid)
-        assert largest is not None
-        least = max(self.crop, grid[0] * PIXELS_PER_TOKEN / MAX_UPSCALE / largest[0])
-        share = self.random.uniform(min(least, 1.0), 1.0)
-        height, width = largest[0] * share, largest[1] * share
-        top = self.random.uniform(0, picture.size[0] - height)
-        left = self.random.uniform(0, picture.size[1] - width)
-        box: Box = (left, top, left + width, top + height)
-        array = fit(picture.image, grid, box)
-        return array[:, ::-1] if self.random.random() < 0.5 else array
+    def _box(self, random: np.random.Generator, image: Image.Image, grid: Grid) -> Box:
+        """A random part of `grid`'s ratio: between the whole and the smallest that `crop` and MAX_UPSCALE allow."""
+        side = min(image.height / grid[0], image.width / grid[1])
+        least = max(self.crop, PIXELS_PER_TOKEN / MAX_UPSCALE / side)
+        share = random.uniform(min(least, 1.0), 1.0)
+        height, width = side * grid[0] * share, side * grid[1] * share
+        top = random.uniform(0, max(0.0, image.height - height))
+        left = random.uniform(0, max(0.0, image.width - width))
+        # The product of a ratio may exceed the side it came from by a rounding.
+        return left, top, min(left + width, image.width), min(top + height, image.height)

@@ -1,189 +1,235 @@
-"""How well a tokenizer reconstructs: PSNR by image, semantic agreement, how the codebook is used, and a sheet to look at."""
+"""How well a tokenizer reconstructs: PSNR, SSIM, LPIPS and rFID, semantic agreement, how the codebook is used, by level and
+ratio.
+
+LPIPS and FID need weights that are not ours to ship: they are measured where their files are given and absent elsewhere,
+never replaced by something else under their name.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn import functional as F
 
-from nextflow_tokenize.schedule import Grid, choose_grids, token_count
-from nextflow_tokenize.vision.dataset import MAX_UPSCALE, EncodedImage, Picture, open_picture
+from nextflow_tokenize.schedule import LEVEL_SCALES, Grid
+from nextflow_tokenize.vision.dataset import EncodedImage, Picture, open_picture
+from nextflow_tokenize.vision.inception import InceptionFeatures
+from nextflow_tokenize.vision.metrics import Statistics, frechet_distance, psnr, ssim
 from nextflow_tokenize.vision.model import VisionTokenizer
-from nextflow_tokenize.vision.pixels import fit, to_images, to_pixels
+from nextflow_tokenize.vision.perceptual import Lpips
+from nextflow_tokenize.vision.sheets import pixels_for, schedule_for
+
+FEATURES = 2048
+"""Numbers of an Inception feature."""
 
 
 @dataclass(frozen=True)
 class ImageScore:
-    """One image at its own grid: PSNR in dB, cosine of decoded to teacher features (mean over positions)."""
+    """One image at one grid: PSNR in dB, SSIM, LPIPS (None without its weights), cosine of decoded to teacher features (mean
+    over positions; None where the teacher is not at hand)."""
 
     sha256: str
     grid: Grid
     scales: int
     psnr: float
-    semantic_cosine: float
+    ssim: float
+    lpips: float | None
+    semantic_cosine: float | None
+
+
+@dataclass(frozen=True)
+class GroupScore:
+    """Means over the images of one level and final grid, or of one level (`grid` None)."""
+
+    scales: int
+    grid: Grid | None
+    images: int
+    psnr: float
+    ssim: float
+    lpips: float | None
+    semantic_cosine: float | None
 
 
 @dataclass(frozen=True)
 class ScaleUse:
-    """Codes at one scale, over all images: how many, how many distinct, and exp(entropy) of their distribution."""
+    """Codes at one scale, over all images: how many, how many distinct, exp(entropy) of their distribution, and how many of
+    the codebook's entries it never took."""
 
     scale: int
     tokens: int
     distinct: int
     perplexity: float
+    dead: int
 
 
 @dataclass(frozen=True)
 class EvalReport:
-    """Scores of a set of images. `psnr` is the mean of the images' PSNR; `usage` the share of codes seen at any scale."""
+    """Scores of a set of images. `psnr` and its like are means over images; `usage` the share of codes seen at any scale;
+    `rfid` the Fréchet distance of Inception features between images and reconstructions."""
 
     images: list[ImageScore]
+    groups: list[GroupScore]
     scales: list[ScaleUse]
     psnr: float
-    semantic_cosine: float
+    ssim: float
+    lpips: float | None
+    rfid: float | None
+    semantic_cosine: float | None
     usage: float
     perplexity: float
     dead: int
-    failed: dict[str, str]
+    failed: dict[str, str] = field(default_factory=dict)
 
 
-def evaluate(tokenizer: VisionTokenizer, images: Sequence[EncodedImage]) -> EvalReport:
-    """Encode and decode each image at the highest of the tokenizer's levels it fills. Raises ValueError where none does."""
+@dataclass(frozen=True)
+class Judges:
+    """Networks with given weights: LPIPS, and Inception for rFID."""
+
+    lpips: Lpips | None = None
+    inception: InceptionFeatures | None = None
+
+
+def evaluate(
+    tokenizer: VisionTokenizer,
+    images: Sequence[EncodedImage],
+    levels: Sequence[int] | None = None,
+    judges: Judges | None = None,
+) -> EvalReport:
+    """Encode and decode images, each at the highest of the tokenizer's levels it fills, or at every one of `levels` that it
+    fills.
+
+    Raises ValueError where none of them fills any, or a level was not trained.
+    """
+    unknown = set(levels or ()) - set(tokenizer.config.levels)
+    if unknown:
+        raise ValueError(f"levels {sorted(unknown)} were not trained: the tokenizer has {list(tokenizer.config.levels)}")
     pictures: list[Picture] = []
     failed: dict[str, str] = {}
+    side = tokenizer.config.image_side or 2 * max(tokenizer.config.levels, default=1024)
     for encoded in images:
         try:
-            picture = open_picture(encoded, 2 * max(tokenizer.config.levels))
+            picture = open_picture(encoded, side)
+            fills = schedule_for(tokenizer, picture.size, levels) is not None
         except Exception as error:  # as in load_pool: one image must not stop an evaluation
             failed[encoded.sha256] = f"{type(error).__name__}: {error}"
             continue
-        if _schedule(tokenizer, picture) is None:
+        if not fills:
             failed[encoded.sha256] = "too small for the lowest level"
             continue
         pictures.append(picture)
     if not pictures:
         raise ValueError(f"none of {len(images)} images can be evaluated; first reasons: {list(failed.values())[:3]}")
-    return evaluate_pictures(tokenizer, pictures, failed)
+    return evaluate_pictures(tokenizer, pictures, failed, levels, judges)
 
 
 def evaluate_pictures(
-    tokenizer: VisionTokenizer, pictures: Sequence[Picture], failed: dict[str, str] | None = None
+    tokenizer: VisionTokenizer,
+    pictures: Sequence[Picture],
+    failed: dict[str, str] | None = None,
+    levels: Sequence[int] | None = None,
+    judges: Judges | None = None,
 ) -> EvalReport:
-    """`evaluate` on decoded images, each large enough for one of the levels."""
+    """`evaluate` on images that are known to load, each large enough for one of the levels."""
+    judges = judges or Judges()
     scores: list[ImageScore] = []
     size = tokenizer.config.codebook_size
     counts: dict[int, Tensor] = {}
+    before, after = Statistics(FEATURES), Statistics(FEATURES)
     for picture in pictures:
-        schedule = _schedule(tokenizer, picture)
-        if schedule is None:
-            continue
-        pixels = to_pixels([fit(picture.image, schedule[-1])])
-        codes = tokenizer.encode(pixels, schedule).target
-        scores.append(_score(tokenizer, picture.sha256, pixels, codes, schedule))
-        offset = 0
-        for scale, (h, w) in enumerate(schedule):
-            seen = torch.bincount(codes[0, offset : offset + h * w].cpu(), minlength=size)
-            counts[scale] = counts.get(scale, torch.zeros(size, dtype=torch.long)) + seen
-            offset += h * w
+        for schedule in _schedules(tokenizer, picture, levels):
+            pixels = pixels_for(tokenizer, picture.image, schedule).to(tokenizer.device)
+            codes = tokenizer.encode(pixels, schedule).target
+            image = tokenizer.decode(codes, schedule)
+            scores.append(_score(tokenizer, judges, picture.sha256, pixels, image, codes, schedule))
+            if judges.inception is not None:
+                before.add(judges.inception(pixels))
+                after.add(judges.inception(image))
+            offset = 0
+            for scale, (h, w) in enumerate(schedule):
+                seen = torch.bincount(codes[0, offset : offset + h * w].cpu(), minlength=size)
+                counts[scale] = counts.get(scale, torch.zeros(size, dtype=torch.long)) + seen
+                offset += h * w
     total = torch.stack(list(counts.values())).sum(0)
-    uses = [
-        ScaleUse(scale + 1, int(count.sum()), int((count > 0).sum()), _perplexity(count))
-        for scale, count in sorted(counts.items())
-    ]
+    overall = _group(scores, 0, None)
     return EvalReport(
         images=scores,
-        scales=uses,
-        psnr=float(np.mean([score.psnr for score in scores])),
-        semantic_cosine=float(np.mean([score.semantic_cosine for score in scores])),
+        groups=_groups(scores),
+        scales=[_use(scale, count) for scale, count in sorted(counts.items())],
+        psnr=overall.psnr,
+        ssim=overall.ssim,
+        lpips=overall.lpips,
+        rfid=frechet_distance(before, after) if judges.inception is not None and before.count > 1 else None,
+        semantic_cosine=overall.semantic_cosine,
         usage=float((total > 0).float().mean()),
-        perplexity=_perplexity(total),
+        perplexity=perplexity(total),
         dead=int((total == 0).sum()),
         failed=failed or {},
     )
 
 
-def psnr(image: Tensor, target: Tensor) -> float:
-    """Peak signal to noise ratio in dB of images in [−1, 1] (peak 2), both rounded to 8 bits as a viewer sees them."""
-    levels = [((x + 1) * 127.5).round().clamp(0, 255) for x in (image, target)]
-    error = float((levels[0] - levels[1]).square().mean())
-    return 10 * math.log10(255**2 / max(error, 1e-10))
+def level_of(scales: int) -> str:
+    """A level's name by its number of scales."""
+    return next((str(level) for level, count in LEVEL_SCALES.items() if count == scales), f"{scales} scales")
 
 
-def _score(tokenizer: VisionTokenizer, sha256: str, pixels: Tensor, codes: Tensor, schedule: tuple[Grid, ...]) -> ImageScore:
-    with torch.inference_mode():
-        decoded = tokenizer.semantic_decoder(
-            tokenizer.quantizer.features(codes, schedule)[:, : tokenizer.config.semantic_dim]
-        )
-        cosine = float(F.cosine_similarity(decoded, tokenizer.teach(pixels), dim=1).mean())
-    value = psnr(tokenizer.decode(codes, schedule), pixels)
-    return ImageScore(sha256, schedule[-1], len(schedule), value, cosine)
-
-
-def _schedule(tokenizer: VisionTokenizer, picture: Picture) -> tuple[Grid, ...] | None:
-    return choose_grids(*picture.size, sorted(tokenizer.config.levels, reverse=True), MAX_UPSCALE)
-
-
-def _perplexity(count: Tensor) -> float:
+def perplexity(count: Tensor) -> float:
+    """exp(entropy) of a distribution given by counts: how many codes, equally used, would be as varied."""
     share = count[count > 0].double() / count.sum()
     return float(torch.exp(-(share * share.log()).sum()))
 
 
-def preview_scales(scales: int) -> list[int]:
-    """The scales a preview shows: 1, 2, 4, 8, … and the last."""
-    shown = [1 << i for i in range(scales.bit_length()) if 1 << i < scales]
-    return [*shown, scales]
+def _schedules(tokenizer: VisionTokenizer, picture: Picture, levels: Sequence[int] | None) -> Iterable[tuple[Grid, ...]]:
+    if levels is None or tokenizer.fixed_schedule is not None:
+        found = [schedule_for(tokenizer, picture.size)]
+    else:
+        found = [schedule_for(tokenizer, picture.size, [level]) for level in sorted(set(levels))]
+    return [schedule for schedule in found if schedule is not None]
 
 
-def preview(tokenizer: VisionTokenizer, image: Image.Image, level: int | None = None) -> Image.Image:
-    """The image after 1, 2, 4, … and all scales, beside the image itself, as one picture.
-
-    The image is resized to the nearest grid of `level` (default: the highest trained), even if that enlarges it.
-    """
-    schedule = choose_grids(image.height, image.width, [level or max(tokenizer.config.levels)], math.inf)
-    assert schedule is not None
-    return contact_sheet(tokenizer, [(image, schedule)])
-
-
-def sheet_of(tokenizer: VisionTokenizer, pictures: Sequence[Picture], cell: int = 160) -> Image.Image:
-    """`contact_sheet` of decoded images, each at the highest level it fills."""
-    rows = [(picture.image, schedule) for picture in pictures if (schedule := _schedule(tokenizer, picture)) is not None]
-    return contact_sheet(tokenizer, rows, cell)
-
-
-def contact_sheet(
+def _score(
     tokenizer: VisionTokenizer,
-    images: Sequence[tuple[Image.Image, tuple[Grid, ...]]],
-    cell: int = 160,
-) -> Image.Image:
-    """One row an image: original | reconstruction with its PSNR | after 1, 2, 4, … scales. `images` are RGB images with the
-    schedule each is encoded at; `cell` is the side in pixels of a cell. Raises ValueError for no image."""
-    if not images:
-        raise ValueError("a contact sheet needs at least one image")
-    rows: list[list[tuple[str, Image.Image]]] = []
-    for image, schedule in images:
-        pixels = to_pixels([fit(image, schedule[-1])])
-        codes = tokenizer.encode(pixels, schedule).target
-        full = tokenizer.decode(codes, schedule)
-        h, w = schedule[-1]
-        row = [(f"original {w * 16} x {h * 16}", to_images(pixels)[0]), (f"{psnr(full, pixels):.1f} dB", to_images(full)[0])]
-        for shown in preview_scales(len(schedule))[:-1]:
-            part = tokenizer.decode(codes[:, : token_count(schedule[:shown])], schedule)
-            row.append((f"{shown} scale{'s' if shown > 1 else ''}", to_images(part)[0]))
-        rows.append(row)
-    margin, caption = 4, 14
-    columns = max(len(row) for row in rows)
-    sheet = Image.new("RGB", (columns * (cell + margin) + margin, len(rows) * (cell + caption + margin) + margin), "white")
-    draw = ImageDraw.Draw(sheet)
-    for y, row in enumerate(rows):
-        for x, (label, picture) in enumerate(row):
-            left, top = margin + x * (cell + margin), margin + y * (cell + caption + margin)
-            draw.text((left, top), label, fill="black")
-            picture.thumbnail((cell, cell), Image.Resampling.LANCZOS)
-            sheet.paste(picture, (left, top + caption))
-    return sheet
+    judges: Judges,
+    sha256: str,
+    pixels: Tensor,
+    image: Tensor,
+    codes: Tensor,
+    schedule: tuple[Grid, ...],
+) -> ImageScore:
+    with torch.inference_mode():
+        cosine = None
+        if tokenizer.can_teach:
+            decoded = tokenizer.decode_semantic(codes, schedule)
+            cosine = float(F.cosine_similarity(decoded, tokenizer.teach(pixels), dim=1).mean())
+        lpips = None if judges.lpips is None else float(judges.lpips(image, pixels))
+    return ImageScore(sha256, schedule[-1], len(schedule), psnr(image, pixels), ssim(image, pixels), lpips, cosine)
+
+
+def _groups(scores: Sequence[ImageScore]) -> list[GroupScore]:
+    """By level, then by level and final grid, from wide to tall."""
+    found = []
+    for scales in sorted({score.scales for score in scores}):
+        of_level = [score for score in scores if score.scales == scales]
+        found.append(_group(of_level, scales, None))
+        for grid in sorted({score.grid for score in of_level}, key=lambda g: g[0] / g[1]):
+            found.append(_group([score for score in of_level if score.grid == grid], scales, grid))
+    return found
+
+
+def _group(scores: Sequence[ImageScore], scales: int, grid: Grid | None) -> GroupScore:
+    return GroupScore(
+        scales, grid, len(scores), _mean(s.psnr for s in scores) or 0.0, _mean(s.ssim for s in scores) or 0.0,
+        _mean(s.lpips for s in scores), _mean(s.semantic_cosine for s in scores),
+    )  # fmt: skip
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _use(scale: int, count: Tensor) -> ScaleUse:
+    return ScaleUse(scale + 1, int(count.sum()), int((count > 0).sum()), perplexity(count), int((count == 0).sum()))

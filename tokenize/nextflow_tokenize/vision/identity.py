@@ -25,13 +25,15 @@ PIXEL_CODES = "quantizer.pixel"
 
 
 class VisionInfo(TypedDict):
-    """Sizes of a vision tokenizer. `width` is semantic_dim + pixel_dim, the width of `load_codebook`'s rows."""
+    """Sizes of a vision tokenizer. `width` is semantic_dim + pixel_dim, the width of `load_codebook`'s rows; `sides` are the
+    square scales of one that has a fixed schedule, empty for one with NextFlow's."""
 
     codebook_size: int
     semantic_dim: int
     pixel_dim: int
     width: int
     levels: list[int]
+    sides: list[int]
     teacher: str
 
 
@@ -69,13 +71,14 @@ def vision_info(directory: Path | str) -> VisionInfo:
     """Codebook size and widths from config.json alone. Raises FileNotFoundError or ValueError as `read_config` does."""
     model = read_config(directory)
     semantic, pixel = int(str(model["semantic_dim"])), int(str(model["pixel_dim"]))
-    levels = model["levels"]
+    levels, sides = model["levels"], model.get("sides")
     return {
         "codebook_size": int(str(model["codebook_size"])),
         "semantic_dim": semantic,
         "pixel_dim": pixel,
         "width": semantic + pixel,
         "levels": [int(level) for level in levels] if isinstance(levels, list) else [],
+        "sides": [int(side) for side in sides] if isinstance(sides, list) else [],
         "teacher": str(model["teacher"]),
     }
 

@@ -4,7 +4,7 @@ The pixel branch has the shape of TokenFlow's (the VQGAN family: residual blocks
 at the lowest resolution), with two settings of our own for CPUs: a space-to-depth patch before the first convolution, so
 that no convolution runs at full resolution, and a linear patch projection beside the network that can be started at the
 principal components. The semantic encoder reads the teacher's features, as TokenFlow's trainable encoder starts as its
-frozen teacher.
+frozen teacher. The published networks themselves are `vqgan` and `siglip`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,18 @@ from torch.nn import functional as F
 
 from nextflow_tokenize.config import VisionTokenizerConfig
 from nextflow_tokenize.schedule import PIXELS_PER_TOKEN
+
+
+def branch_side(config: VisionTokenizerConfig) -> int | None:
+    """Pixels a side that the pixel branch works on where images have another size (`image_side`), else None."""
+    return PIXELS_PER_TOKEN * config.sides[-1] if config.image_side is not None and config.sides else None
+
+
+def resized(pixels: Tensor, side: int | None) -> Tensor:
+    """[B, C, h, w] resized to `side` by `side` pixels, bicubic without antialiasing as TokenFlow does; None: as it is."""
+    if side is None or pixels.shape[-2:] == (side, side):
+        return pixels
+    return F.interpolate(pixels, size=(side, side), mode="bicubic")
 
 
 def _norm(channels: int) -> nn.GroupNorm:
@@ -62,10 +74,11 @@ def _middle(channels: int, attention: bool) -> nn.Sequential:
 
 
 class PixelEncoder(nn.Module):
-    """[B, 3, 16·H, 16·W] in [−1, 1] to [B, pixel_dim, H, W]."""
+    """[B, 3, 16·H, 16·W] in [−1, 1], or [B, 3, S, S] with an `image_side` S, to [B, pixel_dim, H, W]."""
 
     def __init__(self, config: VisionTokenizerConfig) -> None:
         super().__init__()
+        self.side = branch_side(config)
         widths = [config.channels * m for m in config.channel_mult]
         layers: list[nn.Module] = [nn.PixelUnshuffle(config.patch), nn.Conv2d(3 * config.patch**2, widths[0], 3, padding=1)]
         width = widths[0]
@@ -86,15 +99,17 @@ class PixelEncoder(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """[B, 3, 16·H, 16·W] to [B, pixel_dim, H, W]."""
+        pixels = resized(pixels, self.side)
         out: Tensor = self.body(pixels)
         return out if self.linear is None else out + self.linear(pixels)
 
 
 class PixelDecoder(nn.Module):
-    """[B, pixel_dim, H, W] to [B, 3, 16·H, 16·W], about [−1, 1] (not clamped)."""
+    """[B, pixel_dim, H, W] to [B, 3, 16·H, 16·W], or [B, 3, S, S] with an `image_side` S, about [−1, 1] (not clamped)."""
 
     def __init__(self, config: VisionTokenizerConfig) -> None:
         super().__init__()
+        self.image_side = config.image_side
         widths = [config.decoder_channels * m for m in config.channel_mult]
         width = widths[-1]
         layers: list[nn.Module] = [nn.Conv2d(config.pixel_dim, width, 3, padding=1), _middle(width, config.attention)]
@@ -117,7 +132,7 @@ class PixelDecoder(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """[B, pixel_dim, H, W] to [B, 3, 16·H, 16·W]."""
         out: Tensor = self.body(features)
-        return out if self.linear is None else out + self.linear(features)
+        return resized(out if self.linear is None else out + self.linear(features), self.image_side)
 
 
 class SemanticEncoder(nn.Module):
@@ -136,16 +151,16 @@ class SemanticEncoder(nn.Module):
 
 
 class SemanticDecoder(nn.Module):
-    """Quantised semantic features back to the teacher's, where the cosine loss is taken."""
+    """Quantised features of `inputs` channels back to the teacher's, where the cosine loss is taken."""
 
-    def __init__(self, teacher_dim: int, config: VisionTokenizerConfig) -> None:
+    def __init__(self, inputs: int, teacher_dim: int, config: VisionTokenizerConfig) -> None:
         super().__init__()
         width = config.semantic_channels
-        self.inputs, self.block = nn.Conv2d(config.semantic_dim, width, 1), ResBlock(width, width)
+        self.inputs, self.block = nn.Conv2d(inputs, width, 1), ResBlock(width, width)
         self.head = nn.Sequential(nn.Conv2d(width, width, 1), nn.Tanh(), nn.Conv2d(width, teacher_dim, 1))
 
     def forward(self, features: Tensor) -> Tensor:
-        """[B, semantic_dim, H, W] to [B, teacher_dim, H, W]."""
+        """[B, inputs, H, W] to [B, teacher_dim, H, W]."""
         out: Tensor = self.head(self.block(self.inputs(features)))
         return out
 

@@ -24,6 +24,11 @@ def fit(image: Image.Image, grid: Grid, box: Box | None = None) -> npt.NDArray[n
     return np.asarray(image.resize(size, Image.Resampling.LANCZOS, box=box), dtype=np.uint8)
 
 
+def fit_side(image: Image.Image, side: int) -> npt.NDArray[np.uint8]:
+    """An RGB image as uint8 [side, side, 3], for tokenizers of one square size."""
+    return np.asarray(image.resize((side, side), Image.Resampling.LANCZOS), dtype=np.uint8)
+
+
 def to_pixels(arrays: list[npt.NDArray[np.uint8]]) -> Tensor:
     """uint8 [H, W, 3] arrays of one size as float32 [B, 3, H, W] in [−1, 1]."""
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous().float().div_(127.5).sub_(1)

@@ -91,6 +91,8 @@ class MultiScaleQuantizer(nn.Module):
     def __init__(self, size: int, semantic_dim: int, pixel_dim: int, w_dis: float) -> None:
         super().__init__()
         self.w_dis = w_dis
+        self.semantic_weight = 1.0
+        """Weight of the semantic distance; 0 chooses by the pixel distance alone (a single branch, NextFlow's first stage)."""
         self.dims = (semantic_dim, pixel_dim)
         # Buffers: codes move by running means (see train.py), not by gradient.
         self.register_buffer("semantic", F.normalize(torch.randn(size, semantic_dim), dim=1))
@@ -104,7 +106,9 @@ class MultiScaleQuantizer(nn.Module):
     def nearest(self, rows: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
         """The k nearest codes of `rows` [N, C]: distances d_sem + w·d_pix [N, k], ascending, and indices [N, k]."""
         semantic, pixel = rows.float().split(self.dims, dim=1)
-        query = torch.cat([F.normalize(semantic, dim=1), self.w_dis * F.normalize(pixel, dim=1)], dim=1)
+        query = torch.cat(
+            [self.semantic_weight * F.normalize(semantic, dim=1), self.w_dis * F.normalize(pixel, dim=1)], dim=1
+        )
         keys = self.codebook.t()
         count = query.shape[0]
         chunk = max(ROW_MULTIPLE, CHUNK_ELEMENTS // keys.shape[1] // ROW_MULTIPLE * ROW_MULTIPLE)
@@ -116,7 +120,7 @@ class MultiScaleQuantizer(nn.Module):
             best = similarity.max(dim=1, keepdim=True) if k == 1 else similarity.topk(k, dim=1)
             found.append((best[0], best[1]))
         similarity = torch.cat([value for value, _ in found])
-        return 2 + 2 * self.w_dis - 2 * similarity, torch.cat([index for _, index in found])
+        return 2 * self.semantic_weight + 2 * self.w_dis - 2 * similarity, torch.cat([index for _, index in found])
 
     @torch.no_grad()
     def quantize(self, features: Tensor, grids: tuple[Grid, ...], drawn: Draws | None = None) -> Codes:

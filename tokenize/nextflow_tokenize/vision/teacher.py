@@ -3,7 +3,7 @@
 NextFlow's teacher is SigLIP 2; its weights need a download, so the default is what can be computed anywhere: nine bins of
 oriented gradients (after Dalal and Triggs, CVPR 2005), mean and deviation of luma and chroma, and the same over the cell's
 3×3 neighbourhood for context. It knows edges, texture and colour and no objects: it shows that the semantic branch works,
-it does not make codes that understand. `SemanticTeacher` is the border where a learned one takes its place.
+it does not make codes that understand. `SemanticTeacher` is the border where a learned one (`siglip`) takes its place.
 """
 
 from __future__ import annotations
@@ -63,6 +63,3 @@ def _oriented_gradients(luma: Tensor) -> Tensor:
     distance = (place - bins).remainder(BINS)
     share = (1 - torch.minimum(distance, BINS - distance)).clamp_min(0)
     return magnitude * share
-
-
-TEACHERS = {"classical": ClassicalTeacher}

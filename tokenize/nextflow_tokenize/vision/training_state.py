@@ -1,0 +1,101 @@
+"""Checkpoints of a tokenizer's training: what a stopped run goes on from, exactly.
+
+A checkpoint is one file that appears whole (written beside, synced, renamed), holds tensors and plain values only, and is
+read with `weights_only`. It names what it belongs to by a fingerprint of settings and images, so that a run with others
+never goes on from it silently. The last two stay: one that cannot be read falls back to the one before. The cost: a
+checkpoint is written by the first process while the others wait, about the weights' size three times over.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nextflow_tokenize.vision.dataset import Picture
+from nextflow_tokenize.vision_config import VisionTokenizerConfig
+
+KEPT = 2
+OPERATIONAL = frozenset(
+    {"max_seconds", "cache_mib", "workers", "checkpoint_interval", "picture_interval", "threads", "compile"}
+)
+"""Training settings that decide how a training is carried out, not what is learnt (but for sums' last bits)."""
+
+
+class OtherTraining(ValueError):
+    """A checkpoint belongs to another training: other settings, or other images."""
+
+
+def fingerprint(config: VisionTokenizerConfig, pictures: Sequence[Picture], init: str | None) -> str:
+    """What decides the weights: settings, images by hash, the identity of the weights it starts from."""
+    settings = config.model_dump(mode="json", exclude={"training": set(OPERATIONAL)})
+    content = {"settings": settings, "images": sorted(picture.sha256 for picture in pictures), "init": init}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
+    """Writes `checkpoint-<step>.pt` and lets the older ones go, but for one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"checkpoint-{step:08d}.pt"
+    temporary = path.with_suffix(".partial")
+    with temporary.open("wb") as stream:
+        torch.save(state, stream)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path)
+    for old in found(folder)[KEPT:]:
+        old.unlink()
+    return path
+
+
+def found(folder: Path) -> list[Path]:
+    """The folder's checkpoints, the newest first."""
+    return sorted(folder.glob("checkpoint-*.pt"), reverse=True)
+
+
+def load(folder: Path, expected: str) -> dict[str, Any] | None:
+    """The newest checkpoint that can be read, None where there is none. Raises OtherTraining for another fingerprint."""
+    state = _newest(folder)
+    if state is not None and state["fingerprint"] != expected:
+        raise OtherTraining(
+            f"{folder} holds checkpoints of a training with other settings or images: give this one another folder, "
+            "or remove that one to begin anew"
+        )
+    return state
+
+
+def _newest(folder: Path) -> dict[str, Any] | None:
+    for path in found(folder):
+        try:
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception:  # cut off, damaged: the one before it is as good, only older
+            continue
+        return state
+    return None
+
+
+def export(folder: Path, out: Path) -> int:
+    """Writes the newest checkpoint's tokenizer (its averaged weights where there are some) as `out`; returns the step.
+
+    Raises FileNotFoundError where no checkpoint can be read.
+    """
+    from nextflow_tokenize.vision.model import VisionTokenizer
+    from nextflow_tokenize.vision.objective import trained_parameters
+
+    state = _newest(folder)
+    if state is None:
+        raise FileNotFoundError(2, "no checkpoint of a tokenizer's training that can be read", str(folder))
+    config = VisionTokenizerConfig.model_validate_json(state["tokenizer"])
+    tokenizer = VisionTokenizer(config)
+    prefix = "tokenizer."
+    tokenizer.load_state_dict({n.removeprefix(prefix): v for n, v in state["model"].items() if n.startswith(prefix)})
+    with torch.no_grad():
+        for parameter, value in zip(trained_parameters(tokenizer, config.training), state["averaged"], strict=False):
+            parameter.copy_(value)
+    tokenizer.eval().save(out)
+    return int(state["step"])
