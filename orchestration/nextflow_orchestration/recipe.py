@@ -14,6 +14,7 @@ import yaml
 from nextflow_data.config import CaptionConfig, DedupConfig, FilterConfig, IngestConfig, Section
 from nextflow_pipelines.config import SparkConfig
 from nextflow_tokenize.config import PackConfig, TextTokenizerConfig, TokenizeConfig, VisionTokenizerConfig
+from nextflow_tokenize.vision.usable import check_levels, read_tokenizer_config
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from megatron_nextflow.config import GenerateConfig, TrainConfig
@@ -86,10 +87,19 @@ class Recipe(Section):
         return {name: value for name in type(self).model_fields if isinstance(value := getattr(self, name), Section)}
 
     def check_inputs(self) -> None:
-        """RecipeError where an input file is missing, naming it."""
+        """RecipeError where an input file is missing, naming it, and where the vision tokenizer cannot be used."""
         missing = [name for name in self.input if name != SAMPLE and not Path(name).is_file()]
         if missing:
             raise RecipeError("\n".join(f"input file not found: {name}; correct `input` in the recipe" for name in missing))
+        config, given = self.vision_tokenizer, self.vision_tokenizer.path
+        try:
+            config = config if given is None else read_tokenizer_config(given)
+        except (OSError, ValueError) as error:
+            raise RecipeError(f"vision_tokenizer.path: {error}") from None
+        try:
+            check_levels(config, [self.tokenize.level, *self.tokenize.lower_levels])
+        except ValueError as error:
+            raise RecipeError(f"tokenize: {error}") from None
 
 
 def _override(tree: dict[str, Any], assignment: str) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ FACTS = {
         ("images", "{:,} images"),
         ("psnr_training", "PSNR {:.1f} dB"),
         ("psnr_held_out", "held out {:.1f} dB"),
+        ("psnr", "given, PSNR {:.1f} dB"),
         ("usage", "{:.0%} of the codes in use"),
         ("reason", "{}"),
     ),

@@ -69,8 +69,11 @@ def _train_here(recipe: TokenizerRecipe, device: str, console: Console) -> None:
 
             return update
 
-        for outcome in run(recipe, stage, lambda text: bar.console.print(text, soft_wrap=True), device):
-            console.print(_line(outcome.name, outcome.kept, asdict(outcome.report) if outcome.report else None))
+        def finished(outcome: Any) -> None:
+            line = _line(outcome.name, outcome.kept, asdict(outcome.report) if outcome.report else None)
+            bar.console.print(line, soft_wrap=True)
+
+        run(recipe, stage, lambda text: bar.console.print(text, soft_wrap=True), finished, device)
 
 
 def _launch(file: Path, processes: int, device: str) -> None:
@@ -161,7 +164,7 @@ def _rows(report: EvalReport) -> list[tuple[str, ...]]:
     """A line a level and a line a ratio of it."""
     from nextflow_tokenize.vision.evaluate import level_of
 
-    lines = []
+    lines: list[tuple[str, ...]] = []
     for group in report.groups:
         where = "all" if group.grid is None else f"{group.grid[0]}×{group.grid[1]}"
         lines.append(

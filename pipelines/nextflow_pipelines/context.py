@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from nextflow_pipelines.config import SparkConfig
 from nextflow_pipelines.stage import Counts, StagePlan, append_metrics
+from nextflow_pipelines.throughput import speed
 from nextflow_pipelines.work import StageWork, open_stage
 
 if TYPE_CHECKING:
@@ -85,6 +86,9 @@ def run_contract(ctx: RunContext, plan: StagePlan, body: Body) -> StageResult:
         )
     if not skipped:
         rows = sum(manifest["counts"].get("rows", {}).values())
+        amounts: dict[str, float] = {}
+        for name, (amount, took) in work.amounts.items():
+            amounts |= {name: amount, f"{name}_per_second": round(speed(amount, took), 2)}
         append_metrics(
             ctx.root,
             plan.name,
@@ -94,6 +98,7 @@ def run_contract(ctx: RunContext, plan: StagePlan, body: Body) -> StageResult:
                 "rows": rows,
                 "rows_per_second": round(rows / seconds, 2),
                 "kept_units": len(work.kept),
+                **amounts,
             },
         )
     return result

@@ -28,6 +28,7 @@ import numpy as np
 import pyarrow as pa
 
 from nextflow_pipelines.context import Progress, no_progress
+from nextflow_pipelines.gpus import TaskGpus
 from nextflow_pipelines.stage import StageError
 from nextflow_pipelines.tables import UnitTables
 from nextflow_pipelines.units import unit_output, unit_record
@@ -75,10 +76,12 @@ def run_units(
     schemas: Schemas,
     progress: Progress = no_progress,
     note: str = "",
+    gpus: TaskGpus | None = None,
 ) -> list[str]:
     """Runs every unit that is not done yet, each as one Spark task; returns all units' names.
 
-    `schemas` are the data sets a unit writes (each gets a file, even without rows). Raises StageError when a unit failed on
+    `schemas` are the data sets a unit writes (each gets a file, even without rows). `gpus` is what each task has of GPUs.
+    Progress is told with `note` and what the units say they have done, with its speed. Raises StageError when a unit failed on
     all attempts, OSError-like causes kept in its text; KeyboardInterrupt cancels the job and leaves finished units.
     """
     names = [unit.name for unit in units]
@@ -88,7 +91,8 @@ def run_units(
         payloads = [(unit.name, json.dumps(unit.payload)) for unit in todo]
         task = partial(_unit_task, work.dir, payloads, function, dict(schemas))
         spark = session()
-        frame = spark.range(0, len(todo), 1, len(todo)).mapInArrow(task, _REPORT)
+        profile = None if gpus is None else gpus.profile()
+        frame = spark.range(0, len(todo), 1, len(todo)).mapInArrow(task, _REPORT, profile=profile)
         _run_job(spark, frame, work, names, progress, note)
     return names
 
@@ -220,11 +224,12 @@ def _run_job(
         except BaseException as error:
             failed.append(error)
 
+    meter = work.meter(names)
     thread = threading.Thread(target=job, name=group, daemon=True)
     thread.start()
     try:
         while thread.is_alive():
-            progress(work.finished(names), len(names), note)
+            progress(work.finished(names), len(names), meter.note(note))
             thread.join(POLL_SECONDS)
     except BaseException:
         context.cancelJobGroup(group)
@@ -232,7 +237,8 @@ def _run_job(
         raise
     if failed:
         raise _as_stage_error(work, failed[0], note) from failed[0]
-    progress(len(names), len(names), note)
+    work.measured(meter)
+    progress(len(names), len(names), meter.note(note))
 
 
 def _as_stage_error(work: StageWork, error: BaseException, note: str) -> BaseException:

@@ -26,8 +26,14 @@ def master_with_retries(master: str, retries: int) -> str:
     return f"local[{found[1]},{retries}]" if found else master
 
 
+def is_local(master: str) -> bool:
+    """Whether driver and tasks share one process of Spark (`local`, `local[N]`), which schedules cores and nothing else."""
+    return master == "local" or master.startswith("local[")
+
+
 def spark_settings(config: SparkConfig) -> dict[str, str]:
     """Settings that are fixed when the session starts."""
+    gpus = {"spark.executor.resource.gpu.amount": "1"} if config.gpus_per_task and not is_local(config.master) else {}
     settings = {
         "spark.driver.memory": config.driver_memory,
         "spark.driver.extraJavaOptions": f"-Dlog4j2.configurationFile={_LOG4J.as_uri()} -XX:+IgnoreUnrecognizedVMOptions "
@@ -37,7 +43,7 @@ def spark_settings(config: SparkConfig) -> dict[str, str]:
         "spark.ui.showConsoleProgress": "false",
         "spark.python.worker.reuse": "true",
     }
-    return settings | config.options
+    return settings | gpus | config.options
 
 
 def sql_settings(config: SparkConfig) -> dict[str, str]:

@@ -83,6 +83,10 @@ class UnitTables:
             for reason in table["reason"].to_pylist():
                 self.out.count("asides", reason)
 
+    def progress(self, **amounts: int) -> None:
+        """`UnitOutput.progress`."""
+        self.out.progress(**amounts)
+
     def close(self) -> None:
         """Ends every file; a data set without rows has a file too, so that its schema can be read."""
         for dataset, writer in self._writers.items():

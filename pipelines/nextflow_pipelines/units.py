@@ -22,9 +22,12 @@ from nextflow_pipelines.stage import (
     merge_counts,
     sorted_counts,
 )
+from nextflow_pipelines.throughput import UnitProgress
 
 WORK = "_work"
 """Sub-folder of an uncommitted stage: done-records, temporary files and data sets that only this stage reads."""
+PROGRESS = f"{WORK}/progress"
+"""Where units say how far they are (`nextflow_pipelines.throughput`)."""
 
 
 class UnitRecord(TypedDict):
@@ -70,6 +73,10 @@ class UnitOutput:
     facts: dict[str, Any] = field(default_factory=dict)
     _files: dict[str, int | None] = field(default_factory=dict)
     _token: str = field(default_factory=lambda: uuid.uuid4().hex)
+    _progress: UnitProgress = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._progress = UnitProgress(self.stage_dir / PROGRESS, self.unit)
 
     @property
     def temporary(self) -> Path:
@@ -100,6 +107,12 @@ class UnitOutput:
         merge_counts(self.counts, nested)
 
 
+    def progress(self, **amounts: int) -> None:
+        """Adds to what this unit has done so far, `progress(images=8)`: shown with its speed while the stage runs and noted in
+        the stage's metrics, never part of its output."""
+        self._progress.add(**amounts)
+
+
 @contextmanager
 def unit_output(stage_dir: Path, unit: str) -> Iterator[UnitOutput]:
     """Runs one unit: on leaving without an error its files are put in place and its done-record written."""
@@ -124,6 +137,7 @@ def unit_output(stage_dir: Path, unit: str) -> Iterator[UnitOutput]:
             folders.add(final.parent)
         for folder in folders:
             sync_folder(folder)
+        out._progress.write()
         record: UnitRecord = {"unit": unit, "files": entries, "counts": sorted_counts(out.counts), "facts": out.facts}
         write_durably(_record_path(stage_dir, unit), canonical_json(record).encode())
     finally:

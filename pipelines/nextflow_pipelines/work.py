@@ -32,7 +32,8 @@ from nextflow_pipelines.stage import (
     sha256_file,
     sorted_counts,
 )
-from nextflow_pipelines.units import WORK, UnitRecord, unit_record, write_durably
+from nextflow_pipelines.throughput import Meter
+from nextflow_pipelines.units import PROGRESS, WORK, UnitRecord, unit_record, write_durably
 
 
 def is_disk_full(error: BaseException) -> bool:
@@ -58,6 +59,8 @@ class StageWork:
     """Set when the stage is committed."""
     kept: list[str] = field(default_factory=list)
     """Units found finished by an earlier run."""
+    amounts: dict[str, tuple[int, float]] = field(default_factory=dict)
+    """What this run's units said they have done, and in how many seconds of their jobs (`measured`)."""
 
     def records(self, units: Sequence[str]) -> list[UnitRecord]:
         """The records of `units`, all of which must be done (StageError)."""
@@ -71,6 +74,17 @@ class StageWork:
         """How many of `units` have a done-record: cheap, for showing progress."""
         done = {entry.removesuffix(".json") for entry in os.listdir(self.dir / WORK / "done")}
         return sum(unit in done for unit in units)
+
+    def meter(self, units: Sequence[str]) -> Meter:
+        """Adds up what `units` say they have done from now on."""
+        return Meter(self.dir / PROGRESS, frozenset(units))
+
+    def measured(self, meter: Meter) -> None:
+        """A job is done: notes its numbers for the stage's metrics."""
+        meter.read()
+        for name, amount in meter.amounts.items():
+            before, seconds = self.amounts.get(name, (0, 0.0))
+            self.amounts[name] = before + amount, seconds + meter.seconds
 
     def pending(self, units: Sequence[str]) -> list[str]:
         """Those of `units` that are not done."""
@@ -145,8 +159,9 @@ def open_stage(root: Path, plan: StagePlan) -> Iterator[StageWork]:
             shutil.rmtree(folder / WORK, ignore_errors=True)
         else:
             try:
-                shutil.rmtree(folder / WORK / "tmp", ignore_errors=True)
-                (folder / WORK / "tmp").mkdir(parents=True)
+                for fresh in (folder / WORK / "tmp", folder / PROGRESS):
+                    shutil.rmtree(fresh, ignore_errors=True)
+                    fresh.mkdir(parents=True)
                 (folder / WORK / "done").mkdir(exist_ok=True)
                 work.kept = _check_kept(folder)
             except OSError as error:

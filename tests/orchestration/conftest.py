@@ -22,7 +22,7 @@ from nextflow_tokenize.pack_sample import build_pack
 from nextflow_tokenize.packing import plan, shape_of
 from nextflow_tokenize.schedule import grids, token_count
 from nextflow_tokenize.shard_writer import write_manifest, write_shard
-from nextflow_tokenize.tokenized import TOKENIZED_SCHEMA
+from nextflow_tokenize.tokenized import tokenized_schema
 
 SITE = "https://docs.example/"
 SCHEDULE = grids((64, 64), 8)
@@ -180,7 +180,7 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     build.stage("text_tokenizer", {}, {}, {"tokenizer.json": _bpe(tmp_path_factory.mktemp("bpe"))}, inputs=parents)
     parents |= build.last
     row = tokenized(named)
-    build.stage("tokenize", {"tokenized": [row]}, {"tokenized": TOKENIZED_SCHEMA}, inputs=parents)
+    build.stage("tokenize", {"tokenized": [row]}, {"tokenized": tokenized_schema(16)}, inputs=parents)
     pack = build.stage("pack", {}, {})
     _shards(pack / "shards", row)
     return Run(root, {"kept": kept["doc_id"], "short": short["doc_id"], "copy": copy["doc_id"]})

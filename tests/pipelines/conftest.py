@@ -6,7 +6,7 @@ import importlib.util
 import io
 import random
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from nextflow_pipelines.config import SparkConfig
+from nextflow_pipelines.context import StageResult
 from nextflow_pipelines.session import spark_session, stop_session
 from PIL import Image
 from warcio.statusandheaders import StatusAndHeaders
@@ -143,3 +144,15 @@ def chain(script: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("run")
+
+
+@pytest.fixture(scope="session")
+def results(session: Any, chain: ModuleType, warc: Path, root: Path) -> Mapping[str, StageResult]:
+    """All stages run once on the small WARC."""
+    done: Mapping[str, StageResult] = chain.run_chain(root, [warc])
+    return done

@@ -25,17 +25,6 @@ Results = Mapping[str, StageResult]
 SITE = "https://docs.example"
 
 
-@pytest.fixture(scope="session")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("run")
-
-
-@pytest.fixture(scope="session")
-def results(session: Any, chain: ModuleType, warc: Path, root: Path) -> Results:
-    done: Results = chain.run_chain(root, [warc])
-    return done
-
-
 def rows(result: StageResult, dataset: str) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = read_table(result.dir, dataset).to_pylist()
     return found

@@ -13,7 +13,7 @@ from nextflow_tokenize.config import SelfCorrectionConfig, TextTokenizerConfig, 
 from nextflow_tokenize.encode import tokenize_documents
 from nextflow_tokenize.schedule import schedule_of, token_count
 from nextflow_tokenize.text import TextTokenizer, train_bpe
-from nextflow_tokenize.tokenized import TOKENIZED_SCHEMA
+from nextflow_tokenize.tokenized import tokenized_schema
 from nextflow_tokenize.vision.model import VisionTokenizer
 from nextflow_tokenize.vision.pixels import fit, to_pixels
 from nextflow_tokenize.vision.quantizer import seed_of
@@ -175,13 +175,21 @@ def test_images_given_as_input_are_not_learnt(text, vision):
 
 def test_rows_fit_the_schema(text, vision):
     rows = [row for row, _, _ in run(DOCUMENTS, text, vision)]
-    table = to_table(rows, TOKENIZED_SCHEMA)
+    table = to_table(rows, tokenized_schema(64))
     assert table.to_pylist() == rows
 
 
 def test_untrained_levels_are_refused(text, vision):
     with pytest.raises(ValueError, match=r"levels \[512\] were not trained"):
         run([], text, vision, level=512)
+
+
+def test_a_tokenizer_of_one_square_schedule_is_refused(text):
+    config = VisionTokenizerConfig(
+        levels=(), sides=(1, 2, 4), codebook_size=16, patch=8, channels=8, decoder_channels=8, channel_mult=(1, 1)
+    )
+    with pytest.raises(ValueError, match=r"one square schedule of sides \[1, 2, 4\]"):
+        run([], text, VisionTokenizer(config).eval())
 
 
 def test_without_a_vision_tokenizer_text_stays(text):

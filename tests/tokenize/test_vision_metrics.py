@@ -139,8 +139,9 @@ def test_statistics_refuse_what_has_no_covariance():
 FIVE = """branch1x1 i 64 1 1; branch5x5_1 i 48 1 1; branch5x5_2 48 64 5 5; branch3x3dbl_1 i 64 1 1;
     branch3x3dbl_2 64 96 3 3; branch3x3dbl_3 96 96 3 3; branch_pool i p 1 1"""
 TO_17 = "branch3x3 i 384 3 3; branch3x3dbl_1 i 64 1 1; branch3x3dbl_2 64 96 3 3; branch3x3dbl_3 96 96 3 3"
-SIX = """branch1x1 i 192 1 1; branch7x7_1 i w 1 1; branch7x7_2 w w 1 7; branch7x7_3 w 192 7 1; branch7x7dbl_1 i w 1 1;
-    branch7x7dbl_2 w w 7 1; branch7x7dbl_3 w w 1 7; branch7x7dbl_4 w w 7 1; branch7x7dbl_5 w 192 1 7; branch_pool i 192 1 1"""
+SIX = """branch1x1 i 192 1 1; branch7x7_1 i w 1 1; branch7x7_2 w w 1 7; branch7x7_3 w 192 7 1;
+    branch7x7dbl_1 i w 1 1; branch7x7dbl_2 w w 7 1; branch7x7dbl_3 w w 1 7; branch7x7dbl_4 w w 7 1; branch7x7dbl_5 w 192 1 7;
+    branch_pool i 192 1 1"""
 TO_8 = """branch3x3_1 i 192 1 1; branch3x3_2 192 320 3 3; branch7x7x3_1 i 192 1 1; branch7x7x3_2 192 192 1 7;
     branch7x7x3_3 192 192 7 1; branch7x7x3_4 192 192 3 3"""
 SEVEN = """branch1x1 i 320 1 1; branch3x3_1 i 384 1 1; branch3x3_2a 384 384 1 3; branch3x3_2b 384 384 3 1;

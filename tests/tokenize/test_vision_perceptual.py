@@ -103,8 +103,7 @@ def test_equal_images_are_at_zero_and_others_pull(lpips):
         distance.sum().backward()
         assert float(distance.detach()) > 0 and torch.isfinite(image.grad).all() and image.grad.abs().max() > 0
     assert not lpips.training and not any(p.requires_grad for p in lpips.parameters())
-    nearer = a + 0.1 * (b - a)
-    assert float(lpips(nearer, a)) < float(lpips(b, a))
+    assert float(lpips(a + 0.1 * (b - a), a)) < float(lpips(b, a))
 
 
 def test_a_position_without_features_has_a_finite_gradient(trunk, linear, tmp_path):
@@ -136,14 +135,18 @@ def test_faults_in_lpips_files_name_file_and_key(folder, trunk, linear, tmp_path
     with pytest.raises(ValueError, match=r"lpips_vgg\.pth has no tensor lin3\.model\.1\.weight or .*: give LPIPS's linear"):
         Lpips.load(tmp_path)
     torch.save({**good, "lin1.model.1.weight": torch.zeros(1, 192, 1, 1)}, tmp_path / "lpips_vgg.pth")  # AlexNet's width
-    with pytest.raises(ValueError, match=r"lpips_vgg\.pth: 1\.weight is \[1, 192, 1, 1\], not \[1, 128, 1, 1\]"):
+    with pytest.raises(
+        ValueError, match=r"lpips_vgg\.pth: lin1\.model\.1\.weight is \[1, 192, 1, 1\], not \[1, 128, 1, 1\]"
+    ):
         Lpips.load(tmp_path)
     torch.save({**good, "lin1.model.1.weight": torch.full((1, 128, 1, 1), torch.nan)}, tmp_path / "lpips_vgg.pth")
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(ValueError, match=r"lin1\.model\.1\.weight is not finite"):
         Lpips.load(tmp_path)
     (tmp_path / "vgg16.pth").unlink()
     torch.save(good, tmp_path / "vgg16.pth")
-    with pytest.raises(ValueError, match=r"vgg16\.pth has no tensor '0\.weight' .*lin0.*: give torchvision's VGG16"):
+    with pytest.raises(
+        ValueError, match=r"vgg16\.pth has no tensor 'features\.0\.weight' .*lin0.*: give torchvision's VGG16"
+    ):
         Lpips.load(tmp_path)
 
 
@@ -169,12 +172,18 @@ class Making:
         return (os.mkdir, (self.path,))
 
 
-@pytest.mark.parametrize("save", [torch.save, lambda content, path: path.write_bytes(pickle.dumps(content))])
-def test_code_is_refused_and_not_run(save, tmp_path):
-    made = tmp_path / "made"
-    save({"weight": torch.zeros(1), "also": Making(made)} if save is torch.save else Making(made), tmp_path / "bad.pth")
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_code_is_refused_and_not_run(tmp_path):
+    path, made = tmp_path / "bad.pth", tmp_path / "made"
+    torch.save({"weight": torch.zeros(1), "also": Making(made)}, path)
     with pytest.raises(ValueError, match=r"bad\.pth is refused because it holds code .*mkdir.*get the weights alone"):
-        load_tensors(tmp_path / "bad.pth")
+        load_tensors(path)
+    path.write_bytes(pickle.dumps(Making(made), protocol=2))
+    with pytest.raises(ValueError, match=r"refused because it holds code .*mkdir"):
+        load_tensors(path)
+    path.write_bytes(pickle.dumps(Making(made), protocol=5))  # torch stops at the first instruction it does not know
+    with pytest.raises(ValueError, match="not a file that torch can read"):
+        load_tensors(path)
     assert not made.exists()
 
 
@@ -191,22 +200,21 @@ def test_checkpoints_are_unwrapped(tmp_path):
     with pytest.raises(ValueError, match="under 'steps' a int, not a state dict"):
         state_dict_of(path, "steps")
     torch.save({"model": weights, "state_dict": other}, path)
-    with pytest.raises(ValueError, match="under each of .*name the key"):
+    with pytest.raises(ValueError, match=r"under each of .*name the key"):
         state_dict_of(path)
     torch.save({"ema": weights}, path)
-    with pytest.raises(ValueError, match="no weights under any of .*it holds a dict of ema"):
+    with pytest.raises(ValueError, match=r"no weights under any of .*it holds a dict of ema"):
         state_dict_of(path)
 
 
 def test_plain_files_load_in_each_format(tmp_path):
     weights = {"a": torch.arange(4, dtype=torch.float16), "b": torch.zeros(2, 2)}
     save_file(weights, tmp_path / "w.safetensors")
-    torch.save(weights, tmp_path / "w.pth")
     torch.save({name: torch.nn.Parameter(tensor) for name, tensor in weights.items()}, tmp_path / "w.pt")
     torch.save(weights, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
-    for name in ("w.safetensors", "w.pth", "w.pt", "old.pth"):
+    for name in ("w.safetensors", "w.pt", "old.pth"):
         loaded = load_tensors(tmp_path / name)
-        assert list(loaded) == ["a", "b"] and loaded["a"].dtype == torch.float16
+        assert loaded.keys() == weights.keys() and loaded["a"].dtype == torch.float16
         assert all(torch.equal(loaded[key], weights[key]) and not loaded[key].requires_grad for key in weights)
         assert state_dict_of(tmp_path / name).keys() == weights.keys()
 

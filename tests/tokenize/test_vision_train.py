@@ -9,15 +9,17 @@ import pytest
 import torch
 from nextflow_tokenize.config import VisionTokenizerConfig, VisionTrainingConfig
 from nextflow_tokenize.schedule import grids
-from nextflow_tokenize.vision.codebook import RunningMeans, place
+from nextflow_tokenize.vision import training_state
+from nextflow_tokenize.vision.codebook import GradientCodes, RunningMeans, place, place_semantic
 from nextflow_tokenize.vision.dataset import CropSampler, EncodedImage, load_pool
 from nextflow_tokenize.vision.evaluate import evaluate
-from nextflow_tokenize.vision.metrics import psnr
-from nextflow_tokenize.vision.perceptual import gradient_distance
-from nextflow_tokenize.vision.sheets import contact_sheet, preview, preview_scales
 from nextflow_tokenize.vision.identity import identity
+from nextflow_tokenize.vision.metrics import psnr
 from nextflow_tokenize.vision.model import VisionTokenizer
+from nextflow_tokenize.vision.objective import Objective, trained_parameters
+from nextflow_tokenize.vision.perceptual import gradient_distance
 from nextflow_tokenize.vision.quantizer import MultiScaleQuantizer
+from nextflow_tokenize.vision.sheets import contact_sheet, preview, preview_scales
 from nextflow_tokenize.vision.train import NoImages, train
 from PIL import Image, ImageDraw
 
@@ -162,6 +164,200 @@ def test_sheets_and_previews(trained):
         contact_sheet(tokenizer, [])
 
 
+# --- stages, and going on ---
+
+
+def tree(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def stopped(config, out, work, at, images=IMAGES, **more):
+    def stop(done, steps, metrics):
+        if done == at:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(images, config, out, stop, work=work, **more)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"adversarial_weight": 0.1, "adversarial_start": 5, "discriminator_channels": 8, "weights_ema": 0.9},
+        {"codebook": "gradient", "micro_batches": 2, "scale_drop": 0.5},
+        {"codebook": "simvq", "scale_drop": 0.5, "scale_drop_steps": 0.5},
+    ],
+)
+def test_a_stopped_training_goes_on_exactly(tmp_path, more):
+    config = settings(**more)
+    train(IMAGES, config, tmp_path / "whole")
+    stopped(config, tmp_path / "parts", tmp_path / "work", 10)
+    assert [path.name for path in training_state.found(tmp_path / "work")] == ["checkpoint-00000010.pt"]
+    seen = []
+    train(IMAGES, config, tmp_path / "parts", lambda done, *_: seen.append(done), work=tmp_path / "work")
+    assert seen == [20, 25]
+    assert tree(tmp_path / "parts") == tree(tmp_path / "whole")
+    assert not (tmp_path / "work").exists()
+
+
+def test_kept_checkpoints_and_what_is_done_about_damage(tmp_path):
+    config = settings(checkpoint_interval=6)
+    work = tmp_path / "work"
+    stopped(config, tmp_path / "out", work, 20)
+    assert [path.name for path in training_state.found(work)] == ["checkpoint-00000020.pt", "checkpoint-00000018.pt"]
+    newest = training_state.found(work)[0]
+    newest.write_bytes(newest.read_bytes()[:1000])
+    train(IMAGES, config, tmp_path / "out", work=work)
+    train(IMAGES, config, tmp_path / "whole")
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+
+
+def test_a_checkpoint_of_another_training_is_refused(tmp_path):
+    stopped(settings(), tmp_path / "out", tmp_path / "work", 10)
+    with pytest.raises(training_state.OtherTraining, match="other settings or images"):
+        train(IMAGES, settings(learning_rate=1e-3), tmp_path / "out", work=tmp_path / "work")
+    with pytest.raises(training_state.OtherTraining):
+        train(IMAGES[:-1], settings(), tmp_path / "out", work=tmp_path / "work")
+    # What only says how to work may change.
+    train(IMAGES, settings(checkpoint_interval=7, cache_mib=1), tmp_path / "out", work=tmp_path / "work")
+
+
+def test_export_of_a_training_at_work(tmp_path):
+    config = settings(weights_ema=0.5)
+    stopped(config, tmp_path / "out", tmp_path / "work", 10)
+    assert training_state.export(tmp_path / "work", tmp_path / "exported") == 10
+    # A run of ten steps with the same averages is the same tokenizer; its rate differs, so steps must be stopped, not fewer.
+    state = training_state.load(tmp_path / "work", training_state.fingerprint(config, pool_of(config), None))
+    loaded = VisionTokenizer.load(tmp_path / "exported")
+    name = "pixel_decoder.body.0.weight"
+    assert torch.equal(dict(loaded.named_parameters())[name], averaged_of(state, config, name))
+    assert not torch.equal(state["model"]["tokenizer." + name], averaged_of(state, config, name))
+    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+        training_state.export(tmp_path, tmp_path / "none")
+
+
+def pool_of(config):
+    pool = load_pool(IMAGES, config.levels, config.training.held_out, config.training.max_images, config.training.seed)
+    return [*pool.training, *pool.held_out]
+
+
+def averaged_of(state, config, name):
+    tokenizer = VisionTokenizer(config)
+    trained = {id(p) for p in trained_parameters(tokenizer, config.training)}
+    names = [n for n, p in tokenizer.named_parameters() if id(p) in trained]
+    return state["averaged"][names.index(name)]
+
+
+def test_the_three_stages(tmp_path):
+    """Pixel branch alone; joint from it; a wider decoder alone, for the same codes."""
+    pixel = train(IMAGES, settings(stage="pixel"), tmp_path / "pixel")
+    assert pixel.semantic_cosine is None
+    first = VisionTokenizer.load(tmp_path / "pixel")
+    assert first.config.branches == "pixel"
+    started = train(IMAGES, settings(steps=0), tmp_path / "start", init=tmp_path / "pixel")
+    joint = train(IMAGES, settings(), tmp_path / "joint", init=tmp_path / "pixel")
+    begun, second = VisionTokenizer.load(tmp_path / "start"), VisionTokenizer.load(tmp_path / "joint")
+    assert second.config.branches == "dual"
+    for name, value in first.state_dict().items():
+        if name.startswith(("pixel_encoder.", "pixel_decoder.")) or name == "quantizer.pixel":
+            assert torch.equal(begun.state_dict()[name], value), name
+    torch.testing.assert_close(begun.quantizer.semantic.norm(dim=1), torch.ones(256))
+    assert joint.semantic_cosine > started.semantic_cosine + 0.1
+
+    wider = settings(stage="decoder").model_copy(update={"decoder_channels": 32})
+    report = train(IMAGES, wider, tmp_path / "decoder", init=tmp_path / "joint")
+    third = VisionTokenizer.load(tmp_path / "decoder")
+    assert third.config.decoder_channels == 32
+    schedule = grids((64, 64), 8)
+    pictures = torch.rand(2, 3, 128, 128, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    assert torch.equal(third.encode(pictures, schedule).target, second.encode(pictures, schedule).target)
+    changed = {
+        name for name, v in third.state_dict().items() if not torch.equal(v, second.state_dict().get(name, v.new_zeros(0)))
+    }
+    assert changed and all(name.startswith("pixel_decoder.") for name in changed)
+    before = train(IMAGES, wider.model_copy(update={"training": wider.training.model_copy(update={"steps": 0})}),
+                   tmp_path / "before", init=tmp_path / "joint")  # fmt: skip
+    assert report.psnr_training > before.psnr_training
+    with pytest.raises(ValueError, match="stage decoder"):
+        train(IMAGES, wider, tmp_path / "none")
+    with pytest.raises(ValueError, match="only the pixel decoder may change"):
+        train(IMAGES, settings().model_copy(update={"codebook_size": 128}), tmp_path / "none", init=tmp_path / "joint")
+
+
+def test_a_single_branch_is_probed_and_not_moved(tmp_path):
+    """With one branch the semantic decoder learns from pixel codes that do not know of it."""
+    config = settings(semantic_weight=0.0).model_copy(update={"branches": "pixel"})
+    train(IMAGES, config, tmp_path / "without")
+    probed = config.model_copy(update={"training": config.training.model_copy(update={"semantic_weight": 1.0})})
+    report = train(IMAGES, probed, tmp_path / "with")
+    one, other = (VisionTokenizer.load(tmp_path / name).state_dict() for name in ("without", "with"))
+    assert torch.equal(one["quantizer.pixel"], other["quantizer.pixel"])
+    moved = {name for name in one if not torch.equal(one[name], other[name])}
+    # Clipping the gradient as a whole couples the branches, so networks may differ; the start's codes and the probe tell.
+    assert any(name.startswith("semantic_decoder.") for name in moved)
+    assert report.semantic_cosine > 0.3
+
+
+def test_processes_that_decode_ahead_change_nothing(trained, tmp_path):
+    train([*IMAGES, *BAD], settings(workers=2), tmp_path / "ahead")
+    assert (tmp_path / "ahead" / "weights.safetensors").read_bytes() == (trained[0] / "weights.safetensors").read_bytes()
+
+
+def test_images_that_fail_while_training_are_replaced_and_named(tmp_path):
+    lost = EncodedImage("cd" * 32, broken, (150, 150))
+    report = train([*IMAGES, lost], settings(held_out=0.0), tmp_path / "out")
+    assert report.failed == {"cd" * 32: "OSError: the file is gone"}
+
+
+def test_tensorboard_gets_curves_and_pictures(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(IMAGES, settings(picture_interval=20), tmp_path / "out", log_dir=tmp_path / "log")
+    events = EventAccumulator(str(tmp_path / "log"))
+    events.Reload()
+    assert {"psnr", "usage", "l2", "learning_rate"} <= set(events.Tags()["scalars"])
+    assert [event.step for event in events.Scalars("psnr")] == [10, 20, 25]
+    assert len(events.Images(events.Tags()["images"][0])) == 1
+
+
+def test_a_loss_that_is_no_number_stops_at_once(tmp_path):
+    with pytest.raises(FloatingPointError, match=r"lower training\.learning_rate"):
+        train(IMAGES, settings(learning_rate=1e30, gradient_clip=1e30), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_published_losses_are_those_of_the_formulas(tmp_path):
+    """TokenFlow's terms on one micro-batch, computed again from what the model gives."""
+    config = settings(stage="joint")
+    torch.manual_seed(0)
+    tokenizer = VisionTokenizer(config)
+    schedule = grids((64, 64), 8)
+    pixels = torch.rand(2, 3, 128, 128) * 2 - 1
+    with torch.no_grad():
+        tokenizer.quantizer.semantic.copy_(torch.nn.functional.normalize(torch.randn(256, 4), dim=1))
+    objective = Objective(tokenizer, RunningMeans(tokenizer.quantizer, 0.9, 0.0), config.training, bf16=False)
+    outcome = objective(pixels, schedule, frozenset())
+    features = tokenizer.features(pixels)
+    total = tokenizer.quantizer.trace(features.detach(), schedule).partial[-1]
+    image, taught = tokenizer.pixel_decoder(total[:, 4:]), tokenizer.teach(pixels)
+    decoded = tokenizer.semantic_decoder(total[:, :4])
+    cosine = (decoded * taught).sum(1) / (decoded.norm(dim=1) * taught.norm(dim=1))
+    expected = {
+        "l2": (image - pixels).square().mean(),
+        "l1": (image - pixels).abs().mean(),
+        "semantic": 1 - cosine.mean(),
+        "commitment": (features - total).square().mean(),
+    }
+    for name, value in expected.items():
+        torch.testing.assert_close(outcome.losses[name], value, rtol=1e-4, atol=1e-5)
+    weights = {"l2": 1.0, "l1": 0.1, "perceptual": 0.2, "semantic": 0.05, "commitment": 0.25}
+    torch.testing.assert_close(outcome.loss, sum(w * outcome.losses[n] for n, w in weights.items()))
+    outcome.loss.backward()
+    # Straight through: the encoder's last layer gets the decoder's gradient.
+    assert tokenizer.pixel_encoder.body[-1].weight.grad.abs().sum() > 0
+
+
 # --- parts ---
 
 
@@ -180,13 +376,26 @@ def test_crops_fill_the_batch_and_are_not_enlarged_too_much():
     sampler = CropSampler(pool.training, (128, 256), 600, 0.5, 0)
     assert sampler.levels == [128]  # no image is large enough for 256
     seen = set()
-    for _ in range(20):
-        schedule, arrays = sampler.draw(number)
+    for number in range(20):
+        batch = sampler.draw(number)
+        schedule, arrays = batch.schedule, batch.arrays
         h, w = schedule[-1]
         seen.add((h, w))
         assert len(arrays) == max(1, 600 // (h * w))
         assert all(array.shape == (16 * h, 16 * w, 3) for array in arrays)
+        again = CropSampler(pool.training, (128, 256), 600, 0.5, 0).draw(number)
+        assert again.schedule == schedule and all(map(np.array_equal, again.arrays, arrays))
     assert len(seen) >= 3
+
+
+def test_a_micro_batch_is_of_its_grids_own_images_where_they_are_enough():
+    wide = [EncodedImage.of(drawing(100 + i, (400, 120))) for i in range(3)]
+    pool = load_pool([*IMAGES[:1], *wide], (128,), 0, 100, 0)
+    sampler = CropSampler(pool.training, (128,), 1, 1.0, 0)
+    grids_seen = {sampler.draw(number).schedule[-1] for number in range(30)}
+    for schedule, members in sampler._own[128].items():
+        assert {pool.training[i].sha256 for i in members} <= {image.sha256 for image in [*IMAGES[:1], *wide]}
+        assert schedule[-1] in grids_seen
 
 
 def test_kmeans_and_running_means_find_directions():
@@ -200,26 +409,66 @@ def test_kmeans_and_running_means_find_directions():
     quantizer = MultiScaleQuantizer(8, 2, 2, 1.0)
     one_scale = ((40, 40),)
     place(quantizer, [(batch, one_scale)], 10, generator)
-    means = RunningMeans(quantizer, 0.5, 0.05, generator)
-    for _ in range(30):
-        means.update(quantizer.trace(batch, one_scale))
+    means = RunningMeans(quantizer, 0.5, 0.05)
+    for step in range(30):
+        means.update([quantizer.trace(batch, one_scale)], step)
     similarity = quantizer.semantic @ directions.t()
     assert similarity.max(dim=0).values.min() > 0.999
     assert means.usage() == 1.0
 
 
 def test_dead_codes_start_again_on_residuals():
-    generator = torch.Generator().manual_seed(0)
     quantizer = MultiScaleQuantizer(4, 2, 2, 1.0)
     far = torch.tensor([-1.0, 0.0])
     quantizer.semantic.copy_(torch.tensor([[1.0, 0.0]] + [[-1.0, 0.0]] * 3))
     quantizer.pixel.copy_(quantizer.semantic)
-    means = RunningMeans(quantizer, 0.5, 0.1, generator)
+    means = RunningMeans(quantizer, 0.5, 0.1)
     batch = torch.tensor([1.0, 0.2, 1.0, 0.2]).view(1, 4, 1, 1).expand(1, 4, 8, 8)
-    for _ in range(4):
-        means.update(quantizer.trace(batch, ((8, 8),)))
+    for step in range(4):
+        means.update([quantizer.trace(batch, ((8, 8),))], step)
     assert (quantizer.semantic @ far).max() < 0
     torch.testing.assert_close(quantizer.semantic.norm(dim=1), torch.ones(4))
+
+
+@pytest.mark.parametrize("simvq", [False, True])
+def test_gradient_codes_follow_their_loss(simvq):
+    """The loss is TokenFlow's by hand; following its gradient brings codes nearer to the residuals that chose them."""
+    torch.manual_seed(0)
+    quantizer = MultiScaleQuantizer(16, 3, 5, 1.0)
+    codes = GradientCodes(quantizer, 0.9, 0.0, simvq=simvq)
+    batch, schedule = torch.randn(2, 8, 6, 6), ((2, 2), (6, 6))
+    trace = quantizer.trace(batch, schedule)
+    by_scale = []
+    for rows, chosen in zip(trace.rows, trace.codes, strict=True):
+        unit = torch.cat([torch.nn.functional.normalize(part, dim=1) for part in rows.split((3, 5), dim=1)], dim=1)
+        by_scale.append((quantizer.codebook[chosen] - unit).square().mean())
+    torch.testing.assert_close(codes.loss(trace).detach(), torch.stack(by_scale).mean())
+    optimizer = torch.optim.SGD(codes.parameters(), lr=0.5)
+    losses = []
+    for step in range(40):
+        trace = quantizer.trace(batch, schedule)
+        loss = codes.loss(trace)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        codes.update([trace], step)
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.9 * losses[0]
+    torch.testing.assert_close(quantizer.pixel.norm(dim=1), torch.ones(16))
+
+
+def test_semantic_codes_of_a_pixel_codebook_are_the_mean_directions_of_what_chose_them():
+    torch.manual_seed(0)
+    quantizer = MultiScaleQuantizer(8, 2, 3, 1.0)
+    pixel = quantizer.pixel.clone()
+    batch = torch.randn(1, 5, 6, 6)
+    place_semantic(quantizer, [(batch, ((6, 6),))], torch.Generator().manual_seed(0))
+    assert torch.equal(quantizer.pixel, pixel)
+    rows = batch[0].flatten(1).t()
+    nearest = (torch.nn.functional.normalize(rows[:, 2:], dim=1) @ pixel.t()).argmax(1)
+    for code in nearest.unique().tolist():
+        mean = rows[nearest == code, :2].sum(0)
+        torch.testing.assert_close(quantizer.semantic[code], mean / mean.norm())
 
 
 def test_psnr_and_gradient_distance_by_hand():

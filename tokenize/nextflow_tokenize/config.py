@@ -41,9 +41,11 @@ class TokenizeConfig(Section):
     separator: str = "\n\n"
     """Between two neighbouring blocks of text."""
     batch_size: int = Field(default=8, ge=1)
-    """Images of one grid that are quantised together. Changes speed, never codes."""
+    """Images of one grid that are quantised together. On a CPU it changes speed, never codes; on a GPU last bits depend on
+    it, so there every batch has exactly this size, filled up where images are missing."""
     max_pending: int = Field(default=64, ge=1)
-    """Images held, resized, while a batch of their grid fills, and a quarter of the documents held so: bounds memory."""
+    """Images held, resized, while a batch of their grid fills, and a quarter of the documents held so: bounds memory (0.2 MB
+    an image at level 256). On a GPU many times `batch_size`, so that few batches are forced before they are full."""
     self_correction: SelfCorrectionConfig = SelfCorrectionConfig()
 
     @model_validator(mode="after")

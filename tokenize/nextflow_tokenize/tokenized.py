@@ -1,7 +1,8 @@
 """A tokenised document: the row that the tokenize stage commits and the packer reads.
 
 One row a document, its segments in the order of its nodes, ids and codes inline. Both code arrays of an image are scale by
-scale, row by row; `input` is what the model is fed (self-corrected), `target` what it must predict.
+scale, row by row; `input` is what the model is fed (self-corrected), `target` what it must predict. Codes have the smallest
+unsigned type for the codebook, so the schema depends on the codebook's size; whoever reads a row takes what the file says.
 """
 
 from __future__ import annotations
@@ -10,31 +11,40 @@ from typing import Literal, TypedDict
 
 import pyarrow as pa
 
-TOKENIZED_VERSION = 1
+from nextflow_tokenize.npy import code_dtype
 
-SEGMENT = pa.struct(
-    [
-        ("kind", pa.string()),
-        ("loss", pa.bool_()),
-        ("text", pa.list_(pa.int32())),
-        ("sha256", pa.string()),
-        ("grid", pa.list_(pa.int32())),
-        ("scales", pa.int32()),
-        ("input", pa.list_(pa.uint32())),
-        ("target", pa.list_(pa.uint32())),
-    ]
-)
+TOKENIZED_VERSION = 2
+"""Version of the rows. 1: all codes uint32."""
 
-TOKENIZED_SCHEMA = pa.schema(
-    [
-        pa.field("doc_id", pa.string(), nullable=False),
-        pa.field("address", pa.string()),
-        pa.field("source_kind", pa.string()),
-        pa.field("licence", pa.string()),
-        pa.field("task", pa.string()),
-        pa.field("segments", pa.list_(SEGMENT), nullable=False),
-    ]
-)
+
+def tokenized_schema(codebook_size: int) -> pa.Schema:
+    """The schema of rows whose codes are from a codebook of this many entries (1 where no image is tokenised).
+
+    Raises ValueError where they do not fit 32 bits.
+    """
+    codes = pa.list_(pa.from_numpy_dtype(code_dtype(codebook_size)))
+    segment = pa.struct(
+        [
+            ("kind", pa.string()),
+            ("loss", pa.bool_()),
+            ("text", pa.list_(pa.int32())),
+            ("sha256", pa.string()),
+            ("grid", pa.list_(pa.int32())),
+            ("scales", pa.int32()),
+            ("input", codes),
+            ("target", codes),
+        ]
+    )
+    return pa.schema(
+        [
+            pa.field("doc_id", pa.string(), nullable=False),
+            pa.field("address", pa.string()),
+            pa.field("source_kind", pa.string()),
+            pa.field("licence", pa.string()),
+            pa.field("task", pa.string()),
+            pa.field("segments", pa.list_(segment), nullable=False),
+        ]
+    )
 
 
 class TokenizedSegment(TypedDict):
@@ -51,7 +61,7 @@ class TokenizedSegment(TypedDict):
 
 
 class TokenizedDocument(TypedDict):
-    """A row of TOKENIZED_SCHEMA."""
+    """A row of `tokenized_schema`."""
 
     doc_id: str
     address: str | None

@@ -110,7 +110,8 @@ class VisionTrainingConfig(Section):
     """Processes that decode and crop ahead of training; 0: the training process does. Changes speed, never weights."""
     crop: float = Field(default=0.9, gt=0, le=1)
     """Smallest share that a random training crop keeps of the largest one of its ratio. Small crops are zoomed in, and
-    images are encoded whole: 0.6 trains for what is never asked."""
+    images are encoded whole: 0.6 trains for what is never asked. 1: images whole, stretched to their grid as encoding does,
+    but for those that fill a micro-batch of another ratio."""
     flip: bool = True
     """Mirror half of the crops. Off where images must be learnt as they are, as in a test of overfitting."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"

@@ -66,7 +66,8 @@ class TokenizerRecipe(Section):
             except ValidationError as error:
                 first = error.errors()[0]
                 where = ".".join(str(part) for part in first["loc"])
-                raise ValueError(f"stage {stage.name}: {where + ': ' if where else ''}{first['msg']}") from None
+                said = "unknown key" if first["type"] == "extra_forbidden" else first["msg"]
+                raise ValueError(f"stage {stage.name}: {where + ': ' if where else ''}{said}") from None
             if number == 0 and self.init is None and config.training.stage == "decoder":
                 raise ValueError(f"stage {stage.name} trains a decoder for finished codes: put a joint stage before it")
             found.append(config)

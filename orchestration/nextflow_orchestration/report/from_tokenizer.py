@@ -6,9 +6,11 @@ Scores are those the stage measured (`tokenizer/evaluation.json`); only the pict
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 from nextflow_tokenize.schedule import grids, schedule_of
+from nextflow_tokenize.vision.identity import VisionInfo, vision_info
 
 from nextflow_orchestration.lineage import Commit
 from nextflow_orchestration.report.from_training import read_rows
@@ -18,59 +20,73 @@ from nextflow_orchestration.report.pictures import Gallery, data_uri, psnr
 MOST_PAIRS = 16
 CURVES = {"psnr": "PSNR (dB)"}
 """Metrics of the tokenizer's training that are drawn."""
+TEACHERS = {
+    "classical": "classical: a fixed descriptor of gradients and colour, not a learned model",
+    "siglip": "SigLIP, a learned vision model",
+}
+"""What a teacher is, in words."""
 
 
 def tokenizer(commit: Commit, images: dict[str, Any], gallery: Gallery) -> Tokenizer | None:
-    """Facts, pairs and usage; None where no tokenizer was trained."""
-    facts, parameters = commit.manifest["facts"], commit.manifest["parameters"].get("vision_tokenizer", {})
+    """Facts, pairs and usage; None where no tokenizer was trained. Sizes are the committed tokenizer's own, so they hold for a
+    given one too."""
+    facts, folder = commit.manifest["facts"], commit.folder / "tokenizer"
     if not facts.get("tokenizer"):
         return None
-    evaluation = json.loads((commit.folder / "tokenizer" / "evaluation.json").read_text(encoding="utf-8"))
-    rows = read_rows(commit.folder / "tokenizer" / "metrics.jsonl")
+    info = vision_info(folder)
+    evaluation = _read_evaluation(folder)
+    rows = read_rows(folder / "metrics.jsonl") if (folder / "metrics.jsonl").is_file() else []
     curves = []
     for key, name in CURVES.items():
         points = tuple((row["step"], row[key]) for row in rows if "step" in row and key in row)
         curves += [Curve(name, points)] if len(points) > 1 else []
-    codebook = parameters.get("codebook_size", 0)
-    held_out = bool(facts.get("held_out_images"))
-    note = (
-        ""
-        if held_out
-        else "There were too few images to keep some from training: these scores are of images it was trained on."
-    )
     return Tokenizer(
-        facts=_facts(facts, parameters, evaluation, held_out),
-        codebook=codebook,
+        facts=_facts(facts, info, evaluation),
+        codebook=info["codebook_size"],
         pairs=tuple(_pairs(evaluation, images, gallery)),
         usage=tuple(_usage(evaluation)),
         curves=tuple(curves),
-        note=note,
+        note=_note(facts, evaluation),
     )
 
 
-def _facts(
-    facts: dict[str, Any], parameters: dict[str, Any], evaluation: dict[str, Any], held_out: bool
-) -> tuple[Fact, ...]:
+def _read_evaluation(folder: Path) -> dict[str, Any]:
+    """The scores; none where a given tokenizer met no image it could be scored on."""
+    path = folder / "evaluation.json"
+    if not path.is_file():
+        return {"images": [], "scales": [], "psnr": None, "usage": None}
+    evaluation: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return evaluation
+
+
+def _note(facts: dict[str, Any], evaluation: dict[str, Any]) -> str:
+    if facts.get("given"):
+        scored = "these scores are of this run's images" if evaluation["images"] else "none of this run's images fits it"
+        return f"The tokenizer was given and not trained by this run: {scored}."
+    if facts.get("held_out_images"):
+        return ""
+    return "There were too few images to keep some from training: these scores are of images it was trained on."
+
+
+def _facts(facts: dict[str, Any], info: VisionInfo, evaluation: dict[str, Any]) -> tuple[Fact, ...]:
+    given, held_out = bool(facts.get("given")), bool(facts.get("held_out_images"))
     found = [
         Fact("Identity (sha256)", facts["tokenizer"]),
         Fact(
             "Codebook",
-            f"{parameters.get('codebook_size', 0):,} entries, each a semantic code of {parameters.get('semantic_dim')} "
-            f"and a pixel code of {parameters.get('pixel_dim')} numbers under one index",
+            f"{info['codebook_size']:,} entries, each a semantic code of {info['semantic_dim']} "
+            f"and a pixel code of {info['pixel_dim']} numbers under one index",
         ),
-        Fact(
-            "Semantic teacher",
-            f"{parameters.get('teacher')}: a fixed descriptor of gradients and colour, not a learned model",
-        ),
-        Fact("Trained on", f"{facts.get('training_images', 0):,} images, {facts.get('steps', 0):,} steps"),
-        Fact(
-            "Held-out PSNR" if held_out else "PSNR",
-            f"{evaluation['psnr']:.2f} dB over {len(evaluation['images'])} images",
-        ),
-        Fact("Codebook used on these", f"{100 * evaluation['usage']:.1f} %"),
+        Fact("Semantic teacher", TEACHERS.get(info["teacher"], info["teacher"])),
     ]
-    if facts.get("psnr_training") is not None and held_out:
-        found.insert(5, Fact("PSNR on training images", f"{facts['psnr_training']:.2f} dB"))
+    if not given:
+        found.append(Fact("Trained on", f"{facts.get('training_images', 0):,} images, {facts.get('steps', 0):,} steps"))
+    if evaluation["images"]:
+        name = "Held-out PSNR" if held_out else "PSNR"
+        found.append(Fact(name, f"{evaluation['psnr']:.2f} dB over {len(evaluation['images'])} images"))
+        if facts.get("psnr_training") is not None and held_out:
+            found.append(Fact("PSNR on training images", f"{facts['psnr_training']:.2f} dB"))
+        found.append(Fact("Codebook used on these", f"{100 * evaluation['usage']:.1f} %"))
     return tuple(found)
 
 

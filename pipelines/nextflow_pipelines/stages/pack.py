@@ -22,7 +22,7 @@ from nextflow_tokenize.manifest import TextTokenizerRecord, VisionTokenizerRecor
 from nextflow_tokenize.pack_config import PackConfig
 from nextflow_tokenize.pack_sample import build_pack
 from nextflow_tokenize.shard_writer import ShardInfo, shard_name, write_manifest, write_shard
-from nextflow_tokenize.tokenized import TOKENIZED_SCHEMA, TokenizedDocument
+from nextflow_tokenize.tokenized import TokenizedDocument, tokenized_schema
 
 from nextflow_pipelines.context import RunContext, StageResult, run_contract
 from nextflow_pipelines.runner import Unit, run_frame, run_local
@@ -154,8 +154,10 @@ def _documents_by_shard(files: list[Path], places: list[Path], spark: SparkSessi
 
 
 def _write_shard(stage_dir: Path, codebook_size: int, bucket: int, tables: Iterator[pa.Table], out: UnitTables) -> None:
-    held = [table.select(TOKENIZED_SCHEMA.names).cast(TOKENIZED_SCHEMA) for table in tables]
-    documents = _Documents(pa.concat_tables(held) if held else TOKENIZED_SCHEMA.empty_table())
+    # Spark widens what it reads, since it has no unsigned types.
+    schema = tokenized_schema(codebook_size)
+    held = [table.select(schema.names).cast(schema) for table in tables]
+    documents = _Documents(pa.concat_tables(held) if held else schema.empty_table())
     packs = [_pack_plan(value) for value in json.loads((stage_dir / _plan_file(bucket)).read_bytes())]
     name = shard_name(bucket)
     path = out.out.path(f"{SHARDS}/{name}")

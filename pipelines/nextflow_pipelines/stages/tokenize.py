@@ -1,5 +1,9 @@
 """tokenize: documents to text ids and image codes, file by file; a worker loads the tokenizers once.
 
+Images are encoded on the CPU, or on the GPU that a task is given (`spark.gpus_per_task`); a worker that is given another GPU
+loads the tokenizers again. Codes from GPUs may differ from a CPU's where two codes are equally near but for the last bits, so
+the fingerprint says which of the two it was, though not which kind of GPU.
+
 Data sets: tokenized (rows of `nextflow_tokenize.tokenized`), shapes (what planning needs of each, so that no one reads codes
 to count them), decisions, asides.
 """
@@ -17,9 +21,10 @@ import pyarrow as pa
 from nextflow_data.config import IngestConfig
 from nextflow_data.document import Document
 from nextflow_tokenize.config import TokenizeConfig
-from nextflow_tokenize.tokenized import TOKENIZED_SCHEMA, TOKENIZED_VERSION
+from nextflow_tokenize.tokenized import TOKENIZED_VERSION, tokenized_schema
 
 from nextflow_pipelines.context import RunContext, StageResult, run_contract
+from nextflow_pipelines.gpus import TaskGpus
 from nextflow_pipelines.runner import run_units
 from nextflow_pipelines.sources import image_loader
 from nextflow_pipelines.stage import StageError, StagePlan, sha256_file
@@ -34,7 +39,7 @@ if TYPE_CHECKING:
     from nextflow_tokenize.vision.model import VisionTokenizer
 
 NAME = "tokenize"
-VERSION = 1
+VERSION = 2
 TOKENIZED = "tokenized"
 SHAPES = "shapes"
 _PART = pa.struct([("text", pa.int32()), ("height", pa.int32()), ("width", pa.int32()), ("scales", pa.int32())])
@@ -49,10 +54,15 @@ def run(
     text: StageResult,
     vision: StageResult,
 ) -> StageResult:
-    """Tokenises a committed stage's documents with two committed tokenizers; `ingest` bounds what is decoded."""
+    """Tokenises a committed stage's documents with two committed tokenizers; `ingest` bounds what is decoded.
+
+    Raises GpuError (a StageError) where GPUs are asked for that are not there: in local mode before work, on a cluster from
+    the first task.
+    """
     hashes = {"text_tokenizer_hash": str(text.facts["tokenizer"]), "vision_tokenizer_hash": str(vision.facts["tokenizer"])}
     stages = {stage.name: stage.fingerprint for stage in (documents, text, vision)}
-    parameters = {"tokenize": config.model_dump(mode="json"), "rows": TOKENIZED_VERSION}
+    device = "gpu" if ctx.spark.gpus_per_task else "cpu"
+    parameters = {"tokenize": config.model_dump(mode="json"), "rows": TOKENIZED_VERSION, "device": device}
     plan = StagePlan(NAME, VERSION, parameters, stages | hashes)
     return run_contract(ctx, plan, partial(_work, ctx, config, ingest, document_files(documents), text, vision))
 
@@ -72,10 +82,19 @@ def _work(
         None if vision.facts["tokenizer"] is None else str(vision.dir / vision_tokenizer.TOKENIZER),
     )
     _check(tokenizers, text, vision)
-    schemas = {TOKENIZED: TOKENIZED_SCHEMA, SHAPES: _SHAPE_SCHEMA} | {n: SCHEMAS[n] for n in ("decisions", "asides")}
-    function = partial(_tokenize, ctx.root.resolve(), config, ingest, tokenizers)
+    gpus = TaskGpus() if tokenizers.vision_path is None else TaskGpus.of(ctx.spark)
+    gpus.check()
+    tokenized = tokenized_schema(_codebook_size(tokenizers.vision_path))
+    schemas = {TOKENIZED: tokenized, SHAPES: _SHAPE_SCHEMA} | {n: SCHEMAS[n] for n in ("decisions", "asides")}
+    function = partial(_tokenize, ctx.root.resolve(), config, ingest, tokenizers, gpus)
     units = document_units("part", files)
-    return run_units(ctx.session, work, units, function, schemas, ctx.progress, "text to ids, images to codes"), {}
+    return run_units(ctx.session, work, units, function, schemas, ctx.progress, "text to ids, images to codes", gpus), {}
+
+
+def _codebook_size(vision_path: str | None) -> int:
+    from nextflow_tokenize.vision.identity import vision_info
+
+    return 1 if vision_path is None else vision_info(vision_path)["codebook_size"]
 
 
 @dataclass(frozen=True)
@@ -102,22 +121,28 @@ def _check(tokenizers: _Tokenizers, text: StageResult, vision: StageResult) -> N
 
 
 @lru_cache(maxsize=1)
-def _load(tokenizers: _Tokenizers) -> tuple[TextTokenizer, VisionTokenizer | None]:
-    """Both tokenizers, once a process."""
+def _load(tokenizers: _Tokenizers, device: str) -> tuple[TextTokenizer, VisionTokenizer | None]:
+    """Both tokenizers, once a process, the vision tokenizer on `device`."""
     from nextflow_tokenize.text import TextTokenizer
     from nextflow_tokenize.vision.model import VisionTokenizer
 
     text = TextTokenizer.load(tokenizers.text_path, tokenizers.end_of_text)
-    return text, None if tokenizers.vision_path is None else VisionTokenizer.load(tokenizers.vision_path)
+    return text, None if tokenizers.vision_path is None else VisionTokenizer.load(tokenizers.vision_path, device)
 
 
 def _tokenize(
-    root: Path, config: TokenizeConfig, ingest: IngestConfig, tokenizers: _Tokenizers, payload: Any, out: UnitTables
+    root: Path,
+    config: TokenizeConfig,
+    ingest: IngestConfig,
+    tokenizers: _Tokenizers,
+    gpus: TaskGpus,
+    payload: Any,
+    out: UnitTables,
 ) -> None:
     from nextflow_tokenize.encode import tokenize_documents
     from nextflow_tokenize.packing import shape_of
 
-    text, vision = _load(tokenizers)
+    text, vision = _load(tokenizers, gpus.device())
     originals: deque[Document] = deque()
 
     def documents() -> Iterator[Document]:
@@ -133,6 +158,7 @@ def _tokenize(
         else:
             out.write(TOKENIZED, [row])
             out.write(SHAPES, [_shape_row(shape_of(row), row["address"])])
+            out.progress(images=sum(segment["kind"] == "image" for segment in row["segments"]))
             for segment in row["segments"]:
                 out.out.count("tokens", "text", by=len(segment["text"] or ()))
                 out.out.count("tokens", "image codes", by=len(segment["target"] or ()))

@@ -1,17 +1,21 @@
-"""vision_tokenizer: the dual-codebook tokenizer, trained on the run's own images.
+"""vision_tokenizer: the dual-codebook tokenizer, trained on the run's own images, or the trained one that the recipe names.
 
 Spark picks the images: distinct by content, in the order of a hash of seed and content, as many as the recipe allows, so
 that the sample is the same whatever the partitions. Training runs in the driver, from the images in the source files. The
-cost: one process trains, which is right for the minutes of a small run; a large tokenizer is trained elsewhere and given.
+cost: one process trains, which is right for the minutes of a small run; a large tokenizer is trained elsewhere and given
+(`path`). A given one is copied, and scored anew on some of the run's images, so that a run holds all that its shards need and
+shows how well the tokenizer fits them; the fingerprint depends on its identity and not on where it lay.
 
 Output: `tokenizer/`, as `nextflow_tokenize.vision.train` leaves it (weights, metrics, evaluation and a sheet of held-out
-images). Facts: the tokenizer's hash and its scores; the hash is null where no image could be trained on, and then only text
-is tokenised.
+images; no metrics for a given one, and no scores where none of the run's images fills one of its levels). Facts: the
+tokenizer's hash and its scores; the hash is null where no image could be trained on, and then only text is tokenised.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -21,44 +25,69 @@ import pyarrow as pa
 from nextflow_data.config import IngestConfig
 from nextflow_data.document import IMAGE
 from nextflow_tokenize.config import VisionTokenizerConfig
+from nextflow_tokenize.vision.identity import CONFIG_FILE, WEIGHTS_FILE, identity
 
 from nextflow_pipelines.context import RunContext, StageResult, run_contract
 from nextflow_pipelines.runner import run_frame
 from nextflow_pipelines.sources import image_loader
-from nextflow_pipelines.stage import StagePlan
+from nextflow_pipelines.stage import StageError, StagePlan
 from nextflow_pipelines.stages.common import document_files, read_parquet
 from nextflow_pipelines.tables import UnitTables, iter_batches
 from nextflow_pipelines.units import UnitOutput, unit_output, unit_record
 from nextflow_pipelines.work import StageWork
 
 if TYPE_CHECKING:
-    from nextflow_tokenize.vision.dataset import EncodedImage
+    from nextflow_tokenize.vision.dataset import EncodedImage, Picture
+    from nextflow_tokenize.vision.model import VisionTokenizer
     from pyspark.sql import DataFrame, SparkSession
 
 NAME = "vision_tokenizer"
-VERSION = 1
+VERSION = 2
 TOKENIZER = "tokenizer"
+GIVEN_IMAGES = 64
+"""Images that a given tokenizer is scored on at most, chosen by their hash."""
 _SAMPLE = "_work/sample"
 _SAMPLE_SCHEMA = pa.schema([("rank", pa.string()), ("image", IMAGE)])
 _UNIT = "tokenizer"
 
 
 def run(ctx: RunContext, config: VisionTokenizerConfig, ingest: IngestConfig, documents: StageResult) -> StageResult:
-    """Trains on the images of a committed stage's documents; `ingest` bounds what is decoded."""
-    parameters = {"vision_tokenizer": config.model_dump(mode="json")}
-    plan = StagePlan(NAME, VERSION, parameters, {documents.name: documents.fingerprint})
-    return run_contract(ctx, plan, partial(_work, ctx, config, ingest, document_files(documents)))
+    """Trains on the images of a committed stage's documents, or takes `config.path`; `ingest` bounds what is decoded.
+
+    Raises, before any work, FileNotFoundError and ValueError for a path that is not a vision tokenizer's folder.
+    """
+    inputs = {documents.name: documents.fingerprint}
+    files = document_files(documents)
+    if config.path is None:
+        parameters: dict[str, Any] = config.model_dump(mode="json")
+        body = partial(_work, ctx, config, ingest, files, config.training.seed, config.training.max_images)
+    else:
+        from nextflow_tokenize.vision.usable import read_tokenizer_config
+
+        read_tokenizer_config(config.path)
+        inputs[TOKENIZER] = identity(config.path)
+        parameters = {"given": True, "images": GIVEN_IMAGES}
+        body = partial(_work, ctx, config, ingest, files, 0, GIVEN_IMAGES)
+    plan = StagePlan(NAME, VERSION, {"vision_tokenizer": parameters}, inputs)
+    return run_contract(ctx, plan, body)
 
 
 def _work(
-    ctx: RunContext, config: VisionTokenizerConfig, ingest: IngestConfig, files: list[Path], work: StageWork
+    ctx: RunContext,
+    config: VisionTokenizerConfig,
+    ingest: IngestConfig,
+    files: list[Path],
+    seed: int,
+    most: int,
+    work: StageWork,
 ) -> tuple[list[str], Mapping[str, Any]]:
+    given = None if config.path is None else _load_given(Path(config.path), work.plan.inputs[TOKENIZER])
     sample = run_frame(
         ctx.session,
         work,
         "sample",
         1,
-        partial(_sample_images, files, config.training.seed, config.training.max_images),
+        partial(_sample_images, files, seed, most),
         ["rank"],
         _write_sample,
         {_SAMPLE: _SAMPLE_SCHEMA},
@@ -68,7 +97,10 @@ def _work(
     if unit_record(work.dir, _UNIT) is None:
         images = _encoded(ctx.root, ingest, work.files(sample, _SAMPLE))
         with unit_output(work.dir, _UNIT) as out:
-            _train(ctx, config, images, out)
+            if given is None:
+                _train(ctx, config, images, out)
+            else:
+                _take(ctx, Path(str(config.path)), given, images, out)
     facts = work.records([_UNIT])[0]["facts"]
     return [_UNIT], facts
 
@@ -116,3 +148,61 @@ def _train(ctx: RunContext, config: VisionTokenizerConfig, images: list[EncodedI
         out.path(f"{TOKENIZER}/{file.name}")
     facts = {k: v for k, v in asdict(report).items() if k not in ("seconds", "failed", "identity")}
     out.facts.update({"tokenizer": report.identity, "failed_images": len(report.failed), **facts})
+
+
+def _load_given(folder: Path, name: str) -> VisionTokenizer:
+    """The tokenizer in `folder`. ValueError where it does not load, StageError where it is no longer `name`."""
+    from nextflow_tokenize.vision.model import VisionTokenizer
+
+    tokenizer = VisionTokenizer.load(folder)
+    if tokenizer.identity != name:
+        raise StageError(f"the vision tokenizer in {folder} changed while the run began; run again when it is at rest")
+    return tokenizer
+
+
+def _take(ctx: RunContext, folder: Path, tokenizer: VisionTokenizer, images: list[EncodedImage], out: UnitOutput) -> None:
+    """Copies a given tokenizer and scores it as training scores its own."""
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        shutil.copyfile(folder / name, out.path(f"{TOKENIZER}/{name}"))
+    copied = identity(out.temporary / TOKENIZER)
+    if copied != tokenizer.identity:
+        raise StageError(f"the vision tokenizer in {folder} changed while it was copied; run again when it is at rest")
+    out.facts.update({"tokenizer": copied, "given": True, "images": len(images)})
+    pictures, failed = _fitting(ctx, tokenizer, images)
+    out.facts.update({"evaluated_images": len(pictures), "failed_images": failed})
+    if pictures:
+        out.facts.update(_score(ctx, tokenizer, pictures, out))
+
+
+def _fitting(ctx: RunContext, tokenizer: VisionTokenizer, images: Sequence[EncodedImage]) -> tuple[list[Picture], int]:
+    """The images that can be decoded and fill one of the tokenizer's grids, and how many of the others there are."""
+    from nextflow_tokenize.vision.dataset import open_picture
+    from nextflow_tokenize.vision.sheets import schedule_for
+
+    side = tokenizer.config.image_side or 2 * max(tokenizer.config.levels)
+    found: list[Picture] = []
+    for number, image in enumerate(images):
+        ctx.progress(number, len(images), "decoding images to score the given tokenizer")
+        try:
+            picture = open_picture(image, side)
+            if schedule_for(tokenizer, picture.size) is not None:
+                found.append(picture)
+        except Exception:  # any of a dozen decoders' errors: it is counted, and the tokenize stage puts the image aside
+            continue
+    return found, len(images) - len(found)
+
+
+def _score(ctx: RunContext, tokenizer: VisionTokenizer, pictures: list[Picture], out: UnitOutput) -> dict[str, Any]:
+    """Writes evaluation and sheet; gives the scores as facts."""
+    from nextflow_tokenize.vision.evaluate import evaluate_pictures
+    from nextflow_tokenize.vision.model import cpu_threads
+    from nextflow_tokenize.vision.sheets import sheet_of
+    from nextflow_tokenize.vision.train import EVALUATION_FILE, SHEET_FILE, SHEET_ROWS
+
+    ctx.progress(0, None, f"scoring the given tokenizer on {len(pictures)} images")
+    with cpu_threads(1):
+        report = evaluate_pictures(tokenizer, pictures)
+        scores = json.dumps(asdict(report), indent=1, sort_keys=True)
+        out.path(f"{TOKENIZER}/{EVALUATION_FILE}").write_text(scores + "\n", encoding="utf-8")
+        sheet_of(tokenizer, pictures[:SHEET_ROWS]).save(out.path(f"{TOKENIZER}/{SHEET_FILE}"))
+    return {"psnr": report.psnr, "usage": report.usage, "semantic_cosine": report.semantic_cosine}

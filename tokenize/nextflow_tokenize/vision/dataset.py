@@ -19,9 +19,10 @@ import numpy.typing as npt
 from nextflow_data.config import IngestConfig
 from PIL import Image
 
-from nextflow_tokenize.schedule import PIXELS_PER_TOKEN, Grid, choose_grids
+from nextflow_tokenize.schedule import LEVEL_SCALES, PIXELS_PER_TOKEN, Grid, choose_grids
 from nextflow_tokenize.vision.pixels import Box, fit
 
+LEVEL_OF = {scales: level for level, scales in LEVEL_SCALES.items()}
 MAX_UPSCALE = 1.5
 """Training images and crops are enlarged at most this much."""
 TRIES = 20
@@ -193,19 +194,23 @@ class CropSampler:
             side = np.minimum(self._sizes[:, 0] / h, self._sizes[:, 1] / w)
             fitting = np.flatnonzero(side * MAX_UPSCALE >= PIXELS_PER_TOKEN).tolist()
         failed: dict[str, str] = {}
-        return MicroBatch(schedule, [self._crop(random, fitting, (h, w), failed) for _ in range(count)], failed)
+        arrays = [self._crop(random, fitting, schedule, failed) for _ in range(count)]
+        return MicroBatch(schedule, arrays, failed)
 
     def _crop(
-        self, random: np.random.Generator, fitting: Sequence[int], grid: Grid, failed: dict[str, str]
+        self, random: np.random.Generator, fitting: Sequence[int], schedule: tuple[Grid, ...], failed: dict[str, str]
     ) -> npt.NDArray[np.uint8]:
         for _ in range(TRIES):
-            picture = self.pictures[fitting[int(random.integers(len(fitting)))]]
+            chosen = fitting[int(random.integers(len(fitting)))]
+            picture, own = self.pictures[chosen], self._of[LEVEL_OF[len(schedule)]].get(chosen) == schedule
             try:
                 image = picture.image
             except Exception as error:  # as in load_pool; another image takes its place
                 failed[picture.sha256] = f"{type(error).__name__}: {error}"
                 continue
-            array = fit(image, grid, self._box(random, image, grid))
+            # Whole, stretched to its grid, is how an image is encoded.
+            box = None if own and self.crop == 1.0 else self._box(random, image, schedule[-1])
+            array = fit(image, schedule[-1], box)
             return array[:, ::-1] if self.flip and random.random() < 0.5 else array
         raise NoImages(
             f"{TRIES} images one after the other could not be read; the last reasons: {list(failed.values())[-3:]}"

@@ -133,26 +133,34 @@ def evaluate_pictures(
     levels: Sequence[int] | None = None,
     judges: Judges | None = None,
 ) -> EvalReport:
-    """`evaluate` on images that are known to load, each large enough for one of the levels."""
+    """`evaluate` on images that are each large enough for one of the levels; what does not load is `failed`."""
     judges = judges or Judges()
     scores: list[ImageScore] = []
     size = tokenizer.config.codebook_size
     counts: dict[int, Tensor] = {}
     before, after = Statistics(FEATURES), Statistics(FEATURES)
+    failed = dict(failed or {})
     for picture in pictures:
+        try:
+            image_of = picture.image
+        except Exception as error:  # as in load_pool: a picture whose size was known may still not load
+            failed[picture.sha256] = f"{type(error).__name__}: {error}"
+            continue
         for schedule in _schedules(tokenizer, picture, levels):
-            pixels = pixels_for(tokenizer, picture.image, schedule).to(tokenizer.device)
+            pixels = pixels_for(tokenizer, image_of, schedule).to(tokenizer.device)
             codes = tokenizer.encode(pixels, schedule).target
             image = tokenizer.decode(codes, schedule)
             scores.append(_score(tokenizer, judges, picture.sha256, pixels, image, codes, schedule))
             if judges.inception is not None:
-                before.add(judges.inception(pixels))
-                after.add(judges.inception(image))
+                before.add(judges.inception(_rounded(pixels)))
+                after.add(judges.inception(_rounded(image)))
             offset = 0
             for scale, (h, w) in enumerate(schedule):
                 seen = torch.bincount(codes[0, offset : offset + h * w].cpu(), minlength=size)
                 counts[scale] = counts.get(scale, torch.zeros(size, dtype=torch.long)) + seen
                 offset += h * w
+    if not counts:
+        raise ValueError(f"none of {len(pictures)} images can be evaluated; first reasons: {list(failed.values())[:3]}")
     total = torch.stack(list(counts.values())).sum(0)
     overall = _group(scores, 0, None)
     return EvalReport(
@@ -167,7 +175,7 @@ def evaluate_pictures(
         usage=float((total > 0).float().mean()),
         perplexity=perplexity(total),
         dead=int((total == 0).sum()),
-        failed=failed or {},
+        failed=failed,
     )
 
 
@@ -229,6 +237,11 @@ def _group(scores: Sequence[ImageScore], scales: int, grid: Grid | None) -> Grou
 def _mean(values: Iterable[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if known else None
+
+
+def _rounded(image: Tensor) -> Tensor:
+    """As a viewer sees it, in 8 bits: FID is published for saved images."""
+    return ((image + 1) * 127.5).round().clamp(0, 255) / 127.5 - 1
 
 
 def _use(scale: int, count: Tensor) -> ScaleUse:

@@ -37,9 +37,9 @@ class Outcome:
 class Objective(nn.Module):
     """The tokenizer and what moves its codes, so that one forward of one module holds all that has a gradient."""
 
-    def __init__(self, tokenizer: VisionTokenizer, means: RunningMeans, settings: VisionTrainingConfig, half: bool) -> None:
+    def __init__(self, tokenizer: VisionTokenizer, means: RunningMeans, settings: VisionTrainingConfig, bf16: bool) -> None:
         super().__init__()
-        self.tokenizer, self.means, self.settings, self.half = tokenizer, means, settings, half
+        self.tokenizer, self.means, self.settings, self.bf16 = tokenizer, means, settings, bf16
         # In a list: the weights of a metric are not the tokenizer's and must not be saved or averaged with them.
         self._lpips: list[Lpips] = []
         if settings.perceptual == "lpips" and settings.lpips_path is not None and settings.perceptual_weight:
@@ -49,8 +49,8 @@ class Objective(nn.Module):
         """Losses of images [B, 3, 16·h, 16·w] in [−1, 1] of one grid; the scales of `dropped` (from 0) are left out."""
         settings, tokenizer = self.settings, self.tokenizer
         semantic_trained = settings.stage == "joint"
-        taught = tokenizer.teach(pixels) if semantic_trained else None
-        with torch.autocast(pixels.device.type, torch.bfloat16, enabled=self.half):
+        with torch.autocast(pixels.device.type, torch.bfloat16, enabled=self.bf16):
+            taught = tokenizer.teach(pixels) if semantic_trained else None
             features = self._features(pixels, taught)
             trace = tokenizer.quantizer.trace(features.detach(), schedule, dropped)
             total = trace.partial[-1]

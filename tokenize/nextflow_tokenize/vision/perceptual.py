@@ -69,8 +69,9 @@ class Lpips(nn.Module):
         """
         trunk, linear = _file(path, TRUNK_FILE, TRUNK_EXPECTED), _file(path, LINEAR_FILE, LINEAR_EXPECTED)
         model = cls()
-        fill(model.features, _stripped(state_dict_of(trunk), "features."), trunk, TRUNK_EXPECTED)
-        fill(model.lins, _linear(state_dict_of(linear), linear), linear, LINEAR_EXPECTED)
+        fill(nn.ModuleDict({"features": model.features}), state_dict_of(trunk), trunk, TRUNK_EXPECTED)
+        weights = state_dict_of(linear)
+        fill(model.lins, weights, linear, LINEAR_EXPECTED, _linear_keys(weights, linear))
         return model
 
     def forward(self, image: Tensor, target: Tensor) -> Tensor:
@@ -126,22 +127,15 @@ def _file(folder: Path, stem: str, expected: str) -> Path:
     raise FileNotFoundError(f"{folder} has no {names}: put {expected} there under that name")
 
 
-def _stripped(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors under a prefix, without it; all of them where none has it, so that messages show what is there."""
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)} or dict(
-        tensors
-    )
-
-
-def _linear(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """The five weights by their place in `lins`. Published files differ in the list's name and in whether a dropout, which
+def _linear_keys(weights: Mapping[str, Tensor], path: Path) -> dict[str, str]:
+    """The file's key for each weight of `lins`. Published files differ in the list's name and in whether a dropout, which
     does nothing here, comes first."""
-    found: dict[str, Tensor] = {}
+    keys: dict[str, str] = {}
     for i in range(len(WIDTHS)):
         names = [f"{form}.model.{place}.weight" for form in (f"lin{i}", f"lins.{i}") for place in (1, 0)]
-        name = next((name for name in names if name in tensors), None)
+        name = next((name for name in names if name in weights), None)
         if name is None:
-            some = ", ".join(list(tensors)[:3])
+            some = ", ".join(list(weights)[:3])
             raise ValueError(f"{path} has no tensor {' or '.join(names)} (it starts with {some}): give {LINEAR_EXPECTED}")
-        found[f"{i}.weight"] = tensors[name]
-    return found
+        keys[f"{i}.weight"] = name
+    return keys

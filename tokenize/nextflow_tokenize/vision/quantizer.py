@@ -6,9 +6,11 @@ branches at once, and the chosen codes, bicubic-upsampled, are taken off the res
 taken off it (TokenFlow's reference does so).
 
 The distance d_sem + w·d_pix of unit vectors is 2 − 2⟨r̂_s, c_s⟩ + w(2 − 2⟨r̂_p, c_p⟩), so the nearest code is one matrix
-product away, done in chunks of rows: memory is bounded by chunk × V. Everything is float32 whatever the autocast. Rows of a
-product are padded to a fixed multiple, because a BLAS takes other kernels for few rows and their last bits would let an
-image's codes depend on what shares its batch. The cost: a little wasted work at the coarse scales.
+product away: a few rows at a time against all codes, into one buffer that stays in cache, where the largest entry is
+searched by blocks, because a plain maximum is vectorised and one with its index is not. Memory is bounded by chunk × V.
+Everything is float32 whatever the autocast. Rows of a product are padded to a fixed multiple, because a BLAS takes other
+kernels for few rows and their last bits would let an image's codes depend on what shares its batch. The cost: a little
+wasted work at the coarse scales, and a search of a dozen lines where `topk` is one (benchmarks/bench_tokenizer.py).
 """
 
 from __future__ import annotations
@@ -25,8 +27,11 @@ from nextflow_tokenize.schedule import Grid, token_count
 
 ROW_MULTIPLE = 64
 """Rows of a distance product are padded to a multiple of this."""
-CHUNK_ELEMENTS = 1 << 24
-"""Most entries of a distance matrix held at once (64 MiB in float32)."""
+CHUNK_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 26}
+"""Most entries of a distance matrix held at once, by type of device, as far as ROW_MULTIPLE rows fit: a CPU's cache (4 MiB
+in float32; 8 MiB where a codebook of 32,768 makes 64 rows that large), on a GPU enough rows to fill it (256 MiB)."""
+BLOCK = 64
+"""Codes whose largest entry is found before its place is."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,43 @@ def bicubic_up(features: Tensor, grid: Grid) -> Tensor:
     return features if features.shape[-2:] == grid else F.interpolate(features, size=grid, mode="bicubic")
 
 
+def largest_products(query: Tensor, keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest products of each of `query` [N, C] with `keys` [V, C]: values [N, k], descending, and places [N, k].
+
+    Of equal products the lowest place comes first. No more than CHUNK_ELEMENTS of the N × V products exist at once.
+    """
+    count, codes = query.shape[0], keys.shape[0]
+    width = codes + -codes % BLOCK
+    limit = CHUNK_ELEMENTS.get(query.device.type, CHUNK_ELEMENTS["cpu"])
+    chunk = min(max(ROW_MULTIPLE, limit // width // ROW_MULTIPLE * ROW_MULTIPLE), count + -count % ROW_MULTIPLE)
+    buffer = query.new_full((chunk, width), -torch.inf)
+    values, places = query.new_empty(count, k), torch.empty(count, k, dtype=torch.int64, device=query.device)
+    for start in range(0, count, chunk):
+        part = query[start : start + chunk]
+        stop = start + len(part)
+        products = buffer[: len(part) + -len(part) % ROW_MULTIPLE]
+        torch.mm(F.pad(part, (0, 0, 0, len(products) - len(part))), keys.t(), out=products[:, :codes])
+        _largest(products[: len(part)], values[start:stop], places[start:stop])
+    return values, places
+
+
+def _largest(products: Tensor, values: Tensor, places: Tensor) -> None:
+    """Fills `values` and `places` [N, k] with the largest of `products` [N, V], which become −∞ there."""
+    blocks = products.unflatten(1, (-1, BLOCK))
+    tops = blocks.amax(dim=2)
+    rows = torch.arange(len(products), device=products.device)
+    last = values.shape[1] - 1
+    for place in range(last + 1):
+        block = tops.argmax(dim=1)
+        inside = blocks[rows, block]
+        values[:, place], at = inside.max(dim=1)
+        places[:, place] = block * BLOCK + at
+        if place < last:
+            blocks[rows, block, at] = -torch.inf
+            inside[rows, at] = -torch.inf
+            tops[rows, block] = inside.amax(dim=1)
+
+
 def seed_of(sha256: str) -> int:
     """An image's seed: the first 15 hex digits of its hash, so that its draws depend on nothing else."""
     return int(sha256[:15], 16)
@@ -92,7 +134,7 @@ class MultiScaleQuantizer(nn.Module):
         super().__init__()
         self.w_dis = w_dis
         self.semantic_weight = 1.0
-        """Weight of the semantic distance; 0 chooses by the pixel distance alone (a single branch, NextFlow's first stage)."""
+        """Weight of the semantic distance; 0 chooses by the pixel distance alone (one branch, NextFlow's first stage)."""
         self.dims = (semantic_dim, pixel_dim)
         # Buffers: codes move by running means (see train.py), not by gradient.
         self.register_buffer("semantic", F.normalize(torch.randn(size, semantic_dim), dim=1))
@@ -103,24 +145,24 @@ class MultiScaleQuantizer(nn.Module):
         """[V, semantic_dim + pixel_dim], each branch of unit length."""
         return torch.cat([self.semantic, self.pixel], dim=1)
 
+    @torch.no_grad()
     def nearest(self, rows: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
-        """The k nearest codes of `rows` [N, C]: distances d_sem + w·d_pix [N, k], ascending, and indices [N, k]."""
+        """The k nearest codes of `rows` [N, C]: distances d_sem + w·d_pix [N, k], ascending, and indices [N, k].
+
+        Of equally near codes the lowest index comes first. Raises ValueError for more neighbours than codes.
+        """
+        return self._nearest(rows, self.codebook, k)
+
+    def _nearest(self, rows: Tensor, book: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """`nearest`, for callers that hold the codebook already."""
+        if k > len(book):
+            raise ValueError(f"a codebook of {len(book)} codes has no {k} nearest")
         semantic, pixel = rows.float().split(self.dims, dim=1)
         query = torch.cat(
             [self.semantic_weight * F.normalize(semantic, dim=1), self.w_dis * F.normalize(pixel, dim=1)], dim=1
         )
-        keys = self.codebook.t()
-        count = query.shape[0]
-        chunk = max(ROW_MULTIPLE, CHUNK_ELEMENTS // keys.shape[1] // ROW_MULTIPLE * ROW_MULTIPLE)
-        found: list[tuple[Tensor, Tensor]] = []
-        for start in range(0, count, chunk):
-            part = query[start : start + chunk]
-            short = -part.shape[0] % ROW_MULTIPLE
-            similarity = (F.pad(part, (0, 0, 0, short)) @ keys)[: part.shape[0]]
-            best = similarity.max(dim=1, keepdim=True) if k == 1 else similarity.topk(k, dim=1)
-            found.append((best[0], best[1]))
-        similarity = torch.cat([value for value, _ in found])
-        return 2 * self.semantic_weight + 2 * self.w_dis - 2 * similarity, torch.cat([index for _, index in found])
+        similarity, index = largest_products(query, book, k)
+        return 2 * self.semantic_weight + 2 * self.w_dis - 2 * similarity, index
 
     @torch.no_grad()
     def quantize(self, features: Tensor, grids: tuple[Grid, ...], drawn: Draws | None = None) -> Codes:
@@ -134,13 +176,13 @@ class MultiScaleQuantizer(nn.Module):
         size = features.shape[0]
         offset = 0
 
-        def choose(rows: Tensor, grid: Grid) -> Tensor:
+        def choose(rows: Tensor, grid: Grid, book: Tensor) -> Tensor:
             nonlocal offset
             n = grid[0] * grid[1]
             if drawn is None:
-                chosen = target = self.nearest(rows)[1][:, 0]
+                chosen = target = self._nearest(rows, book, 1)[1][:, 0]
             else:
-                distance, index = self.nearest(rows, min(drawn.noise.shape[-1], self.semantic.shape[0]))
+                distance, index = self._nearest(rows, book, min(drawn.noise.shape[-1], len(book)))
                 noise = drawn.noise[:, offset : offset + n].to(rows.device).reshape(-1, drawn.noise.shape[-1])
                 noise = noise[:, : index.shape[1]]
                 score = noise if drawn.temperature is None else noise - distance / drawn.temperature
@@ -160,8 +202,8 @@ class MultiScaleQuantizer(nn.Module):
         """The walk of one training step; `dropped` scales (indices from 0) are left out of it."""
         trace = Trace()
 
-        def choose(rows: Tensor, grid: Grid) -> Tensor:
-            codes = self.nearest(rows)[1][:, 0]
+        def choose(rows: Tensor, grid: Grid, book: Tensor) -> Tensor:
+            codes = self._nearest(rows, book, 1)[1][:, 0]
             trace.rows.append(rows)
             trace.codes.append(codes)
             return codes
@@ -173,7 +215,7 @@ class MultiScaleQuantizer(nn.Module):
         self,
         features: Tensor,
         grids: tuple[Grid, ...],
-        choose: Callable[[Tensor, Grid], Tensor],
+        choose: Callable[[Tensor, Grid, Tensor], Tensor],
         dropped: frozenset[int] = frozenset(),
         partial: list[Tensor] | None = None,
     ) -> None:
@@ -189,7 +231,7 @@ class MultiScaleQuantizer(nn.Module):
                 if scale in dropped:
                     continue
                 rows = area_down(residual, (h, w)).permute(0, 2, 3, 1).reshape(-1, width)
-                codes = choose(rows, (h, w))
+                codes = choose(rows, (h, w), book)
                 update = bicubic_up(book[codes].view(size, h, w, width).permute(0, 3, 1, 2), grids[-1])
                 residual = residual - update
                 if partial is not None:

@@ -54,11 +54,13 @@ def run(
     recipe: TokenizerRecipe,
     progress: Callable[[str], Progress] | None = None,
     say: Say = lambda text: None,
+    finished: Callable[[StageOutcome], None] = lambda outcome: None,
     device: str = "auto",
 ) -> list[StageOutcome]:
     """All stages of a recipe, in this process or the several that torchrun started.
 
-    `progress` gives a stage's progress callback by its name; `say` is told what is done. Raises FileNotFoundError for images
+    `progress` gives a stage's progress callback by its name; `say` is told what is done, `finished` each stage at its end;
+    all three are called in the first process alone. Raises FileNotFoundError for images
     that are not there, OtherTraining for a stage trained with other settings, ValueError, NoImages and KeyboardInterrupt as
     `train` does.
     """
@@ -83,6 +85,8 @@ def run(
             callback = progress(entry.name) if progress is not None and first else None
             outcome = _stage(entry.name, folder, images, config, init, callback, where, asked)
             outcomes.append(outcome)
+            if first:
+                finished(outcome)
             init = outcome.tokenizer
     if first:
         link = recipe.output / f".{TOKENIZER}.new"
@@ -168,7 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         recipe = TokenizerRecipe.model_validate(yaml.safe_load(given.recipe.read_text(encoding="utf-8")))
-        outcomes = run(recipe, show, lambda text: print(text, file=sys.stderr, flush=True), given.device)
+        run(recipe, show, lambda text: print(text, file=sys.stderr, flush=True), _print, given.device)
     except KeyboardInterrupt:
         return 130
     except (ValidationError, ValueError, OSError) as error:
@@ -177,11 +181,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     finally:
         processes.stop()
-    if first:
-        for outcome in outcomes:
-            line = {"stage": outcome.name, "tokenizer": str(outcome.tokenizer), "kept": outcome.kept}
-            print(json.dumps(line | (asdict(outcome.report) if outcome.report else {})), flush=True)
     return 0
+
+
+def _print(outcome: StageOutcome) -> None:
+    line = {"stage": outcome.name, "tokenizer": str(outcome.tokenizer), "kept": outcome.kept}
+    print(json.dumps(line | (asdict(outcome.report) if outcome.report else {})), flush=True)
 
 
 if __name__ == "__main__":

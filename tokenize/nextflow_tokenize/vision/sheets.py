@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 
 from PIL import Image, ImageDraw
 from torch import Tensor
@@ -55,10 +56,14 @@ def preview(tokenizer: VisionTokenizer, image: Image.Image, level: int | None = 
 
 
 def sheet_of(tokenizer: VisionTokenizer, pictures: Sequence[Picture], cell: int = 160) -> Image.Image:
-    """`contact_sheet` of images, each at the highest level it fills."""
-    rows = [
-        (picture.image, schedule) for picture in pictures if (schedule := schedule_for(tokenizer, picture.size)) is not None
-    ]
+    """`contact_sheet` of images, each at the highest level it fills; what does not load is left out."""
+    rows = []
+    for picture in pictures:
+        schedule = schedule_for(tokenizer, picture.size)
+        if schedule is not None:
+            # What does not load is named by the evaluation beside the sheet.
+            with suppress(Exception):
+                rows.append((picture.image, schedule))
     return contact_sheet(tokenizer, rows, cell)
 
 

@@ -57,16 +57,20 @@ def state_dict_of(path: Path, key: str | None = None) -> dict[str, Tensor]:
     return tensors
 
 
-def fill(module: nn.Module, tensors: Mapping[str, Tensor], path: Path, expected: str) -> None:
+def fill(
+    module: nn.Module, tensors: Mapping[str, Tensor], path: Path, expected: str, keys: Mapping[str, str] | None = None
+) -> None:
     """Copy tensors into a module's parameters and buffers of the same names; what the module does not have is left out.
 
-    `path` and `expected` (what the file should have been) are for messages. Raises ValueError, naming the key, for a tensor
+    `keys` gives the file's name for each of the module's that differs; `path` and `expected` (what the file should have
+    been) are for messages. Raises ValueError, naming the key, for a tensor
     that is missing, of another shape, not of floating point, or not finite.
     """
     with torch.no_grad():
-        for name, slot in module.state_dict().items():
-            if name.endswith(".num_batches_tracked"):  # BatchNorm's counter, of no use without training
+        for own, slot in module.state_dict().items():
+            if own.endswith(".num_batches_tracked"):  # BatchNorm's counter, of no use without training
                 continue
+            name = (keys or {}).get(own, own)
             if name not in tensors:
                 some = ", ".join(list(tensors)[:3])
                 raise ValueError(f"{path} has no tensor {name!r} (it starts with {some}): give {expected}")

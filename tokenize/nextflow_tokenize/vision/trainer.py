@@ -49,7 +49,7 @@ class Trainer:
         self.sampler = CropSampler(
             pictures, tokenizer.config.levels, settings.batch_tokens, settings.crop, settings.seed, settings.flip
         )
-        self.half = settings.precision == "bfloat16" or (settings.precision == "auto" and native_bfloat16(self.device))
+        self.bf16 = settings.precision == "bfloat16" or (settings.precision == "auto" and native_bfloat16(self.device))
         self.step = 0
         self.failed: dict[str, str] = {}
 
@@ -63,7 +63,7 @@ class Trainer:
         settings, tokenizer = self.settings, self.tokenizer
         trained = trained_parameters(tokenizer, settings)
         self.means = learner(tokenizer.quantizer, settings)
-        self.objective = Objective(tokenizer, self.means, settings, self.half)
+        self.objective = Objective(tokenizer, self.means, settings, self.bf16)
         if settings.compile:
             for part in (tokenizer.pixel_encoder, tokenizer.pixel_decoder, tokenizer.semantic_encoder):
                 part.compile()
@@ -94,7 +94,12 @@ class Trainer:
         ]
         if settings.workers:
             loader = DataLoader(
-                _ByNumber(self.sampler), batch_size=None, sampler=numbers, num_workers=settings.workers, prefetch_factor=2
+                _ByNumber(self.sampler),
+                batch_size=None,
+                sampler=numbers,
+                num_workers=settings.workers,
+                prefetch_factor=2,
+                collate_fn=_as_it_is,
             )
             yield from loader
         else:
@@ -230,6 +235,10 @@ class Trainer:
 def _load(sampler: CropSampler, number: int) -> Loaded:
     batch = sampler.draw(number)
     return batch.schedule, to_pixels(batch.arrays), batch.failed
+
+
+def _as_it_is(loaded: Any) -> Any:
+    return loaded
 
 
 class _ByNumber(torch.utils.data.Dataset[Loaded]):

@@ -36,7 +36,9 @@ def read_tokenizer_config(directory: Path | str) -> VisionTokenizerConfig:
         raise ValueError(f"{Path(directory) / WEIGHTS_FILE} holds no tokenizer's weights ({error}): copy it anew") from None
     wanted = (config.codebook_size, config.semantic_dim + config.pixel_dim)
     if shape != wanted:
-        raise ValueError(f"{directory} holds a codebook of {shape}, its {CONFIG_FILE} says {wanted}: they are of two tokenizers")
+        raise ValueError(
+            f"{directory} holds a codebook of {shape}, its {CONFIG_FILE} says {wanted}: they are of two tokenizers"
+        )
     return config
 
 
@@ -50,4 +52,7 @@ def check_levels(config: VisionTokenizerConfig, levels: Sequence[int]) -> None:
         )
     untrained = [level for level in levels if level not in config.levels]
     if untrained:
-        raise ValueError(f"levels {untrained} were not trained: the vision tokenizer has {list(config.levels)}")
+        raise ValueError(
+            f"levels {untrained} were not trained: the vision tokenizer has {list(config.levels)}; set tokenize.level and "
+            "tokenize.lower_levels to some of these"
+        )
