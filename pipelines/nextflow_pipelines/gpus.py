@@ -1,9 +1,9 @@
 """Which GPU a task has: the one that Spark assigned to it, or in local mode its share of those that torch sees.
 
-A stage whose tasks want a GPU asks for it by a resource profile, so that tasks of other stages hold none (Spark's stage-level
-scheduling: standalone, YARN and Kubernetes). Local mode schedules cores only and refuses profiles; there tasks take the
-machine's GPUs in turn by their partition, after a check that all tasks at once fit their shares. The cost: two tasks that run
-at once may meet on one GPU while another has room.
+A stage whose tasks want a GPU asks for it by a resource profile, so that tasks of other stages hold none (Spark's
+stage-level scheduling: standalone, YARN and Kubernetes). Local mode schedules cores only and refuses profiles; there tasks
+take the machine's GPUs in turn by their partition, after a check that all tasks at once fit their shares. The cost: two tasks
+that run at once may meet on one GPU while another has room.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ class TaskGpus:
         shares = int(1 / self.per_task + 1e-9)
         if self.tasks > count * shares:
             raise GpuError(
-                f"spark.gpus_per_task {self.per_task:g} makes {shares} shares of each of {count} GPUs, and {self.tasks} tasks run "
-                f"at once: set spark.master to local[{count * shares}], or spark.gpus_per_task to "
-                f"{count / self.tasks:.3g} or less"
+                f"spark.gpus_per_task {self.per_task:g} makes {shares} shares of each of {count} GPUs, and {self.tasks} tasks "
+                f"run at once: set spark.master to local[{count * shares}], or spark.gpus_per_task to "
+                f"{1 / -(-self.tasks // count):.3g} or less"
             )
 
     def profile(self) -> ResourceProfile | None:
@@ -88,8 +88,8 @@ def _assigned(resources: Mapping[str, Any], count: int) -> str:
     address = resources[GPU].addresses[0]
     if not address.isdecimal() or int(address) >= count:
         raise GpuError(
-            f"Spark assigned GPU {address!r} and torch sees {count}: the discovery script must name GPUs by the numbers that "
-            "CUDA gives them"
+            f"Spark assigned GPU {address!r} and torch sees {count}: the discovery script must name GPUs by the numbers "
+            "that CUDA gives them"
         )
     return f"cuda:{int(address)}"
 
@@ -101,8 +101,8 @@ def _visible() -> int:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if not count:
         raise GpuError(
-            "spark.gpus_per_task asks for GPUs and torch sees none: set it to 0, or install a torch with CUDA and its driver "
-            f"(torch {torch.__version__})"
+            "spark.gpus_per_task asks for GPUs and torch sees none: set it to 0, or install a torch with CUDA and its "
+            f"driver (this is torch {torch.__version__})"
         )
     return count
 

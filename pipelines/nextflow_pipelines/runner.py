@@ -81,8 +81,8 @@ def run_units(
     """Runs every unit that is not done yet, each as one Spark task; returns all units' names.
 
     `schemas` are the data sets a unit writes (each gets a file, even without rows). `gpus` is what each task has of GPUs.
-    Progress is told with `note` and what the units say they have done, with its speed. Raises StageError when a unit failed on
-    all attempts, OSError-like causes kept in its text; KeyboardInterrupt cancels the job and leaves finished units.
+    Progress is told with `note` and what the units say they have done, with its speed. Raises StageError when a unit failed
+    on all attempts, OSError-like causes kept in its text; KeyboardInterrupt cancels the job and leaves finished units.
     """
     names = [unit.name for unit in units]
     pending = set(work.pending(names))

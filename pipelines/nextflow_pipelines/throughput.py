@@ -1,8 +1,8 @@
 """What units say they have done while they run (images, say), and how fast: for the eyes and the metrics file only.
 
 A unit adds to its own numbers (`UnitOutput.progress`), which a worker writes to a small file under `_work/` at most once a
-second; the driver adds them up. A file and not Spark's accumulators, because those arrive only when a task has ended. Nothing
-here is part of an output or a fingerprint; the files go with `_work/`.
+second; the driver adds them up. Files and not Spark's accumulators, because those arrive only when a task has ended: a stage
+of a few long tasks would show nothing. Nothing here is part of an output or a fingerprint; the files go with `_work/`.
 """
 
 from __future__ import annotations

@@ -106,10 +106,9 @@ class UnitOutput:
             nested = {key: nested}
         merge_counts(self.counts, nested)
 
-
     def progress(self, **amounts: int) -> None:
-        """Adds to what this unit has done so far, `progress(images=8)`: shown with its speed while the stage runs and noted in
-        the stage's metrics, never part of its output."""
+        """Adds to what this unit has done so far, `progress(images=8)`: shown with its speed while the stage runs and noted
+        in the stage's metrics, never part of its output."""
         self._progress.add(**amounts)
 
 

@@ -54,9 +54,9 @@ def test_what_cannot_be_used_is_one_line_before_any_work(given: Path, tmp_path: 
     assert "levels [512]" in refuse("tokenize.level=512")
 
 
-def commit(folder: Path, given: Path, evaluation: dict[str, Any] | None, **facts: Any) -> Commit:
+def commit(folder: Path, source: Path, evaluation: dict[str, Any] | None, **facts: Any) -> Commit:
     (folder / "tokenizer").mkdir(parents=True)
-    for path in given.iterdir():
+    for path in source.iterdir():
         (folder / "tokenizer" / path.name).write_bytes(path.read_bytes())
     if evaluation is not None:
         (folder / "tokenizer" / "evaluation.json").write_text(json.dumps(evaluation))

@@ -65,9 +65,7 @@ def test_its_identity_counts_and_not_its_place(results: Results, chain: ModuleTy
     assert manifest["parameters"] == {"vision_tokenizer": {"given": True, "images": 64}}
 
 
-def test_where_no_image_fits_it_there_are_no_scores(
-    results: Results, chain: ModuleType, home: Path, tmp_path: Path
-) -> None:
+def test_where_no_image_fits_it_there_are_no_scores(results: Results, chain: ModuleType, home: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     config = VisionTokenizerConfig(
         levels=(1024,), codebook_size=16, channels=8, decoder_channels=8, semantic_channels=8, semantic_dim=4, pixel_dim=4

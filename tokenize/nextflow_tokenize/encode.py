@@ -1,9 +1,9 @@
 """Documents to ids and codes, in order, with images batched by grid across documents.
 
 Images of one grid are quantised together, whichever documents they come from (`vision.stream`), and a document is given out
-when its last image is done: so what is held is bounded, and codes depend on nothing but the image's bytes, its seed (from its
-hash) and the settings. A bad image leaves its document with a decision and a kept-aside record; the document goes on without
-it. The cost of order: a document with a rare grid holds back those behind it until its batch is forced.
+when its last image is done: so what is held is bounded, and codes depend on nothing but the image's bytes, its seed (from
+its hash) and the settings. A bad image leaves its document with a decision and a kept-aside record; the document goes on
+without it. The cost of order: a document with a rare grid holds back those behind it until its batch is forced.
 """
 
 from __future__ import annotations

@@ -28,8 +28,8 @@ TEACHERS = {
 
 
 def tokenizer(commit: Commit, images: dict[str, Any], gallery: Gallery) -> Tokenizer | None:
-    """Facts, pairs and usage; None where no tokenizer was trained. Sizes are the committed tokenizer's own, so they hold for a
-    given one too."""
+    """Facts, pairs and usage; None where no tokenizer was trained. Sizes are the committed tokenizer's own, so they hold for
+    a given one too."""
     facts, folder = commit.manifest["facts"], commit.folder / "tokenizer"
     if not facts.get("tokenizer"):
         return None

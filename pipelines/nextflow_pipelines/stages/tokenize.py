@@ -1,8 +1,8 @@
 """tokenize: documents to text ids and image codes, file by file; a worker loads the tokenizers once.
 
-Images are encoded on the CPU, or on the GPU that a task is given (`spark.gpus_per_task`); a worker that is given another GPU
-loads the tokenizers again. Codes from GPUs may differ from a CPU's where two codes are equally near but for the last bits, so
-the fingerprint says which of the two it was, though not which kind of GPU.
+Images are encoded on the CPU, or on the GPU that a task is given (`spark.gpus_per_task`); a worker that is given another
+GPU loads the tokenizers again. Codes from GPUs may differ from a CPU's where two codes are equally near but for the last
+bits, so the fingerprint says which of the two it was, though not which kind of GPU.
 
 Data sets: tokenized (rows of `nextflow_tokenize.tokenized`), shapes (what planning needs of each, so that no one reads codes
 to count them), decisions, asides.

@@ -3,8 +3,9 @@
 Spark picks the images: distinct by content, in the order of a hash of seed and content, as many as the recipe allows, so
 that the sample is the same whatever the partitions. Training runs in the driver, from the images in the source files. The
 cost: one process trains, which is right for the minutes of a small run; a large tokenizer is trained elsewhere and given
-(`path`). A given one is copied, and scored anew on some of the run's images, so that a run holds all that its shards need and
-shows how well the tokenizer fits them; the fingerprint depends on its identity and not on where it lay.
+(`path`). A given one is copied, and scored anew on some of the run's images (on the CPU, for the same scores anywhere), so
+that a run holds all that its shards need and shows how well the tokenizer fits them; the fingerprint depends on its identity
+and not on where it lay.
 
 Output: `tokenizer/`, as `nextflow_tokenize.vision.train` leaves it (weights, metrics, evaluation and a sheet of held-out
 images; no metrics for a given one, and no scores where none of the run's images fills one of its levels). Facts: the
@@ -54,7 +55,8 @@ _UNIT = "tokenizer"
 def run(ctx: RunContext, config: VisionTokenizerConfig, ingest: IngestConfig, documents: StageResult) -> StageResult:
     """Trains on the images of a committed stage's documents, or takes `config.path`; `ingest` bounds what is decoded.
 
-    Raises, before any work, FileNotFoundError and ValueError for a path that is not a vision tokenizer's folder.
+    Raises, before any work, FileNotFoundError and ValueError for a path that is not the folder of a vision tokenizer
+    that was trained on levels.
     """
     inputs = {documents.name: documents.fingerprint}
     files = document_files(documents)
@@ -62,9 +64,9 @@ def run(ctx: RunContext, config: VisionTokenizerConfig, ingest: IngestConfig, do
         parameters: dict[str, Any] = config.model_dump(mode="json")
         body = partial(_work, ctx, config, ingest, files, config.training.seed, config.training.max_images)
     else:
-        from nextflow_tokenize.vision.usable import read_tokenizer_config
+        from nextflow_tokenize.vision.usable import check_levels, read_tokenizer_config
 
-        read_tokenizer_config(config.path)
+        check_levels(read_tokenizer_config(config.path), ())
         inputs[TOKENIZER] = identity(config.path)
         parameters = {"given": True, "images": GIVEN_IMAGES}
         body = partial(_work, ctx, config, ingest, files, 0, GIVEN_IMAGES)
@@ -179,7 +181,7 @@ def _fitting(ctx: RunContext, tokenizer: VisionTokenizer, images: Sequence[Encod
     from nextflow_tokenize.vision.dataset import open_picture
     from nextflow_tokenize.vision.sheets import schedule_for
 
-    side = tokenizer.config.image_side or 2 * max(tokenizer.config.levels)
+    side = 2 * max(tokenizer.config.levels)
     found: list[Picture] = []
     for number, image in enumerate(images):
         ctx.progress(number, len(images), "decoding images to score the given tokenizer")

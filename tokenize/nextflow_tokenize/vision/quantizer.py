@@ -24,15 +24,7 @@ from torch.nn import functional as F
 
 from nextflow_tokenize.config import SelfCorrectionConfig
 from nextflow_tokenize.schedule import Grid, token_count
-
-ROW_MULTIPLE = 64
-"""Rows of a distance product are padded to a multiple of this."""
-CHUNK_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 26}
-"""Most entries of a distance matrix held at once, by type of device, as far as ROW_MULTIPLE rows fit: a CPU's cache (4 MiB
-in float32; 8 MiB where a codebook of 32,768 makes 64 rows that large), on a GPU enough rows to fill it (256 MiB)."""
-BLOCK = 64
-"""Codes whose largest entry is found before its place is."""
-
+from nextflow_tokenize.vision.nearest import largest_products
 
 @dataclass(frozen=True)
 class Codes:
@@ -68,43 +60,6 @@ def area_down(features: Tensor, grid: Grid) -> Tensor:
 def bicubic_up(features: Tensor, grid: Grid) -> Tensor:
     """[B, C, h, w] upsampled to [B, C, H, W] (half-pixel centres, a = −0.75)."""
     return features if features.shape[-2:] == grid else F.interpolate(features, size=grid, mode="bicubic")
-
-
-def largest_products(query: Tensor, keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest products of each of `query` [N, C] with `keys` [V, C]: values [N, k], descending, and places [N, k].
-
-    Of equal products the lowest place comes first. No more than CHUNK_ELEMENTS of the N × V products exist at once.
-    """
-    count, codes = query.shape[0], keys.shape[0]
-    width = codes + -codes % BLOCK
-    limit = CHUNK_ELEMENTS.get(query.device.type, CHUNK_ELEMENTS["cpu"])
-    chunk = min(max(ROW_MULTIPLE, limit // width // ROW_MULTIPLE * ROW_MULTIPLE), count + -count % ROW_MULTIPLE)
-    buffer = query.new_full((chunk, width), -torch.inf)
-    values, places = query.new_empty(count, k), torch.empty(count, k, dtype=torch.int64, device=query.device)
-    for start in range(0, count, chunk):
-        part = query[start : start + chunk]
-        stop = start + len(part)
-        products = buffer[: len(part) + -len(part) % ROW_MULTIPLE]
-        torch.mm(F.pad(part, (0, 0, 0, len(products) - len(part))), keys.t(), out=products[:, :codes])
-        _largest(products[: len(part)], values[start:stop], places[start:stop])
-    return values, places
-
-
-def _largest(products: Tensor, values: Tensor, places: Tensor) -> None:
-    """Fills `values` and `places` [N, k] with the largest of `products` [N, V], which become −∞ there."""
-    blocks = products.unflatten(1, (-1, BLOCK))
-    tops = blocks.amax(dim=2)
-    rows = torch.arange(len(products), device=products.device)
-    last = values.shape[1] - 1
-    for place in range(last + 1):
-        block = tops.argmax(dim=1)
-        inside = blocks[rows, block]
-        values[:, place], at = inside.max(dim=1)
-        places[:, place] = block * BLOCK + at
-        if place < last:
-            blocks[rows, block, at] = -torch.inf
-            inside[rows, at] = -torch.inf
-            tops[rows, block] = inside.amax(dim=1)
 
 
 def seed_of(sha256: str) -> int:
@@ -155,8 +110,6 @@ class MultiScaleQuantizer(nn.Module):
 
     def _nearest(self, rows: Tensor, book: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """`nearest`, for callers that hold the codebook already."""
-        if k > len(book):
-            raise ValueError(f"a codebook of {len(book)} codes has no {k} nearest")
         semantic, pixel = rows.float().split(self.dims, dim=1)
         query = torch.cat(
             [self.semantic_weight * F.normalize(semantic, dim=1), self.w_dis * F.normalize(pixel, dim=1)], dim=1

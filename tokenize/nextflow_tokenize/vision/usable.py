@@ -47,8 +47,8 @@ def check_levels(config: VisionTokenizerConfig, levels: Sequence[int]) -> None:
     fixed square schedule, for which there is no choosing a grid by an image's ratio."""
     if config.sides is not None:
         raise ValueError(
-            f"the vision tokenizer has one square schedule of sides {list(config.sides)}: documents need one that is trained "
-            "on levels, which keeps each image's ratio"
+            f"the vision tokenizer has one square schedule of sides {list(config.sides)}: documents need one that was "
+            "trained on levels, which keeps each image's ratio"
         )
     untrained = [level for level in levels if level not in config.levels]
     if untrained:
