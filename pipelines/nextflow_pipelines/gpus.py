@@ -2,12 +2,13 @@
 
 A stage whose tasks want a GPU asks for it by a resource profile, so that tasks of other stages hold none (Spark's
 stage-level scheduling: standalone, YARN and Kubernetes). Local mode schedules cores only and refuses profiles; there tasks
-take the machine's GPUs in turn by their partition, after a check that all tasks at once fit their shares. The cost: two tasks
-that run at once may meet on one GPU while another has room.
+take the machine's GPUs in turn by their partition, after a check that all tasks at once fit their shares. The cost: two
+tasks that run at once may meet on one GPU while another has room.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -52,9 +53,9 @@ class TaskGpus:
         shares = int(1 / self.per_task + 1e-9)
         if self.tasks > count * shares:
             raise GpuError(
-                f"spark.gpus_per_task {self.per_task:g} makes {shares} shares of each of {count} GPUs, and {self.tasks} tasks "
-                f"run at once: set spark.master to local[{count * shares}], or spark.gpus_per_task to "
-                f"{1 / -(-self.tasks // count):.3g} or less"
+                f"spark.gpus_per_task {self.per_task:g} makes {shares} shares of each of {count} GPUs, and {self.tasks} "
+                f"tasks run at once: set spark.master to local[{count * shares}], or spark.gpus_per_task to "
+                f"{_share(-(-self.tasks // count)):g} or less"
             )
 
     def profile(self) -> ResourceProfile | None:
@@ -105,6 +106,11 @@ def _visible() -> int:
             f"driver (this is torch {torch.__version__})"
         )
     return count
+
+
+def _share(tasks: int) -> float:
+    """A share that so many tasks find room for on one GPU: to three places, rounded down."""
+    return math.floor(1000 / tasks) / 1000
 
 
 def _local_tasks(master: str) -> int:

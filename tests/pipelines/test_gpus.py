@@ -95,6 +95,16 @@ def test_local_mode_refuses_more_tasks_than_shares(
         TaskGpus.of(SparkConfig(master="local[3]", gpus_per_task=share)).check()
 
 
+@pytest.mark.parametrize("tasks", [1, 2, 3, 6, 7, 32])
+def test_the_share_that_a_refusal_names_is_one_that_fits(monkeypatch: pytest.MonkeyPatch, tasks: int) -> None:
+    machine(monkeypatch, 1)
+    master = f"local[{tasks + 1}]"
+    with pytest.raises(GpuError, match="or less") as caught:
+        TaskGpus.of(SparkConfig(master=master, gpus_per_task=1)).check()
+    named = float(str(caught.value).split()[-3])
+    TaskGpus.of(SparkConfig(master=master, gpus_per_task=named)).check()
+
+
 def test_shares_are_of_one_gpu() -> None:
     for wrong in (-0.5, 2):
         with pytest.raises(ValidationError):

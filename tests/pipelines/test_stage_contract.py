@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from nextflow_pipelines.stage import (
     MANIFEST,
@@ -72,6 +72,7 @@ plans = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(plans, plans)
 def test_plans_share_a_fingerprint_only_when_they_are_equal(one: StagePlan, other: StagePlan) -> None:
     def key(plan: StagePlan) -> str:

@@ -230,7 +230,7 @@ def test_export_of_a_training_at_work(tmp_path):
     # A run of ten steps with the same averages is the same tokenizer; its rate differs, so steps must be stopped, not fewer.
     state = training_state.load(tmp_path / "work", training_state.fingerprint(config, pool_of(config), None))
     loaded = VisionTokenizer.load(tmp_path / "exported")
-    name = "pixel_decoder.body.0.weight"
+    name = "pixel_decoder.body.first.weight"
     assert torch.equal(dict(loaded.named_parameters())[name], averaged_of(state, config, name))
     assert not torch.equal(state["model"]["tokenizer." + name], averaged_of(state, config, name))
     with pytest.raises(FileNotFoundError, match="no checkpoint"):
@@ -279,6 +279,9 @@ def test_the_three_stages(tmp_path):
     before = train(IMAGES, wider.model_copy(update={"training": wider.training.model_copy(update={"steps": 0})}),
                    tmp_path / "before", init=tmp_path / "joint")  # fmt: skip
     assert report.psnr_training > before.psnr_training
+    deeper = settings(stage="decoder", steps=0).model_copy(update={"decoder_res_blocks": 2})
+    grown = train(IMAGES, deeper, tmp_path / "deeper", init=tmp_path / "joint")
+    assert grown.psnr_training == joint.psnr_training  # a deeper decoder begins as the one it grew from
     with pytest.raises(ValueError, match="stage decoder"):
         train(IMAGES, wider, tmp_path / "none")
     with pytest.raises(ValueError, match="only the pixel decoder may change"):

@@ -48,7 +48,7 @@ def write_vision_tokenizer(folder: Path, seed: int) -> None:
     model = VisionTokenizerConfig(codebook_size=CODES, semantic_dim=4, pixel_dim=6).model_dump(
         mode="json", exclude={"training"}
     )
-    (folder / "config.json").write_text(json.dumps({"format": 1, "model": model}), encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps({"format": 2, "model": model}), encoding="utf-8")
     codes = {name: rng.normal(size=(CODES, width)) for name, width in (("semantic", 4), ("pixel", 6))}
     unit = {f"quantizer.{n}": (c / np.linalg.norm(c, axis=1, keepdims=True)).astype(np.float32) for n, c in codes.items()}
     save_file(unit, folder / "weights.safetensors")

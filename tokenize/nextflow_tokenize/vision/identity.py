@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "weights.safetensors"
-FORMAT = 1
+FORMAT = 2
 """Version of the folder's layout; a reader refuses another."""
 
 SEMANTIC_CODES = "quantizer.semantic"

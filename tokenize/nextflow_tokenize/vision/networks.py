@@ -9,6 +9,7 @@ frozen teacher. The published networks themselves are `vqgan` and `siglip`.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from math import gcd
 
 from torch import Tensor, nn
@@ -112,17 +113,21 @@ class PixelDecoder(nn.Module):
         self.image_side = config.image_side
         widths = [config.decoder_channels * m for m in config.channel_mult]
         width = widths[-1]
-        layers: list[nn.Module] = [nn.Conv2d(config.pixel_dim, width, 3, padding=1), _middle(width, config.attention)]
-        for level, target in reversed(list(enumerate(widths))):
-            layers += [ResBlock(width, width) for _ in range(config.decoder_res_blocks)]
+        layers: dict[str, nn.Module] = {
+            "first": nn.Conv2d(config.pixel_dim, width, 3, padding=1),
+            "middle": _middle(width, config.attention),
+        }
+        # Named and not numbered, so that a deeper decoder finds a shallower one's weights under the same names.
+        for level in reversed(range(len(widths))):
+            layers |= {f"level{level}_block{n}": ResBlock(width, width) for n in range(config.decoder_res_blocks)}
             if level:
                 target = widths[level - 1]
                 # A 1×1 convolution and depth-to-space: as many weights as it needs and no checkerboard of a strided one.
-                layers += [nn.Conv2d(width, 4 * target, 1), nn.PixelShuffle(2)]
+                layers |= {f"level{level}_up": nn.Conv2d(width, 4 * target, 1), f"level{level}_shuffle": nn.PixelShuffle(2)}
                 width = target
         last = nn.Conv2d(width, 3 * config.patch**2, 3, padding=1)
-        layers += [_norm(width), nn.SiLU(), last, nn.PixelShuffle(config.patch)]
-        self.body = nn.Sequential(*layers)
+        layers |= {"norm": _norm(width), "act": nn.SiLU(), "last": last, "shuffle": nn.PixelShuffle(config.patch)}
+        self.body = nn.Sequential(OrderedDict(layers))
         side = PIXELS_PER_TOKEN
         self.linear = nn.ConvTranspose2d(config.pixel_dim, 3, side, stride=side) if config.linear_skip else None
         if self.linear is not None:

@@ -5,12 +5,9 @@ branches at once, and the chosen codes, bicubic-upsampled, are taken off the res
 2412.03069 for the shared index). Both branches of a code have unit length and the residual is not normalised when codes are
 taken off it (TokenFlow's reference does so).
 
-The distance d_sem + w·d_pix of unit vectors is 2 − 2⟨r̂_s, c_s⟩ + w(2 − 2⟨r̂_p, c_p⟩), so the nearest code is one matrix
-product away: a few rows at a time against all codes, into one buffer that stays in cache, where the largest entry is
-searched by blocks, because a plain maximum is vectorised and one with its index is not. Memory is bounded by chunk × V.
-Everything is float32 whatever the autocast. Rows of a product are padded to a fixed multiple, because a BLAS takes other
-kernels for few rows and their last bits would let an image's codes depend on what shares its batch. The cost: a little
-wasted work at the coarse scales, and a search of a dozen lines where `topk` is one (benchmarks/bench_tokenizer.py).
+The distance d_sem + w·d_pix of unit vectors is 2 − 2⟨r̂_s, c_s⟩ + w(2 − 2⟨r̂_p, c_p⟩), so the nearest code is the largest
+product of one row with all codes (`nearest` has the search, and why an image's codes do not depend on what shares its
+batch). Everything is float32 whatever the autocast. The cost: near ties fall as float32 rounds.
 """
 
 from __future__ import annotations
@@ -25,6 +22,7 @@ from torch.nn import functional as F
 from nextflow_tokenize.config import SelfCorrectionConfig
 from nextflow_tokenize.schedule import Grid, token_count
 from nextflow_tokenize.vision.nearest import largest_products
+
 
 @dataclass(frozen=True)
 class Codes:

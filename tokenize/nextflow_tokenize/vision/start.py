@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nextflow_tokenize.schedule import PIXELS_PER_TOKEN, Grid
 from nextflow_tokenize.vision.codebook import place, place_semantic
 from nextflow_tokenize.vision.identity import WEIGHTS_FILE, read_config
 from nextflow_tokenize.vision.model import VisionTokenizer
+from nextflow_tokenize.vision.networks import ResBlock
 from nextflow_tokenize.vision.tensor_files import load_tensors
 from nextflow_tokenize.vision_config import VisionTrainingConfig
 
@@ -25,6 +26,8 @@ FROM_PIXEL = ("pixel_encoder.", "pixel_decoder.", "quantizer.pixel")
 
 def inherit(tokenizer: VisionTokenizer, folder: Path, stage: str) -> bool:
     """Takes over the weights of an earlier tokenizer in `folder`; returns whether the semantic branch starts anew.
+
+    A decoder that has only grown deeper decodes at first as it did before; one that has grown wider starts anew.
 
     A joint stage takes the pixel branch alone from a single-branch tokenizer. In the decoder stage the pixel decoder may
     have grown: tensors of another shape start anew. All else must fit (ValueError, naming the first tensor that does not).
@@ -44,6 +47,12 @@ def inherit(tokenizer: VisionTokenizer, folder: Path, stage: str) -> bool:
             f"{tuple(own[wrong[0]].shape)} here and {had} there; only the pixel decoder may change, in the decoder stage"
         )
     tokenizer.load_state_dict({name: given[name] for name in own if name not in fresh}, strict=False)
+    if stage == "decoder" and all(name not in given for name in fresh):
+        # Only deeper: the new blocks begin as the identity, so the decoder goes on from what it can.
+        for name, module in tokenizer.pixel_decoder.named_modules():
+            if isinstance(module, ResBlock) and f"pixel_decoder.{name}.conv2.weight" in fresh:
+                nn.init.zeros_(module.conv2.weight)
+                nn.init.zeros_(module.conv2.bias)  # type: ignore[arg-type]
     return anew
 
 
