@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import pytest
-from nextflow_orchestration.recipe import load_recipe
+from nextflow_orchestration.recipe import Recipe, load, load_recipe
 from nextflow_orchestration.recipe_error import RecipeError
+from nextflow_tokenize.vision_recipe import TokenizerRecipe
 
 
 def write(tmp_path: Path, text: str) -> Path:
@@ -59,4 +60,4 @@ def test_every_recipe_of_the_repository_is_valid() -> None:
     recipes = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
     assert recipes
     for path in recipes:
-        load_recipe(path)
+        load(TokenizerRecipe if path.name.startswith("tokenizer") else Recipe, path)

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nextflow_tokenize.config import SelfCorrectionConfig
-from nextflow_tokenize.schedule import FINAL_GRIDS, grids, token_count
-from nextflow_tokenize.vision import quantizer as module
+from nextflow_tokenize.schedule import FINAL_GRIDS, LEVEL_SCALES, grids, token_count
+from nextflow_tokenize.vision import nearest
 from nextflow_tokenize.vision.quantizer import MultiScaleQuantizer, draws, scales_of, seed_of
 
 SQUARE = grids((64, 64), 6)
@@ -108,12 +108,18 @@ def test_every_prefix_of_scales_decodes_to_the_partial_sum():
         torch.testing.assert_close(part, trace.partial[shown - 1], atol=1e-5, rtol=1e-5)
 
 
-def test_chunks_do_not_change_codes(monkeypatch):
-    q = quantizer(size=100)
-    batch = features(3, SQUARE[-1])
-    whole = q.quantize(batch, SQUARE).target
-    monkeypatch.setattr(module, "CHUNK_ELEMENTS", 100 * 64)
-    assert torch.equal(q.quantize(batch, SQUARE).target, whole)
+@pytest.mark.parametrize("level", [128, 256])
+def test_codes_do_not_depend_on_the_tiles(level, monkeypatch):
+    q = quantizer(size=1000)
+    schedule = grids((64, 64), LEVEL_SCALES[level])
+    batch = features(2, schedule[-1])
+    codes = [q.quantize(batch, schedule).target]
+    for rows, tile, block in ((64, 64, 16), (128, 512, 128)):
+        monkeypatch.setattr(nearest, "ROWS", rows)
+        monkeypatch.setattr(nearest, "TILE", tile)
+        monkeypatch.setattr(nearest, "BLOCK", block)
+        codes.append(q.quantize(batch, schedule).target)
+    assert torch.equal(codes[1], codes[0]) and torch.equal(codes[2], codes[0])
 
 
 def test_distances_are_squared_and_ascending():

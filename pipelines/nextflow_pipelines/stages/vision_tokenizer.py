@@ -1,11 +1,12 @@
-"""vision_tokenizer: the dual-codebook tokenizer, trained on the run's own images, or the trained one that the recipe names.
+"""vision_tokenizer: the dual-codebook tokenizer, trained on the run's own images, or the trained one that the recipe
+names.
 
 Spark picks the images: distinct by content, in the order of a hash of seed and content, as many as the recipe allows, so
-that the sample is the same whatever the partitions. Training runs in the driver, from the images in the source files. The
-cost: one process trains, which is right for the minutes of a small run; a large tokenizer is trained elsewhere and given
-(`path`). A given one is copied, and scored anew on some of the run's images (on the CPU, for the same scores anywhere), so
-that a run holds all that its shards need and shows how well the tokenizer fits them; the fingerprint depends on its identity
-and not on where it lay.
+that the sample is the same whatever the partitions. Training runs in the driver, from the images in the source files, and
+goes on from its last checkpoint when it was killed. The cost: one process trains, which is right for the minutes of a
+small run; a large tokenizer is trained elsewhere and given (`path`). A given one is copied, and scored anew on some of
+the run's images (on the CPU, for the same scores anywhere), so that a run holds all that its shards need and shows how
+well the tokenizer fits them; the fingerprint depends on its identity and not on where it lay.
 
 Output: `tokenizer/`, as `nextflow_tokenize.vision.train` leaves it (weights, metrics, evaluation and a sheet of held-out
 images; no metrics for a given one, and no scores where none of the run's images fills one of its levels). Facts: the
@@ -50,6 +51,8 @@ GIVEN_IMAGES = 64
 _SAMPLE = "_work/sample"
 _SAMPLE_SCHEMA = pa.schema([("rank", pa.string()), ("image", IMAGE)])
 _UNIT = "tokenizer"
+_CHECKPOINTS = "_work/training"
+"""Where a killed training's checkpoints wait; gone when the stage is committed."""
 
 
 def run(ctx: RunContext, config: VisionTokenizerConfig, ingest: IngestConfig, documents: StageResult) -> StageResult:
@@ -100,7 +103,7 @@ def _work(
         images = _encoded(ctx.root, ingest, work.files(sample, _SAMPLE))
         with unit_output(work.dir, _UNIT) as out:
             if given is None:
-                _train(ctx, config, images, out)
+                _train(ctx, config, images, out, work.dir / _CHECKPOINTS)
             else:
                 _take(ctx, Path(str(config.path)), given, images, out)
     facts = work.records([_UNIT])[0]["facts"]
@@ -130,7 +133,9 @@ def _encoded(root: Path, ingest: IngestConfig, files: list[Path]) -> list[Encode
     return [EncodedImage(image["sha256"], partial(load, image)) for image in images]
 
 
-def _train(ctx: RunContext, config: VisionTokenizerConfig, images: list[EncodedImage], out: UnitOutput) -> None:
+def _train(
+    ctx: RunContext, config: VisionTokenizerConfig, images: list[EncodedImage], out: UnitOutput, checkpoints: Path
+) -> None:
     from nextflow_tokenize.vision.train import NoImages, train
 
     out.facts.update({"tokenizer": None, "images": len(images)})
@@ -142,7 +147,7 @@ def _train(ctx: RunContext, config: VisionTokenizerConfig, images: list[EncodedI
         ctx.progress(done, total, f"training, {metrics.get('psnr', 0.0):.1f} dB")
 
     try:
-        report = train(images, config, folder, step)
+        report = train(images, config, folder, step, work=checkpoints)
     except NoImages as error:
         out.facts["reason"] = str(error)
         return

@@ -83,10 +83,10 @@ def _products(keys: Tensor, rows: Tensor) -> Tensor:
 
 
 def _largest(values: Tensor, k: int) -> Tensor:
-    """Places [k, R], the largest first, of the k (or all n) largest of each column of `values` [n, R]; equals: the lowest."""
+    """Places [k, R], largest first and lowest of equals, of the k (or all n) largest of each column of `values` [n, R]."""
     if k == 1:
         return values.argmax(dim=0, keepdim=True)
-    # topk takes any of equals, so places are made part of the value: float32 as an integer of the same order, then the place.
+    # topk takes any of equals, so places become part of the value: float32 as an integer of the same order, then the place.
     bits = (values.t() + 0.0).view(torch.int32)  # + 0.0: there are two zeros
     ordered = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long() << 32
     return (ordered - torch.arange(len(values))).topk(min(k, len(values)), dim=1).indices.t()

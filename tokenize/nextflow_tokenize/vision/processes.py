@@ -28,6 +28,8 @@ def start(device: str = "auto") -> torch.device:
     if device == "cuda" and not gpu:
         raise RuntimeError("device: cuda was asked for, but torch sees no GPU")
     local = int(os.environ.get("LOCAL_RANK", "0"))
+    if gpu:
+        torch.cuda.set_device(local)
     if "RANK" in os.environ and not dist.is_initialized():
         dist.init_process_group("nccl" if gpu else "gloo")
     return torch.device("cuda", local) if gpu else torch.device("cpu")

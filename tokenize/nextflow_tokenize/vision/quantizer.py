@@ -102,7 +102,7 @@ class MultiScaleQuantizer(nn.Module):
     def nearest(self, rows: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
         """The k nearest codes of `rows` [N, C]: distances d_sem + w·d_pix [N, k], ascending, and indices [N, k].
 
-        Of equally near codes the lowest index comes first. Raises ValueError for more neighbours than codes.
+        Of equally near codes the lowest index comes first (on a CPU). Raises ValueError for more neighbours than codes.
         """
         return self._nearest(rows, self.codebook, k)
 
