@@ -12,10 +12,10 @@ import shutil
 from pathlib import Path
 
 from common import report, table
+from nextflow_tokenize.vision.dataset import load_pool
 from nextflow_tokenize.vision.evaluate import EvalReport, evaluate_pictures
 from nextflow_tokenize.vision.image_index import encoded_images, index
 from nextflow_tokenize.vision.model import VisionTokenizer, cpu_threads
-from nextflow_tokenize.vision.dataset import load_pool
 from nextflow_tokenize.vision.train import train
 from nextflow_tokenize.vision_config import VisionTokenizerConfig
 from pictures import write
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/bench-codebook"), help="folder for pictures and tokenizers")
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--codes", type=int, default=4096)
-    parser.add_argument("--linear", action=argparse.BooleanOptionalAction, default=True, help="the linear skip of the network")
+    parser.add_argument("--linear", action=argparse.BooleanOptionalAction, default=True, help="the network's linear skip")
     parser.add_argument("--reports", type=Path, default=Path(__file__).parent / "reports")
     given = parser.parse_args()
     write(given.work / "pictures", given.work / "wheels")
@@ -64,8 +64,8 @@ def main() -> None:
         rows.append([name, *cells(seen, held), f"{done.seconds:.0f} s"])
     header = ["codes", "PSNR training", "PSNR held out", "in use", "perplexity", "never chosen", "semantic cosine", "time"]
     remark = (
-        f"{given.codes:,} codes, {given.steps} steps of one image at level 256, use counted over the training images. What is in "
-        "use is the share of codes chosen at any scale of any training image after training."
+        f"{given.codes:,} codes, {given.steps} steps of one image at level 256. In use: the share of codes chosen at any "
+        "scale of any training image after training."
     )
     print(report("codebook", __doc__ or "", [table("Ways of moving the codes", header, rows)], [remark], given.reports))
 
@@ -73,8 +73,8 @@ def main() -> None:
 def cells(seen: EvalReport, held: EvalReport) -> list[str]:
     """A variant's numbers in words."""
     return [
-        f"{seen.psnr:.2f} dB", f"{held.psnr:.2f} dB", f"{100 * seen.usage:.1f} %", f"{seen.perplexity:,.0f}", f"{seen.dead:,}",
-        f"{held.semantic_cosine:.3f}",
+        f"{seen.psnr:.2f} dB", f"{held.psnr:.2f} dB", f"{100 * seen.usage:.1f} %", f"{seen.perplexity:,.0f}",
+        f"{seen.dead:,}", f"{held.semantic_cosine:.3f}",
     ]  # fmt: skip
 
 

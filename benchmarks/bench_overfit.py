@@ -1,8 +1,8 @@
 """Does the small recipe learn? 64 real photographs and screenshots at level 256, within ten minutes on two cores.
 
-Claims: training images at 24 dB or more, held-out ones at 20 dB or more, 60 % or more of the codebook in use; the dual branch
-agrees better with its semantic teacher than a single branch, at a cost in pixels that is reported; decoding drawn codes loses
-little against nearest ones, and far less than the naive variant. Run: python benchmarks/bench_overfit.py
+Claims: training images at 24 dB or more, held-out ones at 20 dB or more, 60 % or more of the codebook in use; the dual
+branch agrees better with its semantic teacher than a single branch, at a cost in pixels that is reported; decoding drawn
+codes loses little against nearest ones, and far less than the naive variant. Run: python benchmarks/bench_overfit.py
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def trained(recipe: TokenizerRecipe) -> float:
 
 
 def single(recipe: TokenizerRecipe, output: Path) -> TokenizerRecipe:
-    """The same recipe with one branch, without the decoder stage: pixel codes alone, and a semantic decoder that reads them."""
+    """The same recipe with one branch and without the decoder stage: pixel codes, and a semantic decoder that reads them."""
     tree: dict[str, Any] = recipe.model_dump(mode="json")
     tree["vision_tokenizer"]["branches"] = "pixel"
     tree["stages"] = tree["stages"][:2]
@@ -123,14 +123,15 @@ def main() -> None:
             [
                 [
                     name, f"{100 * loss.changed:.0f} %", f"{loss.nearest:.2f} dB", f"{loss.drawn:.2f} dB",
-                    f"{loss.nearest - loss.drawn:.2f} dB", f"{loss.naive:.2f} dB", f"{loss.nearest - loss.naive:.2f} dB",
+                    f"{loss.nearest - loss.drawn:.2f} dB", f"{loss.naive:.2f} dB",
+                    f"{loss.nearest - loss.naive:.2f} dB",
                 ]
                 for name, loss in losses.items()
             ],
         ),
     ]  # fmt: skip
     remarks = [
-        f"The semantic teacher is the classical descriptor, the single branch's semantic decoder a probe on its pixel codes; "
+        "The semantic teacher is the classical descriptor, the single branch's semantic decoder a probe on its pixel codes; "
         f"the pixel cost of the dual branch is {alone[1].psnr - dual[1].psnr:.2f} dB held out and "
         f"{alone[0].psnr - dual[0].psnr:.2f} dB on the training images.",
         "Sheet: the first six rows are training images, the others held-out ones.",

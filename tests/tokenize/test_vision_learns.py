@@ -1,7 +1,7 @@
 """A minute's version of benchmarks/bench_overfit.py: real photographs, both branches, drawn codes.
 
-The photographs are those that ship in scikit-image. Thresholds stand well below what was measured, so that another processor's
-rounding cannot fail them, and well above a start without learning (measured in the same test).
+The photographs are those that ship in scikit-image. Thresholds stand well below what was measured, so that another
+processor's rounding cannot fail them, and well above a start without learning (measured in the same test).
 """
 
 import importlib.util

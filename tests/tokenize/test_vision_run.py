@@ -194,7 +194,8 @@ def test_images_in_folders_tars_and_files(tmp_path):
     turned[0x0112] = 6
     with tarfile.open(tmp_path / "deep" / "shard.tar", "w") as archive:
         for name, payload in (
-            ("x/1.jpg", picture(2, format="JPEG", exif=turned)), ("x/1.json", b"{}"), ("2.png", picture(1)), ("3.png", b"not"),
+            ("x/1.jpg", picture(2, format="JPEG", exif=turned)), ("x/1.json", b"{}"), ("2.png", picture(1)),
+            ("3.png", b"not"),
         ):  # fmt: skip
             member = tarfile.TarInfo(name)
             member.size = len(payload)

@@ -118,6 +118,11 @@ class RunningMeans(nn.Module):
         """Share of codes that steps of late have chosen."""
         return float((self.count >= IN_USE).float().mean())
 
+    def perplexity(self) -> float:
+        """exp(entropy) of what steps of late have chosen: how many codes, equally used, would be as varied."""
+        share = self.count[self.count > 0].double() / self.count.sum()
+        return float(torch.exp(-(share * share.log()).sum()))
+
 
 class GradientCodes(RunningMeans):
     """Codes moved by the gradient of TokenFlow's codebook loss: mean (code − residual)² of unit vectors, over scales.

@@ -187,7 +187,7 @@ class _Run:
         averages = {name: value / count for name, value in self.sums.items()}
         self.sums = {}
         averages["psnr"] = 10 * math.log10(4 / max(averages["l2"], 1e-12))
-        averages["usage"] = self.trainer.means.usage()
+        averages |= {"usage": self.trainer.means.usage(), "perplexity": self.trainer.means.perplexity()}
         self.logged.append(json.dumps({"step": done, **{k: round(v, 6) for k, v in averages.items()}}) + "\n")
         return averages
 
