@@ -86,6 +86,8 @@ def _facts(facts: dict[str, Any], info: VisionInfo, evaluation: dict[str, Any]) 
         found.append(Fact(name, f"{evaluation['psnr']:.2f} dB over {len(evaluation['images'])} images"))
         if facts.get("psnr_training") is not None and held_out:
             found.append(Fact("PSNR on training images", f"{facts['psnr_training']:.2f} dB"))
+        if evaluation.get("ssim") is not None:
+            found.append(Fact(name.replace("PSNR", "SSIM"), f"{evaluation['ssim']:.3f}"))
         found.append(Fact("Codebook used on these", f"{100 * evaluation['usage']:.1f} %"))
     return tuple(found)
 

@@ -7,7 +7,7 @@ of codes, because a maximum is vectorised and its place is not: the k best block
 tiles come from memory that the process keeps (`_keep_freed_memory`). One shape for all products also means that a row's
 codes never depend on what shares its batch: a BLAS takes other kernels for other counts of rows, whose last bits differ.
 
-The cost: up to ROWS − 1 rows of wasted work a call, and a page of code where a GPU needs three lines (`_by_rows`).
+The cost: a call's rows are padded to whole tiles, and a page of code where a GPU needs three lines (`_by_rows`).
 benchmarks/bench_tokenizer.py measures it.
 """
 
@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 ROWS = 64
-"""Rows of a tile; a call's rows are padded to a multiple of it."""
+"""Rows of a tile; more where a codebook is smaller than TILE, so that a tile stays as large."""
 TILE = 8192
-"""Codes of a tile: 2 MiB of products in float32."""
+"""Codes of a tile: with ROWS, 2 MiB of products in float32."""
 BLOCK = 64
 """Codes of a block, of which only the maximum is looked at first; divides TILE."""
 IMAGES = 16
@@ -55,11 +55,12 @@ def _by_tiles(query: Tensor, keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Tile by tile, keeping of each the k blocks with the largest maxima; what they hold is ranked at the end."""
     _keep_freed_memory()
     count, short = len(query), -len(keys) % BLOCK
-    query = F.pad(query, (0, 0, 0, -count % ROWS))
     keys = F.pad(keys, (0, 0, 0, short)) if short else keys
-    rows = torch.arange(ROWS)
+    size = ROWS * max(1, TILE // len(keys))
+    query = F.pad(query, (0, 0, 0, -count % size))
+    rows = torch.arange(size)
     values, places = [], []
-    for part in query.split(ROWS):
+    for part in query.split(size):
         kept, numbers = [], []
         for first in range(0, len(keys), TILE):
             products = _products(keys[first : first + TILE], part)
