@@ -20,7 +20,7 @@ from nextflow_tokenize.vision.train import train
 from nextflow_tokenize.vision_config import VisionTokenizerConfig
 from pictures import write
 
-VARIANTS = {
+VARIANTS: dict[str, dict[str, object]] = {
     "gradient, random start (TokenFlow)": {"codebook": "gradient", "kmeans_iterations": 0, "restart_below": 0.0},
     "gradient, k-means start": {"codebook": "gradient", "restart_below": 0.0},
     "gradient, k-means start, restarts": {"codebook": "gradient"},
@@ -46,9 +46,9 @@ def main() -> None:
     images = encoded_images(index([str(given.work / "pictures")], given.work / "images.parquet"))
     rows = []
     for name, changes in VARIANTS.items():
-        training = {
+        training: dict[str, object] = {
             "steps": given.steps, "learning_rate": 5e-4, "batch_tokens": 256, "held_out": 0.18, "scale_drop": 0.0,
-            "semantic_weight": 0.1, "checkpoint_interval": 0,
+            "checkpoint_interval": 0,
         } | changes  # fmt: skip
         config = VisionTokenizerConfig.model_validate(
             {"levels": (256,), "codebook_size": given.codes, "linear_skip": given.linear, "training": training}

@@ -51,7 +51,7 @@ def report(name: str, claim: str, sections: Sequence[Section], remarks: Sequence
 
     The device in the name is the first GPU where there is one, else the processor.
     """
-    console = Console()
+    console = Console() if sys.stdout.isatty() else Console(width=200)
     for section in sections:
         shown = Table(*section.header, title=section.title)
         for row in section.rows:
@@ -62,10 +62,11 @@ def report(name: str, claim: str, sections: Sequence[Section], remarks: Sequence
     today = datetime.now(UTC).date().isoformat()
     device = gpu() or cpu()
     path = folder / f"{name}-{today}-{re.sub('[^a-z0-9]+', '-', device.lower()).strip('-')}.md"
+    machine = ", ".join(filter(None, [gpu(), f"{cpu()}, {_cores()} cores"]))
     parts = [
         f"# {name}, {today}\n",
         claim.strip() + "\n",
-        f"- Device: {', '.join(filter(None, [gpu(), f'{cpu()}, {_cores()} cores']))}\n- Versions: {versions()}\n- Command: `{command()}`\n",
+        f"- Device: {machine}\n- Versions: {versions()}\n- Command: `{command()}`\n",
         *(section.markdown() for section in sections),
         "".join(f"- {remark}\n" for remark in remarks),
     ]

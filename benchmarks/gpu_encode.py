@@ -3,7 +3,8 @@
 FLOPs are counted by torch's own counter on the plain run (products, convolutions, attention; two for a multiply-add), so a
 compiled run is judged by the same work. Everything is float32 and TF32 is off, as codes must not depend on it; the peak is
 that of the float32 units: multiprocessors × units each × 2 × clock. torch.compile is given the networks and the walk over
-scales, whose shapes are fixed at a level; what pays is in the table. Written and typed where there was no GPU to run it on.
+scales, whose shapes are fixed at a level (each is one graph); what pays is in the table. Written and typed where there was
+no GPU to run it on: counting and compiling were tried on a CPU.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """VAR's multi-scale quantisation as published (arXiv 2404.02905, algorithm 1), for two branches of unit length.
 
-What its authors release does the same with z-normalised codes: at each scale of a Python loop the whole matrix of similarities
-and its argmax. The two branches are joined to one product, which is more than fair to it: TokenFlow's code makes one matrix of
-squared distances a branch and adds them. VAR's convolution after upsampling is left out, as TokenFlow does. The argmax of a
-product and not the argmin of |z|² + |e|² − 2ze: the two agree but in the last bit of float32, where they cannot be compared.
+What its authors release does the same with z-normalised codes: at each scale of a Python loop the whole matrix of
+similarities and its argmax. The two branches are joined to one product, which is more than fair to it: TokenFlow's code
+makes one matrix of squared distances a branch and adds them. VAR's convolution after upsampling is left out, as TokenFlow
+does. It takes the argmax of a product and not the argmin of |z|² + |e|² − 2ze: the two are the same but for float32's last
+bit, which decides near ties.
 """
 
 from __future__ import annotations

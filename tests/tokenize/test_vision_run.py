@@ -93,6 +93,10 @@ def test_three_stages_by_one_recipe_and_again(images, tmp_path):
     before = identity(tmp_path / "out" / "tokenizer")
     assert all(outcome.kept for outcome in run(given, device="cpu"))
     assert identity(tmp_path / "out" / "tokenizer") == before
+    # What says only how to work may change.
+    assert all(
+        o.kept for o in run(TokenizerRecipe.model_validate(recipe(images, tmp_path / "out", THREE, workers=1)), device="cpu")
+    )
     changed = TokenizerRecipe.model_validate(recipe(images, tmp_path / "out", THREE, learning_rate=1e-3))
     with pytest.raises(OtherTraining, match="another `output`"):
         run(changed, device="cpu")

@@ -354,7 +354,7 @@ def test_published_losses_are_those_of_the_formulas(tmp_path):
     }
     for name, value in expected.items():
         torch.testing.assert_close(outcome.losses[name], value, rtol=1e-4, atol=1e-5)
-    weights = {"l2": 1.0, "l1": 0.1, "perceptual": 0.2, "semantic": 0.05, "commitment": 0.25}
+    weights = {"l2": 1.0, "l1": 0.1, "perceptual": 0.2, "semantic": 0.5, "commitment": 0.25}
     torch.testing.assert_close(outcome.loss, sum(w * outcome.losses[n] for n, w in weights.items()))
     outcome.loss.backward()
     # Straight through: the encoder's last layer gets the decoder's gradient.

@@ -73,7 +73,7 @@ class VisionTrainingConfig(Section):
     """First step with the adversarial loss (TokenFlow: 20,000)."""
     discriminator_channels: int = Field(default=64, ge=1)
     discriminator_layers: int = Field(default=3, ge=1)
-    semantic_weight: float = Field(default=0.05, ge=0)
+    semantic_weight: float = Field(default=0.5, ge=0)
     """Weight of 1 − cos(decoded semantic feature, teacher feature). TokenFlow: 1.0."""
     commitment: float = Field(default=0.25, ge=0)
     """β of the commitment loss (TokenFlow: 0.25)."""
@@ -149,13 +149,14 @@ class VisionTokenizerConfig(Section):
     multi-scale VQ, for comparison; its semantic decoder then reads the pixel codes."""
     codebook_size: int = Field(default=4096, ge=2)
     """Entries of the shared index. TokenFlow: 32,768; NextFlow's ablation: 16,384; its final size is unpublished."""
-    semantic_dim: int = Field(default=4, ge=1)
-    """Width of a semantic code (TokenFlow: 32)."""
+    semantic_dim: int = Field(default=12, ge=1)
+    """Width of a semantic code (TokenFlow: 32). Four are too few to agree better with the teacher's thirty numbers than a
+    probe on pixel codes does: with 12, w_dis 2 and a semantic weight of 0.5 the cosine rises from 0.87 to 0.93."""
     pixel_dim: int = Field(default=12, ge=1)
     """Width of a pixel code (TokenFlow: 8)."""
-    w_dis: float = Field(default=4.0, gt=0)
-    """Weight of the pixel distance beside the semantic one (TokenFlow: 1.0). Four dimensions of a small descriptor take more
-    than their due of an index at 1.0: measured on the linear start, 4.0 gives 0.2 dB over 2.0 at the same semantic error."""
+    w_dis: float = Field(default=2.0, gt=0)
+    """Weight of the pixel distance beside the semantic one (TokenFlow: 1.0). Measured: 2.0 gives 0.3 dB over 1.0 at the same
+    semantic agreement, where the semantic loss weighs 0.5."""
 
     network: Literal["patch", "vqgan"] = "patch"
     """Pixel encoder and decoder. patch: ours for CPUs, a space-to-depth first layer and a linear skip. vqgan: TokenFlow's

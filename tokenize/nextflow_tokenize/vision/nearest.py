@@ -2,13 +2,13 @@
 
 On a CPU rows × codes is done in tiles of one shape that stay in cache, and a tile is searched before the next is made, so
 memory holds no matrix of rows × codes. Three things make it fast. The product is a 1×1 convolution, which torch gives to
-oneDNN: twice the speed of its matrix product, MKL, on AMD processors (MKL keeps to AVX2 there). A tile is searched by blocks
-of codes, because a maximum is vectorised and its place is not: the k best blocks by their maxima hold the k best codes. And
-tiles come from memory that the process keeps (`_keep_freed_memory`). One shape for all products also means that a row's
-codes never depend on what shares its batch: a BLAS takes other kernels for other counts of rows, whose last bits differ.
+oneDNN: on an AMD EPYC twice the speed of its matrix product, which is MKL's. A tile is searched by blocks of codes, because
+a maximum is vectorised and its place is not: the k best blocks by their maxima hold the k best codes. And tiles come from
+memory that the process keeps (`_keep_freed_memory`). One shape for all products also means that a row's codes never depend
+on what shares its batch: a BLAS takes other kernels for other counts of rows, whose last bits differ.
 
-The cost: a call's rows are padded to whole tiles, and a page of code where a GPU needs three lines (`_by_rows`).
-benchmarks/bench_tokenizer.py measures it.
+The cost: a call's rows are padded to a multiple of ROWS, small codebooks and single images gain nothing or lose a little,
+and there is a page of code where a GPU needs three lines (`_by_rows`). benchmarks/bench_tokenizer.py measures it.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 ROWS = 64
-"""Rows of a tile; more where a codebook is smaller than TILE, so that a tile stays as large."""
+"""Rows of a tile: those of a call are padded to a multiple of it."""
 TILE = 8192
 """Codes of a tile: with ROWS, 2 MiB of products in float32."""
 BLOCK = 64
 """Codes of a block, of which only the maximum is looked at first; divides TILE."""
 IMAGES = 16
-"""A tile's codes are shown to the convolution as this many images: below it, torch does a 1×1 convolution with MKL."""
+"""A tile's codes are shown to the convolution as this many images: of fewer, on one thread, torch would not ask oneDNN."""
 GPU_ELEMENTS = 1 << 26
 """Most products held at once on a GPU (256 MiB in float32)."""
 
@@ -54,16 +54,15 @@ def _by_rows(query: Tensor, keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def _by_tiles(query: Tensor, keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Tile by tile, keeping of each the k blocks with the largest maxima; what they hold is ranked at the end."""
     _keep_freed_memory()
-    count, short = len(query), -len(keys) % BLOCK
+    short = -len(keys) % BLOCK
     keys = F.pad(keys, (0, 0, 0, short)) if short else keys
-    size = ROWS * max(1, TILE // len(keys))
-    query = F.pad(query, (0, 0, 0, -count % size))
-    rows = torch.arange(size)
     values, places = [], []
-    for part in query.split(size):
+    for part in query.split(ROWS):
+        rows = torch.arange(len(part))
+        part = F.pad(part, (0, 0, 0, ROWS - len(part)))
         kept, numbers = [], []
         for first in range(0, len(keys), TILE):
-            products = _products(keys[first : first + TILE], part)
+            products = _products(keys[first : first + TILE], part)[:, : len(rows)]
             if short and first + TILE >= len(keys):
                 products[-short:] = -torch.inf
             blocks = products.unflatten(0, (-1, BLOCK))
@@ -74,7 +73,7 @@ def _by_tiles(query: Tensor, keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
         at = _largest(candidates.t(), k).t()
         values.append(candidates.gather(1, at))
         places.append(torch.cat(numbers).t().gather(1, at // BLOCK) * BLOCK + at % BLOCK)
-    return torch.cat(values)[:count], torch.cat(places)[:count]
+    return torch.cat(values), torch.cat(places)
 
 
 def _products(keys: Tensor, rows: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ from nextflow_tokenize.vision.dataset import EncodedImage
 from nextflow_tokenize.vision.identity import file_sha256, identity
 from nextflow_tokenize.vision.image_index import encoded_images, index, unusable
 from nextflow_tokenize.vision.train import Progress, TrainReport, train
-from nextflow_tokenize.vision.training_state import OtherTraining
+from nextflow_tokenize.vision.training_state import OPERATIONAL, OtherTraining
 from nextflow_tokenize.vision_config import VisionTokenizerConfig
 from nextflow_tokenize.vision_recipe import TokenizerRecipe
 
@@ -109,7 +109,7 @@ def _stage(
 ) -> StageOutcome:
     tokenizer = folder / TOKENIZER
     belongs = {
-        "settings": config.model_dump(mode="json"),
+        "settings": config.model_dump(mode="json", exclude={"training": set(OPERATIONAL)}),
         "init": None if init is None else identity(init),
         "images": file_sha256(folder.parent / INDEX),
     }

@@ -76,7 +76,7 @@ def contact_sheet(
     for image, schedule in images:
         pixels = pixels_for(tokenizer, image, schedule)
         codes = tokenizer.encode(pixels, schedule).target
-        full = tokenizer.decode(codes, schedule)
+        full = tokenizer.decode(codes, schedule).cpu()
         row = [
             (f"original {pixels.shape[3]} x {pixels.shape[2]}", to_images(pixels)[0]),
             (f"{psnr(full, pixels):.1f} dB", to_images(full)[0]),

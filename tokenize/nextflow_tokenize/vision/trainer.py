@@ -66,7 +66,7 @@ class Trainer:
         self.objective = Objective(tokenizer, self.means, settings, self.bf16)
         if settings.compile:
             for part in (tokenizer.pixel_encoder, tokenizer.pixel_decoder, tokenizer.semantic_encoder):
-                part.compile()
+                part.compile(dynamic=True)  # grids come in dozens of shapes
         # The tokenizer's come first: what is exported is their running means.
         self.parameters = [*trained, *self.means.parameters()]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=settings.learning_rate, betas=BETAS, weight_decay=0.0)
