@@ -67,7 +67,7 @@ def import_(
     checkpoint: Annotated[Path, typer.Argument(help="an official TokenFlow checkpoint (SigLIP variant, .pt)")],
     out: Annotated[Path, typer.Option(help="folder to write config.json and weights.safetensors to")],
 ) -> None:
-    """A tokenizer from TokenFlow's published checkpoint, to encode with or to train on from."""
+    """A tokenizer from TokenFlow's published checkpoint, to encode and decode with."""
     with plain_errors():
         from nextflow_orchestration.tokenizers import import_tokenizer
 

@@ -17,13 +17,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from nextflow_orchestration.recipe import load
-from nextflow_orchestration.training import TrainingFailed
 
 if TYPE_CHECKING:
     from nextflow_tokenize.vision.evaluate import EvalReport
     from nextflow_tokenize.vision.model import VisionTokenizer
 
 RECIPE = "recipe.json"
+SHEET_ROWS = 24
+
+
+class TokenizerTrainingFailed(RuntimeError):
+    """The training processes ended with an error."""
 
 
 def train_tokenizer(recipe_path: Path, overrides: list[str], processes: int, device: str) -> None:
@@ -87,7 +91,10 @@ def _launch(file: Path, processes: int, device: str) -> None:
     if status > 128:
         raise KeyboardInterrupt
     if status:
-        raise TrainingFailed(status, file.parent)
+        raise TokenizerTrainingFailed(
+            f"training ended with status {status}: the lines above say why; the same command goes on from the last "
+            f"checkpoint in {file.parent}, if there is one"
+        )
 
 
 def _line(name: str, kept: bool, report: dict[str, Any] | None) -> str:
@@ -117,7 +124,7 @@ def evaluate_tokenizer(
     import tempfile
 
     from nextflow_tokenize.vision import processes
-    from nextflow_tokenize.vision.dataset import load_pool
+    from nextflow_tokenize.vision.dataset import open_picture
     from nextflow_tokenize.vision.evaluate import Judges, evaluate
     from nextflow_tokenize.vision.image_index import encoded_images, index
     from nextflow_tokenize.vision.inception import InceptionFeatures
@@ -139,14 +146,12 @@ def evaluate_tokenizer(
         report = evaluate(tokenizer, chosen, levels or tokenizer.config.levels, judges)
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
-            known = {score.sha256 for score in report.images}
-            pool = load_pool(
-                [image for image in chosen if image.sha256 in known][:24], tokenizer.config.levels or (1024,), 0, 24, 0, 256
-            )
-            sheet_of(tokenizer, pool.training).save(out / "sheet.png")
             content = {"tokenizer": tokenizer.identity} | asdict(report)
             (out / "evaluation.json").write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
             (out / "evaluation.md").write_text(markdown(report, tokenizer.identity or ""), encoding="utf-8")
+            known = {score.sha256 for score in report.images}
+            shown = [open_picture(image, 2048) for image in chosen if image.sha256 in known][:SHEET_ROWS]
+            sheet_of(tokenizer, shown).save(out / "sheet.png")
     console.print(_table(report))
     console.print(
         f"codebook: {100 * report.usage:.1f} % of {tokenizer.config.codebook_size:,} codes in use, perplexity "

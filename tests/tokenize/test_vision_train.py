@@ -284,6 +284,11 @@ def test_the_three_stages(tmp_path):
     assert grown.psnr_training == joint.psnr_training  # a deeper decoder begins as the one it grew from
     with pytest.raises(ValueError, match="stage decoder"):
         train(IMAGES, wider, tmp_path / "none")
+    with pytest.raises(ValueError, match="put a joint stage before"):
+        train(IMAGES, wider, tmp_path / "none", init=tmp_path / "pixel")
+    for changed in ({"w_dis": 3.0}, {"linear_skip": False}):
+        with pytest.raises(ValueError, match=r"decides them|there is no"):
+            train(IMAGES, wider.model_copy(update=changed), tmp_path / "none", init=tmp_path / "joint")
     with pytest.raises(ValueError, match="only the pixel decoder may change"):
         train(IMAGES, settings().model_copy(update={"codebook_size": 128}), tmp_path / "none", init=tmp_path / "joint")
 
@@ -322,6 +327,15 @@ def test_tensorboard_gets_curves_and_pictures(tmp_path):
     assert {"psnr", "usage", "l2", "learning_rate"} <= set(events.Tags()["scalars"])
     assert [event.step for event in events.Scalars("psnr")] == [10, 20, 25]
     assert len(events.Images(events.Tags()["images"][0])) == 1
+
+
+def test_out_of_time_it_ends_with_what_it_has(tmp_path):
+    report = train(IMAGES, settings(max_seconds=1e-9), tmp_path / "out")
+    assert (report.steps, report.stopped_early) == (1, True)
+    assert [json.loads(line).get("step") for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()] == [
+        1,
+        None,
+    ]
 
 
 def test_a_loss_that_is_no_number_stops_at_once(tmp_path):
@@ -392,13 +406,22 @@ def test_crops_fill_the_batch_and_are_not_enlarged_too_much():
 
 
 def test_a_micro_batch_is_of_its_grids_own_images_where_they_are_enough():
-    wide = [EncodedImage.of(drawing(100 + i, (400, 120))) for i in range(3)]
-    pool = load_pool([*IMAGES[:1], *wide], (128,), 0, 100, 0)
-    sampler = CropSampler(pool.training, (128,), 1, 1.0, 0)
-    grids_seen = {sampler.draw(number).schedule[-1] for number in range(30)}
-    for schedule, members in sampler._own[128].items():
-        assert {pool.training[i].sha256 for i in members} <= {image.sha256 for image in [*IMAGES[:1], *wide]}
-        assert schedule[-1] in grids_seen
+    """Wide images in one colour, square ones in another: each micro-batch of single images has one colour, its grid's."""
+
+    def plain(size, colour):
+        stream = io.BytesIO()
+        Image.new("RGB", size, colour).save(stream, "PNG")
+        return EncodedImage.of(stream.getvalue())
+
+    images = [plain((400 + i, 120), (255, 0, 0)) for i in range(3)] + [plain((150 + i, 150), (0, 0, 255)) for i in range(3)]
+    sampler = CropSampler(load_pool(images, (128,), 0, 100, 0).training, (128,), 1, 1.0, 0)
+    seen = set()
+    for number in range(30):
+        batch = sampler.draw(number)
+        wide = batch.schedule[-1][1] > batch.schedule[-1][0]
+        seen.add(wide)
+        assert (batch.arrays[0] == ((255, 0, 0) if wide else (0, 0, 255))).all()
+    assert seen == {True, False}
 
 
 def test_kmeans_and_running_means_find_directions():

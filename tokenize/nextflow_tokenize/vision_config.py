@@ -105,7 +105,8 @@ class VisionTrainingConfig(Section):
     max_images: int = Field(default=2000, ge=1)
     """Images used at most, chosen by their hash."""
     cache_mib: int = Field(default=1024, ge=0)
-    """Memory for decoded images, shrunk to twice the highest level; what does not fit is decoded anew each time."""
+    """Memory of a training process for decoded images, shrunk to twice the highest level, shared out to its workers; what
+    does not fit is decoded anew each time."""
     workers: int = Field(default=0, ge=0)
     """Processes that decode and crop ahead of training; 0: the training process does. Changes speed, never weights."""
     crop: float = Field(default=0.9, gt=0, le=1)
@@ -127,7 +128,7 @@ class VisionTrainingConfig(Section):
     """Steps between checkpoints that a stopped run goes on from, exactly; 0: none. The last two stay."""
     picture_interval: int = Field(default=0, ge=0)
     """Steps between sheets of held-out reconstructions in TensorBoard; 0: none."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

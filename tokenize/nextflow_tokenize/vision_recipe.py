@@ -35,7 +35,7 @@ class TokenizerRecipe(Section):
     """Folders (searched through), image files, .tar files (WebDataset shards and any other) and .warc files, by path or
     pattern."""
     init: Path | None = None
-    """Folder of a tokenizer that the first stage goes on from (a converted TokenFlow checkpoint, say)."""
+    """Folder of a tokenizer that the first stage goes on from."""
     vision_tokenizer: VisionTokenizerConfig = VisionTokenizerConfig()
     stages: tuple[StageEntry, ...] = (StageEntry(name="train"),)
 
@@ -53,6 +53,10 @@ class TokenizerRecipe(Section):
             raise ValueError(f"stages: {', '.join(names)} must have names of their own")
         if self.vision_tokenizer.path is not None:
             raise ValueError("vision_tokenizer.path uses a trained tokenizer as it is; name one to train on from as init")
+        if self.vision_tokenizer.sides is not None:
+            raise ValueError(
+                "vision_tokenizer.sides: training takes NextFlow's schedules; a tokenizer of one square is for use"
+            )
         self.resolved()
         return self
 

@@ -99,9 +99,11 @@ class Pool:
 
 def open_picture(encoded: EncodedImage, max_side: int, cache: Cache | None = None) -> Picture:
     """One image, decoded now unless its size is known. Raises what loading or decoding raises."""
-    cache = cache or Cache(1 << 20, max_side)
+    cache = cache or Cache(0, max_side)
     if encoded.size is not None:
-        return Picture(encoded, encoded.size, cache)
+        # As the cache will shrink it: crops are chosen by what there will be to crop.
+        shrunk = min(1.0, cache.max_side / max(encoded.size))
+        return Picture(encoded, (round(encoded.size[0] * shrunk), round(encoded.size[1] * shrunk)), cache)
     image = cache.open(encoded)
     return Picture(encoded, (image.height, image.width), cache)
 

@@ -109,7 +109,7 @@ def evaluate(
         raise ValueError(f"levels {sorted(unknown)} were not trained: the tokenizer has {list(tokenizer.config.levels)}")
     pictures: list[Picture] = []
     failed: dict[str, str] = {}
-    side = tokenizer.config.image_side or 2 * max(tokenizer.config.levels, default=1024)
+    side = 2 * (tokenizer.config.image_side or max(tokenizer.config.levels, default=1024))
     for encoded in images:
         try:
             picture = open_picture(encoded, side)

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
+
+PATIENCE = timedelta(hours=12)
+"""How long a process waits for the others: the first one indexes images and evaluates alone. One that dies is noticed by
+torchrun at once, not by this."""
 
 
 def rank() -> int:
@@ -22,16 +27,19 @@ def world() -> int:
 def start(device: str = "auto") -> torch.device:
     """Joins the processes that torchrun started, if it did, and gives this one's device.
 
-    `device`: "auto" (a GPU where torch sees one), "cpu" or "cuda". Raises RuntimeError for "cuda" without a GPU.
+    `device`: "auto" (a GPU where torch sees one), "cpu" or "cuda". Raises RuntimeError for "cuda" without a GPU, and
+    for more processes than GPUs.
     """
     gpu = torch.cuda.is_available() and device != "cpu"
     if device == "cuda" and not gpu:
         raise RuntimeError("device: cuda was asked for, but torch sees no GPU")
     local = int(os.environ.get("LOCAL_RANK", "0"))
+    if gpu and local >= torch.cuda.device_count():
+        raise RuntimeError(f"process {local} of this machine has no GPU: torch sees {torch.cuda.device_count()}")
     if gpu:
         torch.cuda.set_device(local)
     if "RANK" in os.environ and not dist.is_initialized():
-        dist.init_process_group("nccl" if gpu else "gloo")
+        dist.init_process_group("nccl" if gpu else "gloo", timeout=PATIENCE)
     return torch.device("cuda", local) if gpu else torch.device("cpu")
 
 
@@ -64,6 +72,13 @@ def average_gradients(module: nn.Module) -> None:
             if parameter.grad is not None:
                 dist.all_reduce(parameter.grad)
                 parameter.grad /= world()
+
+
+def same(module: nn.Module) -> None:
+    """Gives every process the first one's buffers: DistributedDataParallel sees to parameters only, as it is used here."""
+    if dist.is_initialized():
+        for buffer in module.buffers():
+            dist.broadcast(buffer, 0)
 
 
 def barrier() -> None:

@@ -10,6 +10,7 @@ last stage's. A stage whose settings have changed since it was trained is refuse
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import signal
@@ -21,12 +22,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import pyarrow.parquet as pq
 import yaml
 from pydantic import ValidationError
 
 from nextflow_tokenize.vision import processes
 from nextflow_tokenize.vision.dataset import EncodedImage
-from nextflow_tokenize.vision.identity import file_sha256, identity
+from nextflow_tokenize.vision.identity import identity
 from nextflow_tokenize.vision.image_index import encoded_images, index, unusable
 from nextflow_tokenize.vision.train import Progress, TrainReport, train
 from nextflow_tokenize.vision.training_state import OPERATIONAL, OtherTraining
@@ -72,7 +74,8 @@ def run(
         say("reading images")
         index(recipe.images, listing, lambda done: say(f"reading images: {done}") if done % 1000 == 0 else None)
     processes.barrier()
-    table = index(recipe.images, listing)
+    # The others read what the first one wrote: a file that comes or changes meanwhile must not give them another list.
+    table = pq.read_table(listing)
     images, bad = encoded_images(table), unusable(table)
     if first:
         reasons = f", {len(bad)} cannot be used ({', '.join(sorted(set(bad.values()))[:2])})" if bad else ""
@@ -111,7 +114,7 @@ def _stage(
     belongs = {
         "settings": config.model_dump(mode="json", exclude={"training": set(OPERATIONAL)}),
         "init": None if init is None else identity(init),
-        "images": file_sha256(folder.parent / INDEX),
+        "images": hashlib.sha256("".join(sorted(image.sha256 for image in images)).encode()).hexdigest(),
     }
     kept = tokenizer.is_dir()
     if kept and json.loads((folder / STAGE).read_text(encoding="utf-8")) != belongs:
@@ -175,9 +178,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run(recipe, show, lambda text: print(text, file=sys.stderr, flush=True), _print, given.device)
     except KeyboardInterrupt:
         return 130
-    except (ValidationError, ValueError, OSError) as error:
-        if first:
-            print(error, file=sys.stderr, flush=True)
+    except (ValidationError, ValueError, OSError, RuntimeError, FloatingPointError, yaml.YAMLError) as error:
+        # A mistake that all see is said once; one that a single process met is said by it.
+        where = "" if first else f"process {os.environ['RANK']}: "
+        if first or not isinstance(error, ValidationError | FileNotFoundError | OtherTraining):
+            print(f"{where}{error}", file=sys.stderr, flush=True)
         return 2
     finally:
         processes.stop()

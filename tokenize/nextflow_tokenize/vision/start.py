@@ -13,7 +13,6 @@ from nextflow_tokenize.schedule import PIXELS_PER_TOKEN, Grid
 from nextflow_tokenize.vision.codebook import place, place_semantic
 from nextflow_tokenize.vision.identity import WEIGHTS_FILE, read_config
 from nextflow_tokenize.vision.model import VisionTokenizer
-from nextflow_tokenize.vision.networks import ResBlock
 from nextflow_tokenize.vision.tensor_files import load_tensors
 from nextflow_tokenize.vision_config import VisionTrainingConfig
 
@@ -22,6 +21,11 @@ Batch = tuple[tuple[Grid, ...], Tensor]
 
 FROM_PIXEL = ("pixel_encoder.", "pixel_decoder.", "quantizer.pixel")
 """What the joint stage takes from the pixel stage (NextFlow §3.1)."""
+DECIDE_CODES = (
+    "branches", "codebook_size", "semantic_dim", "pixel_dim", "w_dis", "network", "patch", "channels", "channel_mult",
+    "res_blocks", "z_channels", "attention", "linear_skip", "teacher", "semantic_channels",
+)  # fmt: skip
+"""Settings that the decoder stage must leave as they were."""
 
 
 def inherit(tokenizer: VisionTokenizer, folder: Path, stage: str) -> bool:
@@ -36,7 +40,24 @@ def inherit(tokenizer: VisionTokenizer, folder: Path, stage: str) -> bool:
     given = load_tensors(folder / WEIGHTS_FILE)
     if anew:
         given = {name: value for name, value in given.items() if name.startswith(FROM_PIXEL)}
+    if anew and stage != "joint":
+        raise ValueError(
+            f"{folder} was left by a pixel stage, so its semantic codes mean nothing yet: put a joint stage before stage "
+            f"{stage}"
+        )
     own = tokenizer.state_dict()
+    lost = [name for name in given if name not in own and not (stage == "decoder" and name.startswith("pixel_decoder."))]
+    if lost:
+        raise ValueError(f"{folder} does not fit the stage that is to go on from it: there is no {lost[0]} here")
+    if stage == "decoder":
+        before = read_config(folder)
+        own_config = tokenizer.config.model_dump(mode="json")
+        changed = [name for name in DECIDE_CODES if before.get(name) != own_config[name]]
+        if changed:
+            raise ValueError(
+                f"stage decoder keeps all codes, and {changed[0]} decides them: it is {before.get(changed[0])} in {folder} "
+                f"and {own_config[changed[0]]} here"
+            )
     fresh = [name for name, value in own.items() if name not in given or given[name].shape != value.shape]
     may = ("pixel_decoder.",) if stage == "decoder" else ()
     wrong = [name for name in fresh if not name.startswith(may) and not (anew and not name.startswith(FROM_PIXEL))]
@@ -50,9 +71,10 @@ def inherit(tokenizer: VisionTokenizer, folder: Path, stage: str) -> bool:
     if stage == "decoder" and all(name not in given for name in fresh):
         # Only deeper: the new blocks begin as the identity, so the decoder goes on from what it can.
         for name, module in tokenizer.pixel_decoder.named_modules():
-            if isinstance(module, ResBlock) and f"pixel_decoder.{name}.conv2.weight" in fresh:
-                nn.init.zeros_(module.conv2.weight)
-                nn.init.zeros_(module.conv2.bias)  # type: ignore[arg-type]
+            last = next((attr for attr in ("conv2", "out", "proj_out") if hasattr(module, attr)), None)
+            if last is not None and f"pixel_decoder.{name}.{last}.weight" in fresh:
+                nn.init.zeros_(getattr(module, last).weight)
+                nn.init.zeros_(getattr(module, last).bias)
     return anew
 
 
@@ -61,8 +83,7 @@ def begin(
     tokenizer: VisionTokenizer, batches: Sequence[Batch], settings: VisionTrainingConfig, generator: torch.Generator
 ) -> None:
     """Starts a tokenizer from nothing: standardise the teacher, principal components, k-means codebook."""
-    if settings.stage != "pixel":
-        standardise(tokenizer, batches)
+    standardise(tokenizer, batches)
     if tokenizer.pixel_encoder.linear is not None:
         principal_start(tokenizer, [pixels for _, pixels in batches], settings.initial_norm)
     place(tokenizer.quantizer, _features(tokenizer, batches), settings.kmeans_iterations, generator)

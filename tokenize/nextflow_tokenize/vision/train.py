@@ -18,15 +18,15 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from nextflow_tokenize.vision import processes, training_state
-from nextflow_tokenize.vision.dataset import EncodedImage, Pool, load_pool
+from nextflow_tokenize.vision.dataset import EncodedImage, Picture, Pool, load_pool
 from nextflow_tokenize.vision.dataset import NoImages as NoImages
 from nextflow_tokenize.vision.evaluate import EvalReport, evaluate_pictures
 from nextflow_tokenize.vision.identity import identity
@@ -85,10 +85,10 @@ def train(
 
     `work`: folder of checkpoints (kept there until `out_dir` is complete); a run that was stopped goes on from it, exactly.
     `init`: folder of an earlier stage's tokenizer. `log_dir`: TensorBoard files. `stop` is asked after each step, in each
-    process; where one says yes, a checkpoint is made and KeyboardInterrupt raised, as also when `progress` raises it. Same
-    images, settings, torch and processor type give the same weights. Raises NoImages where no image can be trained on,
-    FileExistsError where `out_dir` exists, ValueError for settings that do not fit; images that do not load are left out and
-    named in the report.
+    process; where one says yes, a checkpoint is made and KeyboardInterrupt raised, as also when `progress` of a lone process
+    raises it. Same images, settings, torch and processor type give the same weights. Raises NoImages where no image can be
+    trained on, FileExistsError where `out_dir` exists, ValueError for settings that do not fit; images that do not load are
+    left out and named in the report.
     """
     out = Path(out_dir)
     if out.exists():
@@ -100,13 +100,21 @@ def train(
         raise ValueError(
             "stage decoder trains a decoder for finished codes: give the tokenizer of a joint stage to go on from"
         )
-    pool = load_pool(images, config.levels, settings.held_out, settings.max_images, settings.seed, settings.cache_mib)
+    pool = load_pool(
+        images,
+        config.levels,
+        settings.held_out,
+        settings.max_images,
+        settings.seed,
+        settings.cache_mib // max(1, settings.workers),
+    )
     if not pool.training:
         raise NoImages(f"none of {len(images)} images can be trained on; first reasons: {list(pool.failed.values())[:3]}")
     partial, first = out.with_name(out.name + ".partial"), processes.rank() == 0
     if first:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
+        training_state.tidy(work)
     started = time.monotonic()
     with cpu_threads(settings.threads), torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
@@ -154,16 +162,18 @@ class _Run:
         """All steps that are left; returns how many are done in all."""
         settings, trainer = self.settings, self.trainer
         batches = trainer.batches()
+
+        def late() -> bool:
+            return settings.max_seconds is not None and time.monotonic() - started > settings.max_seconds
+
         with _tensorboard(log_dir) as board:
             for step in range(trainer.step, settings.steps):
-                if settings.max_seconds is not None and time.monotonic() - started > settings.max_seconds:
-                    return step
-                metrics = trainer.advance(batches, stop())
-                stopping = metrics.pop("stop") > 0
+                metrics = trainer.advance(batches, lambda: {"stop": stop(), "late": late()})
+                stopping, out_of_time = metrics.pop("stop") > 0, metrics.pop("late") > 0
                 for name, value in metrics.items():
                     self.sums[name] = self.sums.get(name, 0.0) + value
                 done = step + 1
-                if done % LOG_EVERY == 0 or done == settings.steps:
+                if done % LOG_EVERY == 0 or done == settings.steps or out_of_time:
                     averages = self._log(done)
                     board(done, averages, None)
                     try:
@@ -180,6 +190,8 @@ class _Run:
                     self.checkpoint()
                 if stopping:
                     raise KeyboardInterrupt
+                if out_of_time:
+                    return done
         return settings.steps
 
     def _log(self, done: int) -> dict[str, float]:
@@ -203,14 +215,15 @@ class _Run:
 
     def finish(self, folder: Path, done: int, started: float) -> TrainReport:
         """Writes all that the output folder holds."""
-        pool, held_out = self.pool, self.pool.held_out[:MOST_HELD_OUT]
+        seen_pictures = _that_load(self.pool.training, SHOWN)
+        held_out = _that_load(self.pool.held_out, MOST_HELD_OUT)
         seconds = time.monotonic() - started
         with self.trainer.averages() as tokenizer:
-            seen = evaluate_pictures(tokenizer, pool.training[:SHOWN])
+            seen = evaluate_pictures(tokenizer, seen_pictures)
             held = evaluate_pictures(tokenizer, held_out) if held_out else None
             scores = json.dumps(asdict(held or seen), indent=1, sort_keys=True)
             (folder / EVALUATION_FILE).write_text(scores + "\n", encoding="utf-8")
-            sheet_of(tokenizer, (held_out or pool.training)[:SHEET_ROWS]).save(folder / SHEET_FILE)
+            sheet_of(tokenizer, (held_out or seen_pictures)[:SHEET_ROWS]).save(folder / SHEET_FILE)
             name = tokenizer.save(folder)
         report = self._report(name, done, seconds, seen, held)
         final = {k: v for k, v in asdict(report).items() if k not in ("seconds", "failed")}
@@ -237,6 +250,17 @@ class _Run:
             semantic_cosine=shown.semantic_cosine if shown and self.settings.stage != "pixel" else None,
             stopped_early=done < self.settings.steps,
         )
+
+
+def _that_load(pictures: Sequence[Picture], most: int) -> list[Picture]:
+    """The first `most` of them that can be decoded: one whose size alone was known may not."""
+    found: list[Picture] = []
+    for picture in pictures:
+        with suppress(Exception):
+            found.append(replace(picture, size=(picture.image.height, picture.image.width)))
+        if len(found) == most:
+            break
+    return found
 
 
 Board = Callable[[int, dict[str, float], Any], None]

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+import signal
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -78,6 +79,7 @@ class Trainer:
                 self.discriminator.parameters(), lr=settings.learning_rate, betas=BETAS, weight_decay=0.0
             )
         self.averaged = [p.detach().clone() for p in self.parameters] if settings.weights_ema else []
+        processes.same(self.objective)
         self.model: nn.Module = self.objective
         if processes.world() > 1:
             devices = [self.device.index] if self.device.type == "cuda" else None
@@ -87,11 +89,7 @@ class Trainer:
         """This process's micro-batches from the present step on."""
         settings, world = self.settings, processes.world()
         share = settings.micro_batches // world
-        numbers = [
-            step * settings.micro_batches + processes.rank() * share + part
-            for step in range(self.step, settings.steps)
-            for part in range(share)
-        ]
+        numbers = _Numbers(self.step, settings.steps, settings.micro_batches, processes.rank() * share, share)
         if settings.workers:
             loader = DataLoader(
                 _ByNumber(self.sampler),
@@ -100,16 +98,18 @@ class Trainer:
                 num_workers=settings.workers,
                 prefetch_factor=2,
                 collate_fn=_as_it_is,
+                worker_init_fn=_deaf,
             )
             yield from loader
         else:
             for number in numbers:
                 yield _load(self.sampler, number)
 
-    def advance(self, batches: Iterator[Loaded], stop: bool = False) -> dict[str, float]:
-        """One step. Returns the means of its losses over all processes, and "stop", above 0 where a process was asked to.
+    def advance(self, batches: Iterator[Loaded], flags: Callable[[], dict[str, bool]]) -> dict[str, float]:
+        """One step. Returns the means of its losses over all processes, and of the `flags` that each process raises, asked
+        late in the step.
 
-        Raises FloatingPointError when the loss is not a number.
+        Raises FloatingPointError when the loss or the gradient's norm is not a number; the weights are then as before.
         """
         settings = self.settings
         share = settings.micro_batches // processes.world()
@@ -140,11 +140,13 @@ class Trainer:
             outcomes.append(outcome)
             seen.append(pixels)
         norm = nn.utils.clip_grad_norm_(self.parameters, settings.gradient_clip)
-        sums |= {"gradient_norm": norm.detach(), "stop": torch.tensor(float(stop), device=self.device)}
+        sums["gradient_norm"] = norm.detach()
+        sums |= {name: torch.tensor(float(raised), device=self.device) for name, raised in flags().items()}
         metrics = self._means(sums)
-        if not math.isfinite(metrics["loss"]):
+        if not math.isfinite(metrics["loss"]) or not math.isfinite(metrics["gradient_norm"]):
             raise FloatingPointError(
-                f"the loss of step {self.step + 1} is not a number: lower training.learning_rate, or precision: float32"
+                f"the loss or gradient of step {self.step + 1} is not a number: lower training.learning_rate, or set "
+                "precision: float32"
             )
         self.optimizer.step()
         if adversarial:
@@ -209,7 +211,7 @@ class Trainer:
             parameter.copy_(value)
 
     def state(self) -> dict[str, Any]:
-        """All that the next step depends on, tensors on the CPU."""
+        """All that the next step depends on."""
         state: dict[str, Any] = {
             "step": self.step,
             "model": self.objective.state_dict(),
@@ -235,6 +237,26 @@ class Trainer:
 def _load(sampler: CropSampler, number: int) -> Loaded:
     batch = sampler.draw(number)
     return batch.schedule, to_pixels(batch.arrays), batch.failed
+
+
+class _Numbers(torch.utils.data.Sampler[int]):
+    """The micro-batches of one process from step `first` on, none of them written down."""
+
+    def __init__(self, first: int, steps: int, each: int, offset: int, share: int) -> None:
+        self.first, self.steps, self.each, self.offset, self.share = first, steps, each, offset, share
+
+    def __iter__(self) -> Iterator[int]:
+        for step in range(self.first, self.steps):
+            yield from range(step * self.each + self.offset, step * self.each + self.offset + self.share)
+
+    def __len__(self) -> int:
+        return (self.steps - self.first) * self.share
+
+
+def _deaf(worker: int) -> None:
+    """A loader's process leaves signals to the training process, which needs it for its last step; it ends with that one."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _as_it_is(loaded: Any) -> Any:

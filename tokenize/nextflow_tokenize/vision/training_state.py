@@ -21,9 +21,7 @@ from nextflow_tokenize.vision.dataset import Picture
 from nextflow_tokenize.vision_config import VisionTokenizerConfig
 
 KEPT = 2
-OPERATIONAL = frozenset(
-    {"max_seconds", "cache_mib", "workers", "checkpoint_interval", "picture_interval", "threads", "compile"}
-)
+OPERATIONAL = frozenset({"cache_mib", "workers", "checkpoint_interval", "picture_interval", "threads", "compile"})
 """Training settings that decide how a training is carried out, not what is learnt (but for sums' last bits)."""
 
 
@@ -51,6 +49,13 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
     for old in found(folder)[KEPT:]:
         old.unlink()
     return path
+
+
+def tidy(folder: Path | None) -> None:
+    """Removes what a kill in the middle of a save has left."""
+    if folder is not None:
+        for path in folder.glob("checkpoint-*.partial"):
+            path.unlink()
 
 
 def found(folder: Path) -> list[Path]:
@@ -97,5 +102,7 @@ def export(folder: Path, out: Path) -> int:
     with torch.no_grad():
         for parameter, value in zip(trained_parameters(tokenizer, config.training), state["averaged"], strict=False):
             parameter.copy_(value)
-    tokenizer.eval().save(out)
+    partial = out.with_name(out.name + ".partial")
+    tokenizer.eval().save(partial)
+    partial.replace(out)
     return int(state["step"])
