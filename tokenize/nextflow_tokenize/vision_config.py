@@ -151,8 +151,8 @@ class VisionTokenizerConfig(Section):
     codebook_size: int = Field(default=4096, ge=2)
     """Entries of the shared index. TokenFlow: 32,768; NextFlow's ablation: 16,384; its final size is unpublished."""
     semantic_dim: int = Field(default=12, ge=1)
-    """Width of a semantic code (TokenFlow: 32). Measured: from 4, with w_dis 4 and a semantic weight of 0.1, to 12, 2 and 0.5
-    the cosine to the teacher rises from 0.87 to 0.93, for 0.1 to 0.2 dB."""
+    """Width of a semantic code (TokenFlow: 32). Measured: from 4, with w_dis 4 and a semantic weight of 0.1, to 12, 2 and
+    0.5 the cosine to the teacher rises from 0.87 to 0.93, for 0.1 to 0.2 dB."""
     pixel_dim: int = Field(default=12, ge=1)
     """Width of a pixel code (TokenFlow: 8)."""
     w_dis: float = Field(default=2.0, gt=0)
