@@ -15,6 +15,7 @@ from nextflow_data.config import CaptionConfig, DedupConfig, FilterConfig, Inges
 from nextflow_pipelines.config import SparkConfig
 from nextflow_tokenize.config import PackConfig, TextTokenizerConfig, TokenizeConfig, VisionTokenizerConfig
 from nextflow_tokenize.vision.usable import check_levels, read_tokenizer_config
+from nextflow_tokenize.vision_config import missing_weights
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from megatron_nextflow.config import GenerateConfig, TrainConfig
@@ -91,6 +92,9 @@ class Recipe(Section):
         missing = [name for name in self.input if name != SAMPLE and not Path(name).is_file()]
         if missing:
             raise RecipeError("\n".join(f"input file not found: {name}; correct `input` in the recipe" for name in missing))
+        wrong = missing_weights(self.vision_tokenizer)
+        if wrong:
+            raise RecipeError("\n".join(wrong))
         config, given = self.vision_tokenizer, self.vision_tokenizer.path
         try:
             config = config if given is None else read_tokenizer_config(given)

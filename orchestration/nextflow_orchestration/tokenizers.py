@@ -33,6 +33,7 @@ class TokenizerTrainingFailed(RuntimeError):
 def train_tokenizer(recipe_path: Path, overrides: list[str], processes: int, device: str) -> None:
     """`mnf tokenizer train`. Raises RecipeError, TrainingFailed, and what the stages raise."""
     recipe = load(TokenizerRecipe, recipe_path, overrides)
+    recipe.check_inputs()
     for number, config in enumerate(recipe.resolved()):
         if config.training.micro_batches % processes:
             raise ValueError(

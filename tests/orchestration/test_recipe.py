@@ -56,6 +56,12 @@ def test_missing_input_files_are_named_before_any_work(tmp_path: Path) -> None:
         recipe.check_inputs()
 
 
+def test_weights_that_are_not_there_are_named_before_any_work(tmp_path: Path) -> None:
+    text = "name: r\nroot: r\ninput: sample\nvision_tokenizer: {teacher: siglip, siglip: {}, teacher_path: nowhere}\n"
+    with pytest.raises(RecipeError, match=r"teacher_path: nowhere is not a folder"):
+        load_recipe(write(tmp_path, text)).check_inputs()
+
+
 def test_every_recipe_of_the_repository_is_valid() -> None:
     recipes = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
     assert recipes

@@ -18,6 +18,7 @@ from nextflow_tokenize.vision.image_index import encoded_images, find, index, un
 from nextflow_tokenize.vision.model import VisionTokenizer
 from nextflow_tokenize.vision.run import run
 from nextflow_tokenize.vision.training_state import OtherTraining
+from nextflow_tokenize.vision_config import VisionTokenizerConfig
 from nextflow_tokenize.vision_recipe import TokenizerRecipe
 from PIL import Image
 from pydantic import ValidationError
@@ -188,6 +189,27 @@ def test_processes_that_cannot_share_the_work_are_refused(images, tmp_path):
 def test_wrong_recipes_are_refused_before_any_work(images, tmp_path, change, says):
     with pytest.raises(ValidationError, match=says):
         TokenizerRecipe.model_validate(recipe(images, tmp_path) | change)
+
+
+def test_weights_of_a_later_stage_are_looked_for_before_the_first(images, tmp_path):
+    content = recipe(images, tmp_path / "out", THREE)
+    content["stages"][1] = {
+        "name": "joint",
+        "vision_tokenizer": {"training": {"perceptual": "lpips", "lpips_path": "nowhere"}},
+    }
+    with pytest.raises(FileNotFoundError, match="lpips_path: nowhere is not a folder"):
+        run(TokenizerRecipe.model_validate(content), device="cpu")
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_count_by_content_and_not_by_place(tmp_path):
+    names = []
+    for place, payload in (("a", b"weights"), ("b", b"weights"), ("c", b"others")):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "vgg16.pth").write_bytes(payload)
+        training = {"perceptual": "lpips", "lpips_path": str(tmp_path / place)}
+        names.append(training_state.fingerprint(VisionTokenizerConfig.model_validate({"training": training}), [], None))
+    assert names[0] == names[1] != names[2]
 
 
 # --- the index of images ---

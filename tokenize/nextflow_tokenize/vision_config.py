@@ -9,6 +9,7 @@ published model names two dozen fields.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal, Self
 
 from nextflow_data.config import Section
@@ -228,6 +229,20 @@ class VisionTokenizerConfig(Section):
         if self.network == "vqgan" and any(c % 32 for c in (self.channels, self.decoder_channels)):
             raise ValueError("network: vqgan normalises 32 groups: channels and decoder_channels must be multiples of 32")
         return self
+
+
+def missing_weights(config: VisionTokenizerConfig) -> list[str]:
+    """What is wrong with the folders of weights that a training reads, so that it is found before any work."""
+    given = {"teacher_path": config.teacher_path, "training.lpips_path": config.training.lpips_path}
+    wrong = [
+        f"vision_tokenizer.{name}: {path} is not a folder"
+        for name, path in given.items()
+        if path and not Path(path).is_dir()
+    ]
+    learnt = config.path is None and config.training.stage == "joint" and config.teacher == "siglip"
+    if learnt and config.teacher_path is None:
+        wrong.append("vision_tokenizer.teacher_path: a joint stage with teacher: siglip needs the SigLIP model's folder")
+    return wrong
 
 
 class SelfCorrectionConfig(Section):

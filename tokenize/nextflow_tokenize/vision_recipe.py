@@ -14,7 +14,7 @@ from typing import Any
 from nextflow_data.config import Section
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from nextflow_tokenize.vision_config import VisionTokenizerConfig
+from nextflow_tokenize.vision_config import VisionTokenizerConfig, missing_weights
 
 
 class StageEntry(Section):
@@ -59,6 +59,14 @@ class TokenizerRecipe(Section):
             )
         self.resolved()
         return self
+
+    def check_inputs(self) -> None:
+        """FileNotFoundError, naming all of them, where folders of weights that any stage reads are not there."""
+        wrong = [line for config in self.resolved() for line in missing_weights(config)]
+        if self.init is not None and not self.init.is_dir():
+            wrong.append(f"init: {self.init} is not a folder")
+        if wrong:
+            raise FileNotFoundError("; ".join(dict.fromkeys(wrong)))
 
     def resolved(self) -> list[VisionTokenizerConfig]:
         """The settings of each stage. Raises ValueError naming the stage whose settings do not fit."""

@@ -27,7 +27,7 @@ import pyarrow as pa
 from nextflow_data.config import IngestConfig
 from nextflow_data.document import IMAGE
 from nextflow_tokenize.config import VisionTokenizerConfig
-from nextflow_tokenize.vision.identity import CONFIG_FILE, WEIGHTS_FILE, identity
+from nextflow_tokenize.vision.identity import CONFIG_FILE, WEIGHTS_FILE, identity, training_identity
 
 from nextflow_pipelines.context import RunContext, StageResult, run_contract
 from nextflow_pipelines.runner import run_frame
@@ -64,7 +64,7 @@ def run(ctx: RunContext, config: VisionTokenizerConfig, ingest: IngestConfig, do
     inputs = {documents.name: documents.fingerprint}
     files = document_files(documents)
     if config.path is None:
-        parameters: dict[str, Any] = config.model_dump(mode="json")
+        parameters: dict[str, Any] = training_identity(config)
         body = partial(_work, ctx, config, ingest, files, config.training.seed, config.training.max_images)
     else:
         from nextflow_tokenize.vision.usable import check_levels, read_tokenizer_config

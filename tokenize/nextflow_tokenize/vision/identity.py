@@ -9,10 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
+
+from nextflow_tokenize.vision_config import VisionTokenizerConfig
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "weights.safetensors"
@@ -53,6 +55,26 @@ def identity(directory: Path | str) -> str:
     """
     text = "".join(file_sha256(_member(directory, name)) + "\n" for name in (CONFIG_FILE, WEIGHTS_FILE))
     return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+def content_of(folder: Path | str) -> str:
+    """Hex sha256 of a folder's files by name and content, without sub-folders: what it holds, wherever it lies.
+
+    Raises FileNotFoundError where there is no such folder.
+    """
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(2, "no such folder of weights", str(folder))
+    files = sorted(path for path in Path(folder).iterdir() if path.is_file())
+    return hashlib.sha256("".join(f"{path.name} {file_sha256(path)}\n" for path in files).encode()).hexdigest()
+
+
+def training_identity(config: VisionTokenizerConfig, exclude: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """All settings that decide a training, folders of weights by their content and not their place; `exclude` names training
+    settings to leave out. Raises FileNotFoundError as `content_of`."""
+    left_out = {"teacher_path": True, "training": {"lpips_path", *exclude}}
+    given = {"teacher": config.teacher_path, "lpips": config.training.lpips_path}
+    settings: dict[str, Any] = config.model_dump(mode="json", exclude=left_out)  # type: ignore[arg-type]
+    return settings | {"weights": {name: content_of(path) for name, path in given.items() if path is not None}}
 
 
 def read_config(directory: Path | str) -> dict[str, object]:

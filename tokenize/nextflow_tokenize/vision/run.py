@@ -28,7 +28,7 @@ from pydantic import ValidationError
 
 from nextflow_tokenize.vision import processes
 from nextflow_tokenize.vision.dataset import EncodedImage
-from nextflow_tokenize.vision.identity import identity
+from nextflow_tokenize.vision.identity import identity, training_identity
 from nextflow_tokenize.vision.image_index import encoded_images, index, unusable
 from nextflow_tokenize.vision.train import Progress, TrainReport, train
 from nextflow_tokenize.vision.training_state import OPERATIONAL, OtherTraining
@@ -66,6 +66,7 @@ def run(
     that are not there, OtherTraining for a stage trained with other settings, ValueError, NoImages and KeyboardInterrupt as
     `train` does.
     """
+    recipe.check_inputs()
     where = processes.start(device)
     first = processes.rank() == 0
     listing = recipe.output / INDEX
@@ -112,7 +113,7 @@ def _stage(
 ) -> StageOutcome:
     tokenizer = folder / TOKENIZER
     belongs = {
-        "settings": config.model_dump(mode="json", exclude={"training": set(OPERATIONAL)}),
+        "settings": training_identity(config, OPERATIONAL),
         "init": None if init is None else identity(init),
         "images": hashlib.sha256("".join(sorted(image.sha256 for image in images)).encode()).hexdigest(),
     }

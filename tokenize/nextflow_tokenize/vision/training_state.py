@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from nextflow_tokenize.vision.dataset import Picture
+from nextflow_tokenize.vision.identity import training_identity
 from nextflow_tokenize.vision_config import VisionTokenizerConfig
 
 KEPT = 2
@@ -31,7 +32,7 @@ class OtherTraining(ValueError):
 
 def fingerprint(config: VisionTokenizerConfig, pictures: Sequence[Picture], init: str | None) -> str:
     """What decides the weights: settings, images by hash, the identity of the weights it starts from."""
-    settings = config.model_dump(mode="json", exclude={"training": set(OPERATIONAL)})
+    settings = training_identity(config, OPERATIONAL)
     content = {"settings": settings, "images": sorted(picture.sha256 for picture in pictures), "init": init}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
