@@ -42,7 +42,7 @@ def test_what_is_no_tokenizer_is_named_in_one_line(folder: Path, tmp_path: Path)
     (folder / "config.json").write_text(settings.replace('"codebook_size": 32', '"codebook_size": "many"'))
     refuse(ValueError, r"config\.json holds no tokenizer's settings: codebook_size")
     (folder / "config.json").write_text(json.dumps({"model_type": "other"}))
-    refuse(ValueError, "not a vision tokenizer of format 1")
+    refuse(ValueError, "not a vision tokenizer of format 2")
     (folder / "config.json").unlink()
     refuse(FileNotFoundError, r"config\.json is missing")
     with pytest.raises(FileNotFoundError, match="absent is not a folder"):
