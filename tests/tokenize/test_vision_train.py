@@ -233,7 +233,7 @@ def test_export_of_a_training_at_work(tmp_path):
     name = "pixel_decoder.body.first.weight"
     assert torch.equal(dict(loaded.named_parameters())[name], averaged_of(state, config, name))
     assert not torch.equal(state["model"]["tokenizer." + name], averaged_of(state, config, name))
-    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+    with pytest.raises(FileNotFoundError, match="nor a checkpoint"):
         training_state.export(tmp_path, tmp_path / "none")
 
 

@@ -49,7 +49,7 @@ def find(images: Sequence[str]) -> list[Path]:
         else:
             files = {Path(p) for p in glob.glob(name, recursive=True) if Path(p).is_file() and _kind(Path(p)) is not None}
         if not files:
-            raise FileNotFoundError(2, "no images found; correct `images` in the recipe", name)
+            raise FileNotFoundError(f"no images in {name}: name folders, image files, .tar or .warc files")
         found |= files
     return sorted(found)
 

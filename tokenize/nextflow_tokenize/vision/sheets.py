@@ -70,8 +70,8 @@ def sheet_of(tokenizer: VisionTokenizer, pictures: Sequence[Picture], cell: int 
 def contact_sheet(
     tokenizer: VisionTokenizer, images: Sequence[tuple[Image.Image, tuple[Grid, ...]]], cell: int = 160
 ) -> Image.Image:
-    """One row an image: original | reconstruction with its PSNR | after 1, 2, 4, … scales. `images` are RGB images with the
-    schedule each is encoded at; `cell` is the side in pixels of a cell. Raises ValueError for no image."""
+    """One row an image: original | after all scales, with its PSNR | after 1, 2, 4, … scales. `images` are RGB images with
+    the schedule each is encoded at; `cell` is the side in pixels of a cell. Raises ValueError for no image."""
     rows: list[list[tuple[str, Image.Image]]] = []
     for image, schedule in images:
         pixels = pixels_for(tokenizer, image, schedule)
@@ -79,7 +79,7 @@ def contact_sheet(
         full = tokenizer.decode(codes, schedule).cpu()
         row = [
             (f"original {pixels.shape[3]} x {pixels.shape[2]}", to_images(pixels)[0]),
-            (f"{psnr(full, pixels):.1f} dB", to_images(full)[0]),
+            (f"all {len(schedule)} scales, {psnr(full, pixels):.1f} dB", to_images(full)[0]),
         ]
         for shown in preview_scales(len(schedule))[:-1]:
             part = tokenizer.decode(codes[:, : token_count(schedule[:shown])], schedule)

@@ -95,7 +95,7 @@ def export(folder: Path, out: Path) -> int:
 
     state = _newest(folder)
     if state is None:
-        raise FileNotFoundError(2, "no checkpoint of a tokenizer's training that can be read", str(folder))
+        raise FileNotFoundError(f"{folder} holds neither a tokenizer nor a checkpoint of one's training that can be read")
     config = VisionTokenizerConfig.model_validate_json(state["tokenizer"])
     tokenizer = VisionTokenizer(config)
     prefix = "tokenizer."
