@@ -67,7 +67,7 @@ def main() -> None:
         f"{given.codes:,} codes, {given.steps} steps of one image at level 256. In use: the share of codes chosen at any "
         "scale of any training image after training."
     )
-    print(report("codebook", __doc__ or "", [table("Ways of moving the codes", header, rows)], [remark], given.reports))
+    print(report(f"codebook-{given.codes}", __doc__ or "", [table("Ways of moving the codes", header, rows)], [remark], given.reports))
 
 
 def cells(seen: EvalReport, held: EvalReport) -> list[str]:
