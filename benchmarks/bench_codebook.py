@@ -67,7 +67,8 @@ def main() -> None:
         f"{given.codes:,} codes, {given.steps} steps of one image at level 256. In use: the share of codes chosen at any "
         "scale of any training image after training."
     )
-    print(report(f"codebook-{given.codes}", __doc__ or "", [table("Ways of moving the codes", header, rows)], [remark], given.reports))
+    shown = table("Ways of moving the codes", header, rows)
+    print(report(f"codebook-{given.codes}", __doc__ or "", [shown], [remark], given.reports))
 
 
 def cells(seen: EvalReport, held: EvalReport) -> list[str]:
