@@ -96,7 +96,8 @@ class VisionTrainingConfig(Section):
     restart_below: float = Field(default=0.03, ge=0)
     """A code whose running count of assignments falls below this is put on a random current residual; 0: never."""
     kmeans_iterations: int = Field(default=4, ge=0)
-    """Spherical k-means iterations that place the codebook before the first step; 0: random codes."""
+    """Spherical k-means iterations that place the codebook before the first step; 0: random codes, better where the codebook
+    is large beside the images that training starts on (measured)."""
     initial_norm: float = Field(default=5.0, gt=0)
     """RMS length of a pixel feature at the start, where linear_skip starts it; codes have length 1, so it sets how fine they
     are beside the features."""
