@@ -236,10 +236,11 @@ def test_features_of_another_grid_are_refused():
         quantizer().quantize(features(1, (5, 5)), SQUARE)
 
 
-@pytest.mark.parametrize("final", FINAL_GRIDS[::8])
-def test_all_scales_of_the_1024_level(final):
+@pytest.mark.parametrize("final", FINAL_GRIDS)
+def test_every_ratio_at_every_level(final):
     q = quantizer(size=16, semantic=2, pixel=2)
-    schedule = grids(final, 18)
-    codes = q.quantize(features(1, final, 4), schedule)
-    assert codes.target.shape == (1, token_count(schedule))
-    assert q.features(codes.target, schedule).shape == (1, 4, *final)
+    for scales in LEVEL_SCALES.values():
+        schedule = grids(final, scales)
+        codes = q.quantize(features(1, schedule[-1], 4), schedule)
+        assert codes.target.shape == (1, token_count(schedule))
+        assert q.features(codes.target, schedule).shape == (1, 4, *schedule[-1])

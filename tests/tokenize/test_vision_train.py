@@ -201,7 +201,7 @@ def test_a_stopped_training_goes_on_exactly(tmp_path, more):
     assert not (tmp_path / "work").exists()
 
 
-def test_kept_checkpoints_and_what_is_done_about_damage(tmp_path):
+def test_kept_checkpoints_and_what_is_done_about_damage(tmp_path, caplog):
     config = settings(checkpoint_interval=6)
     work = tmp_path / "work"
     stopped(config, tmp_path / "out", work, 20)
@@ -209,6 +209,7 @@ def test_kept_checkpoints_and_what_is_done_about_damage(tmp_path):
     newest = training_state.found(work)[0]
     newest.write_bytes(newest.read_bytes()[:1000])
     train(IMAGES, config, tmp_path / "out", work=work)
+    assert f"{newest} cannot be read" in caplog.text
     train(IMAGES, config, tmp_path / "whole")
     assert tree(tmp_path / "out") == tree(tmp_path / "whole")
 

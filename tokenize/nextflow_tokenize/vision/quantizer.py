@@ -89,7 +89,7 @@ class MultiScaleQuantizer(nn.Module):
         self.semantic_weight = 1.0
         """Weight of the semantic distance; 0 chooses by the pixel distance alone (one branch, NextFlow's first stage)."""
         self.dims = (semantic_dim, pixel_dim)
-        # Buffers: codes move by running means (see train.py), not by gradient.
+        # Buffers, and not parameters: what moves them is `codebook`.
         self.register_buffer("semantic", F.normalize(torch.randn(size, semantic_dim), dim=1))
         self.register_buffer("pixel", F.normalize(torch.randn(size, pixel_dim), dim=1))
 

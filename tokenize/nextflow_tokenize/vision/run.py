@@ -62,9 +62,8 @@ def run(
     """All stages of a recipe, in this process or the several that torchrun started.
 
     `progress` gives a stage's progress callback by its name; `say` is told what is done, `finished` each stage at its end;
-    all three are called in the first process alone. Raises FileNotFoundError for images
-    that are not there, OtherTraining for a stage trained with other settings, ValueError, NoImages and KeyboardInterrupt as
-    `train` does.
+    all three are called in the first process alone. Raises FileNotFoundError for images that are not there, OtherTraining
+    for a stage trained with other settings, ValueError, NoImages and KeyboardInterrupt as `train` does.
     """
     recipe.check_inputs()
     where = processes.start(device)

@@ -31,26 +31,25 @@ DECIDE_CODES = (
 def inherit(tokenizer: VisionTokenizer, folder: Path, stage: str) -> bool:
     """Takes over the weights of an earlier tokenizer in `folder`; returns whether the semantic branch starts anew.
 
-    A decoder that has only grown deeper decodes at first as it did before; one that has grown wider starts anew.
-
     A joint stage takes the pixel branch alone from a single-branch tokenizer. In the decoder stage the pixel decoder may
-    have grown: tensors of another shape start anew. All else must fit (ValueError, naming the first tensor that does not).
+    have grown: deeper, it decodes at first as before; wider, it starts anew. All else must fit (ValueError, naming the first
+    tensor or setting that does not).
     """
-    anew = tokenizer.config.branches == "dual" and read_config(folder).get("branches") == "pixel"
-    given = load_tensors(folder / WEIGHTS_FILE)
-    if anew:
-        given = {name: value for name, value in given.items() if name.startswith(FROM_PIXEL)}
+    before = read_config(folder)
+    anew = tokenizer.config.branches == "dual" and before.get("branches") == "pixel"
     if anew and stage != "joint":
         raise ValueError(
             f"{folder} was left by a pixel stage, so its semantic codes mean nothing yet: put a joint stage before stage "
             f"{stage}"
         )
+    given = load_tensors(folder / WEIGHTS_FILE)
+    if anew:
+        given = {name: value for name, value in given.items() if name.startswith(FROM_PIXEL)}
     own = tokenizer.state_dict()
     lost = [name for name in given if name not in own and not (stage == "decoder" and name.startswith("pixel_decoder."))]
     if lost:
         raise ValueError(f"{folder} does not fit the stage that is to go on from it: there is no {lost[0]} here")
     if stage == "decoder":
-        before = read_config(folder)
         own_config = tokenizer.config.model_dump(mode="json")
         changed = [name for name in DECIDE_CODES if before.get(name) != own_config[name]]
         if changed:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,8 @@ import torch
 from nextflow_tokenize.vision.dataset import Picture
 from nextflow_tokenize.vision.identity import training_identity
 from nextflow_tokenize.vision_config import VisionTokenizerConfig
+
+log = logging.getLogger(__name__)
 
 KEPT = 2
 OPERATIONAL = frozenset({"cache_mib", "workers", "checkpoint_interval", "picture_interval", "threads", "compile"})
@@ -79,7 +82,8 @@ def _newest(folder: Path) -> dict[str, Any] | None:
     for path in found(folder):
         try:
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception:  # cut off, damaged: the one before it is as good, only older
+        except Exception as error:  # cut off, damaged: the one before it is as good, only older
+            log.warning("%s cannot be read (%s: %s): going on from what is older", path, type(error).__name__, error)
             continue
         return state
     return None
