@@ -45,7 +45,7 @@ def evaluate(
 ) -> None:
     """PSNR, SSIM, LPIPS, rFID, semantic agreement and codebook use, by level and ratio, with a contact sheet."""
     with plain_errors():
-        from nextflow_orchestration.tokenizers import evaluate_tokenizer
+        from nextflow_orchestration.tokenizer_scores import evaluate_tokenizer
 
         evaluate_tokenizer(tokenizer, images, level, out, lpips, inception, teacher, most, device)
 

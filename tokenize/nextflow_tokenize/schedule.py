@@ -18,6 +18,9 @@ SQUARE_SIDES = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 48, 64)
 LEVEL_SCALES = {128: 8, 256: 12, 512: 16, 1024: 18}
 """Number of scales an image of a level has; 128 is our choice, the others are the paper's."""
 
+LEVEL_OF = {scales: level for level, scales in LEVEL_SCALES.items()}
+"""The level that has so many scales."""
+
 PIXELS_PER_TOKEN = 16
 """Side in pixels of one token of the final grid (both branches downsample by 16)."""
 

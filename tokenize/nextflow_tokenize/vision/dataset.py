@@ -19,10 +19,9 @@ import numpy.typing as npt
 from nextflow_data.config import IngestConfig
 from PIL import Image
 
-from nextflow_tokenize.schedule import LEVEL_SCALES, PIXELS_PER_TOKEN, Grid, choose_grids
+from nextflow_tokenize.schedule import LEVEL_OF, PIXELS_PER_TOKEN, Grid, choose_grids
 from nextflow_tokenize.vision.pixels import Box, fit
 
-LEVEL_OF = {scales: level for level, scales in LEVEL_SCALES.items()}
 MAX_UPSCALE = 1.5
 """Training images and crops are enlarged at most this much."""
 TRIES = 20

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nextflow_tokenize.schedule import LEVEL_SCALES, Grid
+from nextflow_tokenize.schedule import Grid
 from nextflow_tokenize.vision.dataset import EncodedImage, Picture, open_picture
 from nextflow_tokenize.vision.inception import InceptionFeatures
 from nextflow_tokenize.vision.metrics import Statistics, frechet_distance, psnr, ssim
@@ -177,11 +177,6 @@ def evaluate_pictures(
         dead=int((total == 0).sum()),
         failed=failed,
     )
-
-
-def level_of(scales: int) -> str:
-    """A level's name by its number of scales."""
-    return next((str(level) for level, count in LEVEL_SCALES.items() if count == scales), f"{scales} scales")
 
 
 def perplexity(count: Tensor) -> float:
