@@ -32,9 +32,9 @@ from nextflow_data.config import Section
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
-from megatron_nextflow.config import ModelConfig
 from megatron_nextflow.files import file_problem, file_sha256
 from megatron_nextflow.model import NextFlowModel
+from megatron_nextflow.model_config import ModelConfig
 from megatron_nextflow.training import Trainer
 
 VERSION = 1

@@ -14,72 +14,9 @@ from typing import Literal
 from nextflow_data.config import Section
 from pydantic import Field, model_validator
 
-
-class ModelConfig(Section):
-    """The transformer: Qwen2.5's block (RMSNorm, SwiGLU, grouped queries, bias on q, k, v), NextFlow's inputs, positions."""
-
-    hidden_size: int = Field(default=128, ge=8)
-    layers: int = Field(default=4, ge=1)
-    heads: int = Field(default=4, ge=1)
-    query_groups: int = Field(default=2, ge=1)
-    """Key-value heads; Qwen2.5-7B has 4 for 28 heads."""
-    ffn_size: int = Field(default=352, ge=8)
-    """Width of the SwiGLU product (Qwen2.5-7B: 18944 for a hidden size of 3584)."""
-    rope_theta: float = Field(default=1e6, gt=0)
-    rope_sections: tuple[int, int, int] | None = None
-    """Rotary frequencies given to (scale or text position, row, column); they sum to half a head's width. Which section
-    carries which axis is unpublished; None gives 1/4, 3/8, 3/8, the proportions of Qwen2.5-VL's [16, 24, 24]."""
-    rope_extent: float = Field(default=64.0, gt=0)
-    """C of NextFlow Eq. 1: rows and columns of every grid span [0, C). Unpublished; 64, our choice, is the side of the
-    largest square grid, so that neighbours in it are one position apart."""
-    max_length: int = Field(default=8192, ge=8)
-    """Slots of a sequence; shorter packs are padded to it."""
-    max_scales: int = Field(default=18, ge=1)
-    """Rows of the learnable scale embedding."""
-    train_codebook: bool = True
-    """Whether the codebook vectors, from which vision inputs are made, are learnt on. NextFlow initialises the vision
-    embeddings from the codebook and trains all but the tokenizer; False keeps them as the tokenizer has them."""
-    init_std: float = Field(default=0.02, gt=0)
-    layernorm_epsilon: float = Field(default=1e-6, gt=0)
-    seed: int = Field(default=1234, ge=0)
-    """Seed of the initial weights; each parameter draws from its own stream, named after it."""
-
-    @property
-    def head_dim(self) -> int:
-        """Channels of one attention head."""
-        return self.hidden_size // self.heads
-
-    @property
-    def sections(self) -> tuple[int, int, int]:
-        """`rope_sections`, or the default for this head width."""
-        if self.rope_sections is not None:
-            return self.rope_sections
-        half = self.head_dim // 2
-        spatial = half * 3 // 8
-        return (half - 2 * spatial, spatial, spatial)
-
-    @model_validator(mode="after")
-    def _shapes(self) -> ModelConfig:
-        if self.hidden_size % self.heads:
-            raise ValueError(f"hidden_size {self.hidden_size} is not divisible by heads {self.heads}")
-        if self.head_dim % 2:
-            raise ValueError(f"hidden_size / heads = {self.head_dim} must be even for rotary positions")
-        if self.heads % self.query_groups:
-            raise ValueError(f"heads {self.heads} is not divisible by query_groups {self.query_groups}")
-        if sum(self.sections) != self.head_dim // 2:
-            raise ValueError(f"rope_sections {self.sections} must sum to hidden_size / heads / 2 = {self.head_dim // 2}")
-        return self
-
-
-class ParallelConfig(Section):
-    """How the model is spread; the data-parallel size is what the process count leaves."""
-
-    tp: int = Field(default=1, ge=1)
-    """Tensor-parallel size: each layer's heads and feed-forward columns, and the head's rows, over this many processes."""
-    pp: int = Field(default=1, ge=1)
-    """Pipeline stages."""
-    sequence_parallel: Literal[False] = False
-    """Not offered yet: norms and embeddings would have to be sharded over the sequence."""
+from megatron_nextflow.health_config import HealthConfig
+from megatron_nextflow.model_config import ModelConfig, ParallelConfig
+from megatron_nextflow.slurm_config import SlurmConfig
 
 
 class OptimizerConfig(Section):
@@ -112,7 +49,9 @@ class FeedConfig(Section):
     global_batch_size: int = Field(default=8, ge=1)
     """Packs a step, over all processes."""
     micro_batch_size: int = Field(default=1, ge=1)
-    """Packs of one forward pass."""
+    """Packs of one forward pass; they are laid end to end in one row, none padded to the longest."""
+    align: int = Field(default=16, ge=1)
+    """A row is padded to a multiple of this many slots on each process (FP8 matrix products need 16)."""
     seed: int = Field(default=0, ge=0)
     """Seed of the order; each epoch is another permutation."""
     verify: bool = True
@@ -128,13 +67,27 @@ class LossConfig(Section):
     """Weight of an image token beside a text token; unpublished, 1 is our choice."""
     predict_boi: bool = True
     """Whether the text token before an image learns to predict ⟨boi⟩ (see `megatron_nextflow.layout.LayoutConfig`)."""
+    responses_only: bool = False
+    """For supervised fine-tuning: refuse a pack that marks nothing as given. Segments marked `loss: false` in the shards are
+    never learnt; this makes sure that the marks are there."""
+    chunk: int = Field(default=1024, ge=1)
+    """Labels whose logits are held at one time; the whole of them never is."""
+
+
+class WandbConfig(Section):
+    """Where a run is shown on Weights & Biases. The key comes from the environment (WANDB_API_KEY), never from a recipe."""
+
+    project: str = Field(default="megatron-nextflow", min_length=1)
+    name: str | None = None
+    mode: Literal["online", "offline"] = "online"
+    """offline writes under the run's folder, to be sent later with `wandb sync`."""
 
 
 class TrainConfig(Section):
     """The whole training run. `mnf train` writes it, resolved, beside the checkpoints."""
 
     output: Path = Path("runs/train")
-    """Folder of checkpoints, metrics.jsonl and TensorBoard files."""
+    """Folder of checkpoints, metrics.jsonl, logs by rank and TensorBoard files."""
     model: ModelConfig = ModelConfig()
     parallel: ParallelConfig = ParallelConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -145,15 +98,35 @@ class TrainConfig(Section):
     checkpoint_interval: int = Field(default=50, ge=1)
     """Steps between checkpoints; one is also written at the end and when the run is told to stop."""
     keep: int = Field(default=2, ge=1)
-    """Checkpoints kept; the oldest go first."""
+    """Newest checkpoints kept; older ones go once a newer one is verified."""
+    keep_every: int | None = Field(default=None, ge=1)
+    """Checkpoints of steps that are multiples of this are never removed."""
+    async_save: bool = True
+    """Write checkpoints beside the training; the step that follows waits only for the copy. The last one of a run is waited
+    for."""
     resume: bool = True
     """Go on from the latest checkpoint under `output`; False refuses to start where there is one."""
     init_from: Path | None = None
     """Another run's output folder or one of its checkpoints, to begin from its weights (with a new optimizer and from the
     first pack): how one training stage follows another."""
+    trainable: Literal["all", "connector_and_head"] = "all"
+    """What is learnt: everything, or the alignment stage's connector and output head (NextFlow §4). With the connector go
+    the scale embeddings, new as it is (our choice); the codebook stays as the tokenizer has it."""
     precision: Literal["float32", "bf16"] = "float32"
-    fp8: Literal["tensorwise", "delayed", "blockwise"] | None = None
-    """FP8 recipe of Transformer Engine for the matrix products; the attention stays in bf16."""
+    fp8: Literal["tensorwise", "delayed", "blockwise", "auto"] | None = None
+    """FP8 recipe of Transformer Engine for the matrix products; the attention stays in bf16. A named one is refused where
+    Transformer Engine or the hardware lacks it; `auto` takes tensorwise where it can be had, else bf16, and says which."""
+    first_last_bf16: int = Field(default=0, ge=0)
+    """Layers at the beginning, and as many at the end, that stay in bf16 under FP8."""
+    health: HealthConfig = HealthConfig()
+    tensorboard: bool = True
+    wandb: WandbConfig | None = None
+    """Weights & Biases as well, where it is installed (pip install 'megatron-nextflow[wandb]')."""
+    peak_tflops: float | None = Field(default=None, gt=0)
+    """A device's dense bf16 peak, TFLOP/s, from which MFU is reckoned; None looks the GPU's name up, and a CPU has none."""
+    memory_gib: float | None = Field(default=None, gt=0)
+    """A device's memory, GiB, against which a dry run checks the estimate; None does not check."""
+    slurm: SlurmConfig = SlurmConfig()
     recompute: bool = False
     """Recompute each layer's activations in the backward pass instead of keeping them."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -164,12 +137,14 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _divides(self) -> TrainConfig:
-        tp, pp, model = self.parallel.tp, self.parallel.pp, self.model
+        tp, model = self.parallel.tp, self.model
         for name, value in (("heads", model.heads), ("query_groups", model.query_groups), ("ffn_size", model.ffn_size)):
             if value % tp:
                 raise ValueError(f"model.{name} {value} is not divisible by parallel.tp {tp}")
-        if model.layers % pp:
-            raise ValueError(f"model.layers {model.layers} is not divisible by parallel.pp {pp}")
+        chunks = self.parallel.pp * self.parallel.vpp
+        if model.layers % chunks:
+            by = f"parallel.pp {self.parallel.pp}" + (f" × vpp {self.parallel.vpp}" if self.parallel.vpp > 1 else "")
+            raise ValueError(f"model.layers {model.layers} is not divisible by {by}")
         if self.data.global_batch_size % self.data.micro_batch_size:
             raise ValueError(
                 f"data.global_batch_size {self.data.global_batch_size} is not divisible by "
@@ -184,6 +159,10 @@ class TrainConfig(Section):
             raise ValueError(f"optimizer.min_lr {self.optimizer.min_lr} is above optimizer.lr {self.optimizer.lr}")
         if self.fp8 is not None and self.precision != "bf16":
             raise ValueError("fp8 needs precision: bf16 for all that is not a matrix product")
+        if self.first_last_bf16 and self.fp8 == "delayed":
+            raise ValueError("first_last_bf16 does not go with fp8: delayed, whose scaling factors span all layers")
+        if self.first_last_bf16 * 2 > model.layers:
+            raise ValueError(f"first_last_bf16 {self.first_last_bf16} twice is more than model.layers {model.layers}")
         return self
 
     def check(self, processes: int) -> int:
@@ -194,40 +173,29 @@ class TrainConfig(Section):
         """
         if self.data.shards is None:
             raise ValueError("data.shards is not set: name the folder of a shard set")
-        shape = self.parallel.tp * self.parallel.pp
+        parallel = self.parallel
+        shape = parallel.model_parallel
         if processes % shape:
-            raise ValueError(
-                f"{processes} processes cannot hold parallel.tp {self.parallel.tp} × pp {self.parallel.pp} = {shape}"
-            )
+            cp = f" × cp {parallel.cp}" if parallel.cp > 1 else ""
+            raise ValueError(f"{processes} processes cannot hold parallel.tp {parallel.tp} × pp {parallel.pp}{cp} = {shape}")
         data_parallel = processes // shape
-        if self.data.global_batch_size % (data_parallel * self.data.micro_batch_size):
+        per_pass = data_parallel * self.data.micro_batch_size
+        if self.data.global_batch_size % per_pass:
             raise ValueError(
                 f"data.global_batch_size {self.data.global_batch_size} is not divisible by {data_parallel} data-parallel "
                 f"copies × micro_batch_size {self.data.micro_batch_size}"
             )
-        if self.fp8 is not None and importlib.util.find_spec("transformer_engine") is None:
+        micro_batches = self.data.global_batch_size // per_pass
+        if parallel.vpp > 1 and micro_batches % parallel.pp:
+            raise ValueError(
+                f"the interleaved schedule needs micro-batches in multiples of parallel.pp {parallel.pp}, and each "
+                f"data-parallel copy has {micro_batches}; change data.global_batch_size or set parallel.vpp to 1"
+            )
+        if self.fp8 not in (None, "auto") and importlib.util.find_spec("transformer_engine") is None:
             raise ValueError(
                 f"fp8: {self.fp8} needs Transformer Engine, which is not installed (pip install 'megatron-nextflow[gpu]'); "
-                "without it Megatron would train in bf16 and not say so"
+                "without it Megatron would train in bf16 and not say so; `fp8: auto` does that and says it"
             )
+        if self.wandb is not None and importlib.util.find_spec("wandb") is None:
+            raise ValueError("wandb is set and not installed: pip install 'megatron-nextflow[wandb]', or leave it out")
         return data_parallel
-
-
-class GenerateConfig(Section):
-    """How `mnf generate` samples. The paper publishes no sampling settings; VAR-RL's (guidance 5, top-k 2, top-p 0.9) follow
-    VAR. The defaults are ours, wider, for small models that are far from converged."""
-
-    guidance: float = Field(default=2.0, ge=0)
-    """Strength of classifier-free guidance at the last scale; it grows linearly over the scales (VAR). 0 switches it off."""
-    temperature: float = Field(default=1.0, gt=0)
-    top_k: int = Field(default=0, ge=0)
-    """Most probable codes or words that are drawn from; 0 means all."""
-    top_p: float = Field(default=0.95, gt=0, le=1)
-    """Smallest set of codes or words that holds this probability."""
-    level: Literal[128, 256, 512, 1024] = 128
-    """Resolution level of the image, which fixes the number of scales."""
-    aspect: float = Field(default=1.0, gt=0)
-    """Height over width of the image; the nearest of the schedule's 41 ratios is taken."""
-    max_tokens: int = Field(default=64, ge=1)
-    """Text tokens of a continuation."""
-    seed: int = Field(default=0, ge=0)

@@ -17,8 +17,8 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from megatron_nextflow.config import ModelConfig
 from megatron_nextflow.layout import LayoutBatch, vision_inputs
+from megatron_nextflow.model_config import ModelConfig
 from megatron_nextflow.vocabulary import Vocabulary
 
 

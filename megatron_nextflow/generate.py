@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from megatron_nextflow.config import GenerateConfig
+from megatron_nextflow.generate_config import GenerateConfig
 from megatron_nextflow.layout import ImageInput, JointVocabulary, LayoutConfig, PackLayout, build_layout
 from megatron_nextflow.request import (
     GenerationError,

@@ -17,7 +17,7 @@ import torch
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 from torch import Tensor
 
-from megatron_nextflow.config import ModelConfig
+from megatron_nextflow.model_config import ModelConfig
 
 _RESIDUAL = ("linear_proj.weight", "linear_fc2.weight")
 

@@ -18,9 +18,9 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from megatron_nextflow.attention import BlockRangeParams
-from megatron_nextflow.config import ModelConfig
 from megatron_nextflow.embedding import NextFlowEmbedding
 from megatron_nextflow.layout import LayoutBatch
+from megatron_nextflow.model_config import ModelConfig
 from megatron_nextflow.rope import MultiScaleRotary
 from megatron_nextflow.spec import block_spec
 from megatron_nextflow.vocabulary import Vocabulary

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 
-from megatron_nextflow.config import GenerateConfig
+from megatron_nextflow.generate_config import GenerateConfig
 
 
 def guided(conditional: torch.Tensor, unconditional: torch.Tensor, guidance: float, scale: int, scales: int) -> torch.Tensor:

@@ -14,7 +14,7 @@ from nextflow_pipelines.stage import StageError, StagePlan, sha256_file
 from nextflow_pipelines.units import unit_output
 from nextflow_pipelines.work import StageWork
 
-from megatron_nextflow.config import GenerateConfig
+from megatron_nextflow.generate_config import GenerateConfig
 from nextflow_orchestration.recipe import Recipe
 from nextflow_orchestration.training import last_checkpoint, last_step, resolve, run_training, training_folder
 

@@ -18,7 +18,8 @@ from nextflow_tokenize.vision.usable import check_levels, read_tokenizer_config
 from nextflow_tokenize.vision_config import missing_weights
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from megatron_nextflow.config import GenerateConfig, TrainConfig
+from megatron_nextflow.config import TrainConfig
+from megatron_nextflow.generate_config import GenerateConfig
 from nextflow_orchestration.recipe_error import RecipeError, duplicate_keys, explain, key_lines
 
 R = TypeVar("R", bound=Section)

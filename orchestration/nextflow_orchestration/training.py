@@ -16,13 +16,14 @@ from typing import Any
 from nextflow_pipelines.stage import canonical_json
 from rich.console import Console
 
-from megatron_nextflow.config import GenerateConfig, TrainConfig
+from megatron_nextflow.config import TrainConfig
+from megatron_nextflow.generate_config import GenerateConfig
 from nextflow_orchestration.lineage import NoRun, chain, last_run
 from nextflow_orchestration.recipe import Recipe, load_recipe
 
 OPERATIONAL = (
-    "output", "parallel", "steps", "log_interval", "checkpoint_interval", "keep", "resume", "recompute", "device", "threads",
-    "master_port",
+    "output", "parallel", "steps", "log_interval", "checkpoint_interval", "keep", "keep_every", "async_save", "resume",
+    "health", "tensorboard", "wandb", "peak_tflops", "memory_gib", "slurm", "recompute", "device", "threads", "master_port",
 )  # fmt: skip
 """Settings that decide how a training is carried out, not what is learnt."""
 
@@ -49,6 +50,7 @@ def training_folder(root: Path, config: TrainConfig, shards_fingerprint: str) ->
     """`<root>/train-<12 digits>`, from the settings that decide the weights and the fingerprint of the shard set."""
     settings = config.model_dump(mode="json", exclude=set(OPERATIONAL))
     settings["data"] = {k: v for k, v in settings["data"].items() if k in ("seed", "global_batch_size")}
+    del settings["loss"]["chunk"]
     identity = canonical_json({"settings": settings, "shards": shards_fingerprint})
     return root / f"train-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
 

@@ -23,8 +23,9 @@ from nextflow_tokenize.tokenized import TokenizedDocument, TokenizedSegment
 from nextflow_tokenize.vision.identity import identity
 from safetensors.numpy import save_file
 
-from megatron_nextflow.config import FeedConfig, ModelConfig, OptimizerConfig, TrainConfig
+from megatron_nextflow.config import FeedConfig, OptimizerConfig, TrainConfig
 from megatron_nextflow.device import setup
+from megatron_nextflow.model_config import ModelConfig
 
 setup("cpu")
 

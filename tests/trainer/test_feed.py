@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nextflow_tokenize.shards import Sample, ShardSet
 
-from megatron_nextflow.config import FeedConfig, LossConfig, ModelConfig, TrainConfig
+from megatron_nextflow.config import FeedConfig, LossConfig, TrainConfig
 from megatron_nextflow.feed import Feed, FeedError, Share
 from megatron_nextflow.layout import IGNORED
+from megatron_nextflow.model_config import ModelConfig
 from megatron_nextflow.order import shuffled
 from megatron_nextflow.vocabulary import Vocabulary
 

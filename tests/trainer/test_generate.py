@@ -27,11 +27,13 @@ from PIL import Image
 from megatron_nextflow.attention import BlockRangeParams
 from megatron_nextflow.cache import CachedModel, KeyValueCache, window
 from megatron_nextflow.checkpoint import CheckpointError, CheckpointState, save
-from megatron_nextflow.config import FeedConfig, GenerateConfig, ModelConfig, TrainConfig
+from megatron_nextflow.config import FeedConfig, TrainConfig
 from megatron_nextflow.generate import continue_ids, document, generate, sample_codes
+from megatron_nextflow.generate_config import GenerateConfig
 from megatron_nextflow.initialise import initialise
 from megatron_nextflow.layout import ImageInput, LayoutConfig, build_layout, collate
 from megatron_nextflow.model import NextFlowModel
+from megatron_nextflow.model_config import ModelConfig
 from megatron_nextflow.request import GenerationError, image_grids_of
 from megatron_nextflow.spec import transformer_config
 from megatron_nextflow.training import Trainer, start_parallel

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from nextflow_tokenize.shards import ShardSet
 from torch.nn import functional as F
 
-from megatron_nextflow.config import FeedConfig, LossConfig, ModelConfig, ParallelConfig, TrainConfig
+from megatron_nextflow.config import FeedConfig, LossConfig, TrainConfig
 from megatron_nextflow.embedding import sinusoid
 from megatron_nextflow.feed import Feed, Share
+from megatron_nextflow.model_config import ModelConfig, ParallelConfig
 from megatron_nextflow.upsample import bicubic_taps
 from megatron_nextflow.vocabulary import Vocabulary
 

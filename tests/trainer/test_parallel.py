@@ -19,9 +19,10 @@ import pytest
 import torch
 
 from megatron_nextflow import checkpoint, loop
-from megatron_nextflow.config import ParallelConfig, TrainConfig
+from megatron_nextflow.config import TrainConfig
 from megatron_nextflow.launch import launch
 from megatron_nextflow.metrics import read_metrics
+from megatron_nextflow.model_config import ParallelConfig
 
 STEPS = 5
 Config = Callable[..., TrainConfig]

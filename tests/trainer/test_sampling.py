@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from megatron_nextflow.config import GenerateConfig
+from megatron_nextflow.generate_config import GenerateConfig
 from megatron_nextflow.sampling import draw, filtered, guided
 
 LOGITS = st.lists(st.floats(-8, 8, width=32), min_size=1, max_size=12)

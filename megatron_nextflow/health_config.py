@@ -1,0 +1,33 @@
+"""What a run does when something is wrong with it: the `health` part of a training recipe.
+
+The defaults stop for what is certainly broken and only say what is suspicious. Needs no torch.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from nextflow_data.config import Section
+from pydantic import Field
+
+
+class HealthConfig(Section):
+    """Losses that are no numbers or leap, processes that hang or lag. Thresholds are our choice."""
+
+    nan: Literal["stop", "skip", "rollback"] = "stop"
+    """A loss or gradient norm that is not finite: stop; leave this batch's update out; or go back to the last checkpoint and
+    leave the batch out of what follows. The keys of the batch's packs are written down each time."""
+    spike: Literal["off", "warn", "skip", "rollback"] = "warn"
+    """A loss above `spike_factor` times the median of the `spike_window` losses before it."""
+    spike_factor: float = Field(default=2.0, gt=1)
+    spike_window: int = Field(default=32, ge=4)
+    """Losses that must have been seen before one can be called a spike."""
+    most_skipped: int = Field(default=8, ge=1)
+    """Batches left out, by skip or rollback, after which the run stops: more than that is not the data."""
+    hang_seconds: float = Field(default=1800.0, gt=0)
+    """Time without a finished step after which a process writes down its threads' stacks and ends the run. The first step
+    (compiling) and saving have three times as long."""
+    straggler_interval: int = Field(default=0, ge=0)
+    """Steps between comparisons of the processes' own speed; 0 for none."""
+    straggler_factor: float = Field(default=1.5, gt=1)
+    """A process whose own work takes this much longer than the median's is named."""
