@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -52,18 +53,20 @@ class Call:
     ends: torch.Tensor | None = None
 
 
-def plan_calls(visible: NDArray[np.integer], offset: int = 0, chunk: int = CHUNK) -> tuple[Call, ...]:
+def plan_calls(
+    visible: NDArray[np.integer], offset: int = 0, chunk: int = CHUNK, length: int | None = None
+) -> tuple[Call, ...]:
     """The calls that cover the queries of one row, in order of slots; `visible` [2, n] is (start, end) of each.
 
-    `offset`: the absolute slot of the first query, where earlier keys are cached. Raises ValueError where a query does not
-    see itself, or sees beyond the given slots.
+    `offset`: the absolute slot of the first query, where earlier keys are at hand too. `length`: number of keys, where there
+    are more behind the last query. Raises ValueError where a query does not see itself, or sees beyond the keys.
     """
     start, end = (np.asarray(v, dtype=np.int64) for v in visible)
     count = len(start)
     if not count:
         return ()
     slot = np.arange(offset, offset + count)
-    if not ((start >= 0) & (start <= slot) & (slot < end) & (end <= offset + count)).all():
+    if not ((start >= 0) & (start <= slot) & (slot < end) & (end <= (length or offset + count))).all():
         raise ValueError("visible ranges must hold their own slot and end within the sequence")
     single = end == slot + 1
     lone = single & (start == slot) & (np.append(start[1:], -1) != start)
@@ -133,13 +136,30 @@ class BlockRangeParams(PackedSeqParams):
     block_mask: BlockMask | None = None
 
     @classmethod
-    def of(cls, visible: torch.Tensor, device: torch.device | str = "cpu") -> BlockRangeParams:
-        """From the visible ranges [2, b, s] of a batch, for attention that will run on `device`."""
+    def of(
+        cls,
+        visible: torch.Tensor,
+        device: torch.device | str = "cpu",
+        spans: Sequence[tuple[int, int]] | None = None,
+        length: int | None = None,
+    ) -> BlockRangeParams:
+        """From the visible ranges [2, b, s] of a batch, for attention that will run on `device`.
+
+        The s queries are the stretches `spans` [first, last) of rows of `length` keys; without them, whole rows.
+        """
+        length = length or visible.size(-1)
         if torch.device(device).type == "cuda":
-            return cls(block_mask=block_mask_of(visible.to(device)))
+            return cls(block_mask=block_mask_of(visible.to(device), length))
         ranges = visible.cpu().numpy()
-        rows = ranges.shape[1]
-        return cls(calls=tuple(plan_calls(ranges[:, row]) for row in range(rows)), offsets=(0,) * rows)
+        calls: list[tuple[Call, ...]] = []
+        for row in range(ranges.shape[1]):
+            parts: list[Call] = []
+            at = 0
+            for first, last in spans or ((0, length),):
+                parts += plan_calls(ranges[:, row, at : at + last - first], first, length=length)
+                at += last - first
+            calls.append(tuple(parts))
+        return cls(calls=tuple(calls), offsets=(0,) * len(calls))
 
     @classmethod
     def cached(
@@ -187,16 +207,18 @@ def run_calls(
     return torch.cat(parts)
 
 
-def block_mask_of(visible: torch.Tensor) -> BlockMask:
+def block_mask_of(visible: torch.Tensor, keys: int | None = None) -> BlockMask:
     """FlexAttention's block mask for ranges [2, b, s], from block minima and maxima: memory (s/128)², never s².
 
     A query block may see a key block that holds any of its ranges' hull; whole blocks inside every range need no test.
+    `keys`: how many there are, where the queries are only some of the slots.
     """
     from torch.nn.attention.flex_attention import BlockMask
 
     start, end = visible.int()
     rows, length = start.shape
-    blocks = -(-length // _FLEX_BLOCK)
+    keys = keys or length
+    blocks, key_blocks = -(-length // _FLEX_BLOCK), -(-keys // _FLEX_BLOCK)
     padding = (0, blocks * _FLEX_BLOCK - length)
     high = torch.iinfo(torch.int32).max
 
@@ -204,7 +226,7 @@ def block_mask_of(visible: torch.Tensor) -> BlockMask:
         tiled = torch.nn.functional.pad(values, padding, value=fill).view(rows, blocks, _FLEX_BLOCK)
         return (tiled.amax(-1) if largest else tiled.amin(-1)).unsqueeze(-1)
 
-    left = torch.arange(blocks, device=visible.device, dtype=torch.int32) * _FLEX_BLOCK
+    left = torch.arange(key_blocks, device=visible.device, dtype=torch.int32) * _FLEX_BLOCK
     right = left + _FLEX_BLOCK
     some = (right > reduced(start, high, False)) & (left < reduced(end, 0, True))
     full = (left >= reduced(start, -1, True)) & (right <= reduced(end, high, False))
@@ -217,8 +239,15 @@ def block_mask_of(visible: torch.Tensor) -> BlockMask:
         return (k >= start[b, q]) & (k < end[b, q])
 
     return BlockMask.from_kv_blocks(
-        *listed(some & ~full), *listed(full), BLOCK_SIZE=_FLEX_BLOCK, mask_mod=allowed, seq_lengths=(length, length)
+        *listed(some & ~full), *listed(full), BLOCK_SIZE=_FLEX_BLOCK, mask_mod=allowed, seq_lengths=(length, keys)
     )
+
+
+def in_slot_order(part: torch.Tensor, group: torch.distributed.ProcessGroup) -> torch.Tensor:
+    """All slots [s·n, …] from each context-parallel process's two stretches [s, …]; gradients are summed on the way back."""
+    gathered = gather_from_sequence_parallel_region(part.contiguous(), group=group)
+    stretches = gathered.chunk(2 * group.size())
+    return torch.cat([*stretches[::2], *stretches[::-2]])
 
 
 @cache
@@ -231,8 +260,10 @@ def _flex() -> Callable[..., torch.Tensor]:
 class BlockRangeAttention(MegatronModule):
     """Megatron's `core_attention` for block ranges: names the class in `SelfAttentionSubmodules.core_attention`.
 
-    Without dropout. Raises ValueError at once for what it cannot do: context parallelism, attention dropout, query-key layer
-    scaling. The GPU path (FlexAttention, compiled) is tested for its block mask only; it has not been run on a GPU.
+    Under context parallelism each process has the queries of its stretches and gathers everyone's keys and values: with
+    grouped queries these are few, and a block may see any slot of its document. Without dropout. Raises ValueError at once
+    for what it cannot do: attention dropout, query-key layer scaling. The GPU path (FlexAttention, compiled) is tested for
+    its block mask only; it has not been run on a GPU.
     """
 
     def __init__(
@@ -247,14 +278,13 @@ class BlockRangeAttention(MegatronModule):
         pg_collection: Any = None,
     ) -> None:
         super().__init__(config=config)
-        if config.context_parallel_size > 1:
-            raise ValueError("block-range attention does not split a sequence: set context_parallel_size to 1")
         if config.attention_dropout if attention_dropout is None else attention_dropout:
             raise ValueError("block-range attention has no dropout: set attention_dropout to 0")
         if config.apply_query_key_layer_scaling:
             raise ValueError("block-range attention does not scale by layer: set apply_query_key_layer_scaling to false")
         self.layer_number = layer_number
         self.softmax_scale = softmax_scale
+        self.context = pg_collection.cp if config.context_parallel_size > 1 else None
 
     def forward(
         self,
@@ -270,6 +300,8 @@ class BlockRangeAttention(MegatronModule):
         params = packed_seq_params
         if not isinstance(params, BlockRangeParams):
             raise TypeError("block-range attention needs packed_seq_params=BlockRangeParams")
+        if self.context is not None:
+            key, value = in_slot_order(key, self.context), in_slot_order(value, self.context)
         if params.block_mask is not None:
             q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
             out = _flex()(

@@ -11,13 +11,13 @@ tensor-parallel process, 1.3 M + 13 M parameters at 32,768 codes of 40 and a wid
 from __future__ import annotations
 
 import torch
-from megatron.core.tensor_parallel import VocabParallelEmbedding
+from megatron.core.tensor_parallel import VocabParallelEmbedding, scatter_to_sequence_parallel_region
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from megatron_nextflow.layout import LayoutBatch, vision_inputs
+from megatron_nextflow.batch import LayoutBatch, vision_inputs
 from megatron_nextflow.model_config import ModelConfig
 from megatron_nextflow.vocabulary import Vocabulary
 
@@ -61,13 +61,18 @@ class NextFlowEmbedding(MegatronModule):
         self.scale_count_gain = nn.Parameter(torch.full((1,), model.init_std, dtype=dtype))
 
     def forward(self, batch: LayoutBatch) -> Tensor:
-        """The batch's inputs, [L, B, H]. Raises IndexError where an image has more scales than `max_scales`."""
+        """The batch's inputs, [L, B, H]. Raises IndexError where an image has more scales than `max_scales`.
+
+        Under sequence parallelism this process's L/tp of them. Each process computes all: then the gradients of what is
+        replicated, gathered again on the way back, are whole on each.
+        """
         hidden = self.word_embeddings(batch.token_ids)
         if batch.images:
             scale, count = batch.scale[batch.is_vision], batch.num_scales[batch.is_vision]
-            vision = self.vision(vision_inputs(self.codebook, batch.images), scale, count)
+            vision = self.vision(vision_inputs(self.codebook, batch.images, batch.vision_rows), scale, count)
             hidden = hidden.masked_scatter(batch.is_vision[..., None], vision)
-        return hidden.transpose(0, 1).contiguous()
+        hidden = hidden.transpose(0, 1).contiguous()
+        return scatter_to_sequence_parallel_region(hidden) if self.config.sequence_parallel else hidden
 
     def vision(self, vectors: Tensor, scale: Tensor, count: Tensor) -> Tensor:
         """Embeddings [N, H] of vision slots from their upsampled code vectors [N, D], scale [N] and number of scales [N]."""

@@ -8,15 +8,16 @@ pipeline-parallel peers each read and lay out the same packs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 from nextflow_tokenize.segments import image_grids
 from nextflow_tokenize.shards import Sample
 
+from megatron_nextflow.batch import LayoutBatch, join
 from megatron_nextflow.config import TrainConfig
-from megatron_nextflow.layout import LayoutBatch, LayoutConfig, PackLayout, build_layout, collate
+from megatron_nextflow.layout import LayoutConfig, PackLayout, build_layout, slots_of
 from megatron_nextflow.order import shuffled
 from megatron_nextflow.vocabulary import Vocabulary
 
@@ -41,20 +42,39 @@ class Share:
 
 
 class Feed:
-    """Micro-batches of the global batches from place `consumed` on."""
+    """Micro-batches of the global batches from place `consumed` on, each one row (see `batch.join`).
 
-    def __init__(self, packs: Packs, config: TrainConfig, vocabulary: Vocabulary, share: Share, consumed: int = 0) -> None:
+    `skip`: places at which global batches begin that are left out; `keys` names the packs of this copy's part of the batch
+    last given, once they have been read.
+    """
+
+    def __init__(
+        self,
+        packs: Packs,
+        config: TrainConfig,
+        vocabulary: Vocabulary,
+        share: Share,
+        consumed: int = 0,
+        skip: Collection[int] = (),
+    ) -> None:
         self.packs = packs
         self.config = config
         self.vocabulary = vocabulary
         self.share = share
         self.consumed = consumed
+        self.skip = set(skip)
+        self.keys: list[str] = []
         self.layout = LayoutConfig(
             spatial_extent=config.model.rope_extent, scale_alpha=config.loss.alpha, predict_boi=config.loss.predict_boi
         )
+        parallel = config.parallel
+        # Each process's part of a row must be whole, and under context parallelism made of two equal stretches.
+        parts = (parallel.tp if parallel.sequence_parallel else 1) * (2 * parallel.cp if parallel.cp > 1 else 1)
+        self.multiple = config.data.align * parts
 
     def places(self) -> list[int]:
         """Places of the order that this process's copy takes of the next global batch."""
+        self._jump()
         first = self.consumed + self.share.rank
         return list(range(first, self.consumed + self.config.data.global_batch_size, self.share.size))
 
@@ -62,23 +82,31 @@ class Feed:
         """The micro-batches of this copy's part of the next global batch; the state has then moved on by the whole of it."""
         indices = [shuffled(place, len(self.packs), self.config.data.seed) for place in self.places()]
         self.consumed += self.config.data.global_batch_size
+        self.keys = []
         size = self.config.data.micro_batch_size
-        return (collate([self._lay_out(i) for i in indices[at : at + size]]) for at in range(0, len(indices), size))
+        return (
+            join([self._lay_out(i) for i in indices[at : at + size]], self.multiple) for at in range(0, len(indices), size)
+        )
+
+    def _jump(self) -> None:
+        while self.consumed in self.skip:
+            self.consumed += self.config.data.global_batch_size
 
     def _lay_out(self, index: int) -> PackLayout:
         sample = self.packs.read(index)
+        self.keys.append(sample.key)
+        model = self.config.model
         try:
             scales = max((len(image_grids(s)) for s in sample.segments if s["kind"] == "image"), default=0)
-            if scales > self.config.model.max_scales:
-                raise ValueError(f"an image has {scales} scales, model.max_scales is {self.config.model.max_scales}")
+            if scales > model.max_scales:
+                raise ValueError(f"an image has {scales} scales, model.max_scales is {model.max_scales}")
+            slots = slots_of(sample.segments)
+            if slots > model.max_length:
+                raise ValueError(f"it takes {slots} slots, model.max_length is {model.max_length}; raise it or pack shorter")
+            if self.config.loss.responses_only and all(segment["loss"] for segment in sample.segments):
+                raise ValueError("nothing in it is marked as given (loss: false), and loss.responses_only is set")
             layout = build_layout(
-                sample.segments,
-                sample.text,
-                sample.input,
-                sample.target,
-                self.vocabulary,
-                self.config.model.max_length,
-                self.layout,
+                sample.segments, sample.text, sample.input, sample.target, self.vocabulary, slots, self.layout
             )
         except ValueError as error:
             raise FeedError(f"pack {sample.key}: {error}") from error

@@ -15,21 +15,17 @@ A query sees the slots from its document's first to the last of its own block (o
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
-import torch
 from nextflow_data.config import Section
 from nextflow_tokenize.schedule import Grid, token_count
 from nextflow_tokenize.segments import Segment, image_grids
 from numpy.typing import NDArray
 from pydantic import Field
-
-from megatron_nextflow.upsample import TAPS, bicubic_taps
 
 IGNORED = -100
 """Label of a slot that predicts nothing."""
@@ -95,34 +91,6 @@ class PackLayout:
     visible: NDArray[np.int32]
     images: tuple[ImageInput, ...]
     used: int
-
-
-@dataclass(frozen=True)
-class LayoutBatch:
-    """B packs of equal length as tensors: fields of PackLayout as [B, L], positions [3, B, L], visible [2, B, L].
-
-    `images` are those of pack 0, then of pack 1, …: the order in which `is_vision` read row by row meets their slots.
-    """
-
-    token_ids: torch.Tensor
-    is_vision: torch.Tensor
-    labels: torch.Tensor
-    weights: torch.Tensor
-    scale: torch.Tensor
-    num_scales: torch.Tensor
-    positions: torch.Tensor
-    visible: torch.Tensor
-    images: tuple[ImageInput, ...]
-    used: int
-
-    def to(self, device: torch.device | str) -> LayoutBatch:
-        """The batch with its tensors on `device`; `visible` stays where it is, because attention is planned on the host."""
-        moved: dict[str, Any] = {
-            field.name: value.to(device, non_blocking=True)
-            for field in fields(self)
-            if field.name != "visible" and isinstance(value := getattr(self, field.name), torch.Tensor)
-        }
-        return replace(self, **moved)
 
 
 @dataclass(frozen=True)
@@ -192,7 +160,7 @@ def build_layout(
     """
     config = config or LayoutConfig()
     _check(segments, text, input_codes, target_codes, vocabulary)
-    layout = _empty(length)
+    layout = empty_layout(length)
     slot = text_at = code_at = 0
     position, start, previous = 0, 0, None
     images: list[ImageInput] = []
@@ -235,6 +203,11 @@ def build_layout(
     return replace(layout, images=tuple(images), used=slot)
 
 
+def slots_of(segments: Sequence[Segment]) -> int:
+    """Slots that a pack takes: its text tokens, and for each image ⟨boi⟩, its scales from the second on, ⟨eoi⟩."""
+    return sum(s["tokens"] if s["kind"] == "text" else token_count(image_grids(s)) + 1 for s in segments)
+
+
 def _check(
     segments: Sequence[Segment],
     text: NDArray[np.integer],
@@ -255,7 +228,8 @@ def _check(
             raise ValueError(f"'{name}' holds ids outside 0..{limit - 1}: {int(array.min())}..{int(array.max())}")
 
 
-def _empty(length: int) -> PackLayout:
+def empty_layout(length: int) -> PackLayout:
+    """`length` slots of padding."""
     own = np.arange(length, dtype=np.int32)
     return PackLayout(
         token_ids=np.zeros(length, np.int64),
@@ -289,55 +263,3 @@ def _place_image(
     layout.positions[1, here], layout.positions[2, here] = template.row, template.column
     layout.positions[1:, [slot, end - 1]] += position
     layout.visible[1, here] = template.block_end + slot
-
-
-def collate(layouts: Sequence[PackLayout]) -> LayoutBatch:
-    """Layouts of equal length as one batch of tensors."""
-
-    def stack(name: str) -> torch.Tensor:
-        return torch.from_numpy(np.stack([getattr(layout, name) for layout in layouts], axis=-2 if name in _PLANES else 0))
-
-    return LayoutBatch(
-        **{field.name: stack(field.name) for field in fields(LayoutBatch) if field.name not in ("images", "used")},
-        images=tuple(image for layout in layouts for image in layout.images),
-        used=sum(layout.used for layout in layouts),
-    )
-
-
-_PLANES = ("positions", "visible")
-
-
-@lru_cache(maxsize=512)
-def _image_taps(grids: tuple[Grid, ...]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Indices into an image's flat codes and their weights for its slots of scales 2…K, both [Σ_{k≥2} hw, 16]."""
-    starts = np.cumsum([0] + [h * w for h, w in grids])
-    ids, weights = [np.empty((0, TAPS), np.int64)], [np.empty((0, TAPS), np.float32)]
-    for start, (source, target) in zip(starts, itertools.pairwise(grids), strict=False):
-        index, weight = bicubic_taps(source, target)
-        ids.append(index + start)
-        weights.append(weight)
-    return np.concatenate(ids), np.concatenate(weights)
-
-
-def vision_taps(images: Sequence[ImageInput]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Code ids int64 [N, 16] and weights float32 [N, 16] of the N vision slots of `images`, in the order of the slots.
-
-    The input of a slot is Σ_t weight_t · codebook[id_t]: the bicubic upsampling of the scale before (see `upsample`).
-    """
-    ids, weights = [np.empty((0, TAPS), np.int64)], [np.empty((0, TAPS), np.float32)]
-    for image in images:
-        index, weight = _image_taps(image.grids)
-        ids.append(image.codes[index])
-        weights.append(weight)
-    return torch.from_numpy(np.concatenate(ids)), torch.from_numpy(np.concatenate(weights))
-
-
-def vision_inputs(codebook: torch.Tensor, images: Sequence[ImageInput]) -> torch.Tensor:
-    """Upsampled codebook vectors [N, C] for the N vision slots of `images`, from `codebook` [V, C]; differentiable in it.
-
-    Row order is that of the slots, so it fills `is_vision` read row by row. The last scale's input codes enter nowhere.
-    """
-    ids, weights = vision_taps(images)
-    device = codebook.device
-    weights = weights.to(device, codebook.dtype)
-    return torch.nn.functional.embedding_bag(ids.to(device), codebook, mode="sum", per_sample_weights=weights)

@@ -31,6 +31,9 @@ class ModelConfig(Section):
     """Most slots of a pack; shorter packs are not padded to it."""
     max_scales: int = Field(default=18, ge=1)
     """Rows of the learnable scale embedding."""
+    text_vocabulary: int | None = Field(default=None, ge=1)
+    """Text ids that have rows; None: as many as the shards' text tokenizer has. Converted weights may have more rows than
+    their tokenizer has ids (Qwen2.5-VL-7B: 152064 for 151665) and keep them all."""
     train_codebook: bool = True
     """Whether the codebook vectors, from which vision inputs are made, are learnt on. NextFlow initialises the vision
     embeddings from the codebook and trains all but the tokenizer; False keeps them as the tokenizer has them."""

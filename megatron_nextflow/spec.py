@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from megatron_nextflow.attention import BlockRangeAttention
 from megatron_nextflow.config import TrainConfig
+from megatron_nextflow.precision import Precision, resolve
 
 
 class RMSNorm(nn.Module):
@@ -28,6 +29,8 @@ class RMSNorm(nn.Module):
         super().__init__()
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
+        # Under sequence parallelism each process norms its own slots; Megatron adds up the gradients of what is so marked.
+        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
 
     def forward(self, x: Tensor) -> Tensor:
         return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
@@ -38,11 +41,17 @@ def _leave(weight: Tensor) -> Tensor:
     return weight
 
 
-def transformer_config(config: TrainConfig) -> TransformerConfig:
-    """megatron-core's configuration of the transformer for this run."""
+def transformer_config(config: TrainConfig, precision: Precision | None = None) -> TransformerConfig:
+    """megatron-core's configuration of the transformer for this run; without `precision`, the recipe's without FP8."""
     model, parallel = config.model, config.parallel
-    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-    fp8: dict[str, Any] = {"fp8": "hybrid", "fp8_recipe": config.fp8} if config.fp8 else {}
+    if precision is None:
+        precision = resolve(config.model_copy(update={"fp8": None}), torch.device("cpu"))
+    dtype = precision.dtype
+    fp8: dict[str, Any] = {"fp8": "hybrid", "fp8_recipe": precision.fp8} if precision.fp8 else {}
+    if precision.fp8 and config.first_last_bf16:
+        ends = {f"num_layers_at_{end}_in_bf16": config.first_last_bf16 for end in ("start", "end")}
+        fp8 |= {"first_last_layers_bf16": True, **ends}
+    interleaved = parallel.vpp > 1
     recompute: dict[str, Any] = (
         {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
         if config.recompute
@@ -68,15 +77,21 @@ def transformer_config(config: TrainConfig) -> TransformerConfig:
         output_layer_init_method=_leave,
         params_dtype=dtype,
         pipeline_dtype=dtype,
-        bf16=config.precision == "bf16",
+        bf16=dtype == torch.bfloat16,
         tensor_model_parallel_size=parallel.tp,
         pipeline_model_parallel_size=parallel.pp,
+        virtual_pipeline_model_parallel_size=parallel.vpp if interleaved else None,
+        context_parallel_size=parallel.cp,
         sequence_parallel=parallel.sequence_parallel,
         calculate_per_token_loss=True,
+        # Rows differ in length; Megatron allows that only beside this dispatcher, which no dense layer uses.
+        variable_seq_lengths=parallel.pp > 1,
+        moe_token_dispatcher_type="alltoall",
         # On gloo, freeing a stage's output while it is still being sent gives random losses.
         deallocate_pipeline_outputs=False,
-        overlap_p2p_comm=False,
-        batch_p2p_comm=True,
+        # Two stages interleaved with batched sends are deterministically wrong on gloo, so these go together.
+        overlap_p2p_comm=interleaved,
+        batch_p2p_comm=not interleaved,
         batch_p2p_sync=False,
         gradient_accumulation_fusion=False,
         masked_softmax_fusion=False,
@@ -89,11 +104,11 @@ def transformer_config(config: TrainConfig) -> TransformerConfig:
     )
 
 
-def block_spec(config: TransformerConfig) -> TransformerBlockSubmodules:
-    """The submodules of this pipeline stage's transformer block."""
+def block_spec(config: TransformerConfig, vp_stage: int | None = None) -> TransformerBlockSubmodules:
+    """The submodules of this pipeline stage's transformer block, or of its chunk `vp_stage`."""
     layer = _layer_spec(config)
     layer.submodules.self_attention.submodules.core_attention = BlockRangeAttention
-    return TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=RMSNorm)
+    return TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config, vp_stage), layer_norm=RMSNorm)
 
 
 def _layer_spec(config: TransformerConfig) -> ModuleSpec:

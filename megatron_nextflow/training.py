@@ -3,11 +3,15 @@
 Data-parallel gradients, the distributed optimizer, the pipeline schedules and the gradient norm are megatron-core's own.
 Gradients are divided by the number of predicted tokens of the whole global batch (`calculate_per_token_loss`): of the
 normalisations Megatron offers, this one gives the same update however the batch is cut into processes and micro-batches.
+A step is two halves, gradients and update, so that a bad batch can be seen and left out between them. The cost: every
+process is told the loss, a small broadcast along the pipeline.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,6 +21,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
@@ -24,13 +29,15 @@ from megatron.core.transformer.module import Float16Module
 from torch import Tensor
 
 from megatron_nextflow.attention import BlockRangeParams
+from megatron_nextflow.batch import LayoutBatch
 from megatron_nextflow.config import TrainConfig
 from megatron_nextflow.initialise import initialise
-from megatron_nextflow.layout import LayoutBatch
-from megatron_nextflow.loss import weighted_loss
 from megatron_nextflow.model import NextFlowModel
+from megatron_nextflow.precision import resolve
 from megatron_nextflow.spec import transformer_config
 from megatron_nextflow.vocabulary import Vocabulary
+
+CONNECTOR_AND_HEAD = ("embedding.connector.", "embedding.scale_", "output_layer.")
 
 
 class DivergedError(RuntimeError):
@@ -43,12 +50,13 @@ class StepReport:
 
     `loss`: the weighted objective, nats a predicted token. `by_kind`: plain cross-entropy, nats a token, by "text" and
     "image/1", "image/2", … (scale); kinds that the batch did not hold are absent. `tokens`: slots that are not padding;
-    `labels`: how many of them predict something.
+    `labels`: how many of them predict something; `pairs`: how many slots they see, in sum.
     """
 
     loss: float
     tokens: int
     labels: int
+    pairs: int
     by_kind: dict[str, float]
 
 
@@ -56,30 +64,47 @@ def start_parallel(config: TrainConfig) -> None:
     """Megatron's process groups for this layout, in place of any before, and its seeds. torch.distributed must run."""
     if parallel_state.model_parallel_is_initialized():
         parallel_state.destroy_model_parallel()
-    parallel_state.initialize_model_parallel(config.parallel.tp, config.parallel.pp)
+    parallel = config.parallel
+    parallel_state.initialize_model_parallel(
+        parallel.tp, parallel.pp, parallel.vpp if parallel.vpp > 1 else None, context_parallel_size=parallel.cp
+    )
     model_parallel_cuda_manual_seed(config.model.seed)
 
 
 class Trainer:
     """The model, its optimizer and its schedule, on this process. Weights are the initial ones until a checkpoint is loaded.
 
-    `codebook` [V, D] float32.
+    `codebook` [V, D] float32. `chunks` are the parts of the model on this process, one unless stages are interleaved;
+    `stages` are the same within Megatron's data-parallel wrapper. `precision` says in words what is computed in. Raises
+    ValueError where the recipe's FP8 cannot be had.
     """
 
     def __init__(self, config: TrainConfig, vocabulary: Vocabulary, codebook: Tensor, device: torch.device) -> None:
         self.config = config
         self.device = device
-        self.megatron_config = transformer_config(config)
-        self.model = NextFlowModel(self.megatron_config, config.model, vocabulary, codebook)
-        initialise(self.model.sharded_state_dict(), config.model)
-        self.model.to(device)
-        bf16 = config.precision == "bf16"
-        stage: torch.nn.Module = Float16Module(self.megatron_config, self.model) if bf16 else self.model
+        precision = resolve(config, device)
+        self.precision = precision.words
+        self.megatron_config = transformer_config(config, precision)
+        interleaved = config.parallel.vpp > 1
+        self.chunks = [
+            NextFlowModel(self.megatron_config, config.model, vocabulary, codebook, number if interleaved else None)
+            for number in range(config.parallel.vpp)
+        ]
+        bf16 = precision.dtype == torch.bfloat16
         ddp = DistributedDataParallelConfig(
             grad_reduce_in_fp32=True, use_distributed_optimizer=True, overlap_grad_reduce=False
         )
-        self.stage = DistributedDataParallel(self.megatron_config, ddp, stage)
-        self.stage.broadcast_params()
+        self.stages: list[DistributedDataParallel] = []
+        for chunk in self.chunks:
+            initialise(chunk.sharded_state_dict(), config.model)
+            chunk.to(device)
+            if config.trainable == "connector_and_head":
+                for name, parameter in chunk.named_parameters():
+                    parameter.requires_grad_(name.startswith(CONNECTOR_AND_HEAD))
+            stage: torch.nn.Module = Float16Module(self.megatron_config, chunk) if bf16 else chunk
+            bucketing = {"disable_bucketing": bool(self.stages)}
+            self.stages.append(DistributedDataParallel(self.megatron_config, ddp, stage, **bucketing))
+            self.stages[-1].broadcast_params()
         optimizer = config.optimizer
         self.optimizer = get_megatron_optimizer(
             OptimizerConfig(
@@ -95,8 +120,14 @@ class Trainer:
                 params_dtype=self.megatron_config.params_dtype,
                 use_distributed_optimizer=True,
             ),
-            [self.stage],
+            self.stages,
         )
+        for one in getattr(self.optimizer, "chained_optimizers", [self.optimizer]):
+            # Its state is made now, so that a checkpoint can be written before the first update.
+            if one.optimizer is not None:
+                one.init_state_fn(one.optimizer, one.config)
+                for group in one.optimizer.param_groups:
+                    group.setdefault("step", 0)
         self.scheduler = OptimizerParamScheduler(
             self.optimizer,
             init_lr=0.0,
@@ -118,6 +149,11 @@ class Trainer:
             config.data.micro_batch_size * parallel_state.get_data_parallel_world_size()
         )
 
+    @property
+    def model(self) -> NextFlowModel:
+        """The first part of the model on this process; the whole of it where one process has everything."""
+        return self.chunks[0]
+
     def set_step(self, step: int) -> None:
         """Put the schedule at `step` steps done, with the recipe's rates even where a checkpoint had others."""
         optimizer = self.config.optimizer
@@ -136,60 +172,91 @@ class Trainer:
         """Trainable parameters of the whole model, each counted once."""
         counted = 0
         first_rank = parallel_state.get_tensor_model_parallel_rank() == 0
-        for p in self.model.parameters():
-            if p.requires_grad and (getattr(p, "tensor_model_parallel", False) or first_rank):
-                counted += p.numel()
+        for parameter in itertools.chain.from_iterable(chunk.parameters() for chunk in self.chunks):
+            if parameter.requires_grad and (getattr(parameter, "tensor_model_parallel", False) or first_rank):
+                counted += parameter.numel()
         total = torch.tensor(counted, dtype=torch.int64, device=self.device)
         dist.all_reduce(total, group=parallel_state.get_model_parallel_group())
         return int(total)
 
-    def step(self, batches: Iterator[LayoutBatch]) -> tuple[StepReport | None, float]:
-        """One update from `micro_batches` batches; the report (last stage only) and the gradient norm before clipping.
+    def step(self, batches: Iterable[LayoutBatch]) -> tuple[StepReport, float]:
+        """One update from `micro_batches` batches; the report and the gradient norm before clipping.
 
         Raises DivergedError on every process where loss or norm is not finite; weights are then not updated.
         """
-        self.stage.zero_grad_buffer()
+        report, loss = self.gradients(batches)
+        norm = self.update(skip=not math.isfinite(loss))
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            raise DivergedError(f"the {'gradient norm' if math.isfinite(loss) else 'loss'} is not a finite number")
+        return report, norm
+
+    def gradients(self, batches: Iterable[LayoutBatch]) -> tuple[StepReport, float]:
+        """Forward and backward passes over this copy's `micro_batches` batches; the report and its loss, on every process.
+
+        Nothing is updated. Batches are whole rows; a context-parallel process takes its part of each.
+        """
+        for stage in self.stages:
+            stage.zero_grad_buffer()
         self.optimizer.zero_grad()
+        prepared = itertools.tee(self._prepared(batches), len(self.stages))
         reports = self.schedule(
             forward_step_func=self._forward,
-            data_iterator=batches,
-            model=self.stage,
+            data_iterator=list(prepared) if len(self.stages) > 1 else prepared[0],
+            model=self.stages if len(self.stages) > 1 else self.stages[0],
             num_microbatches=self.micro_batches,
             seq_length=self.config.model.max_length,
-            micro_batch_size=self.config.data.micro_batch_size,
+            micro_batch_size=1,
             forward_only=False,
         )
         report = self._reduce(reports)
-        self._require_finite(report)
+        return report, report.loss
+
+    def update(self, skip: bool = False) -> float:
+        """The optimizer's step with the gradients at hand; returns their norm before clipping, the same on every process.
+
+        Where the norm is not finite, or with `skip`, weights and optimizer stay as they are and only the schedule goes on.
+        """
         self.scheduler.step(1)
-        _, norm, _ = self.optimizer.step()
-        return report, float(norm)
+        self.optimizer.prepare_grads()
+        norm = float(self.optimizer.get_grad_norm())
+        if skip or not math.isfinite(norm):
+            return norm
+        clip = self.config.optimizer.clip
+        for one in getattr(self.optimizer, "chained_optimizers", [self.optimizer]):
+            if clip and (parameters := one.get_parameters()):
+                clip_grad_by_total_norm_fp32(parameters, max_norm=clip, total_norm=norm)
+        self.optimizer.step_with_ready_grads()
+        return norm
 
-    def _forward(self, batches: Iterator[LayoutBatch], stage: Any) -> tuple[Tensor, Any]:
-        batch = next(batches).to(self.device)
-        output = stage(batch=batch, ranges=BlockRangeParams.of(batch.visible, self.device))
-        return output, partial(self._loss, batch)
+    def _prepared(self, batches: Iterable[LayoutBatch]) -> Iterator[tuple[LayoutBatch, BlockRangeParams]]:
+        """Each batch as this process holds it, and its attention planned, once for all layers and chunks."""
+        rank, size = parallel_state.get_context_parallel_rank(), parallel_state.get_context_parallel_world_size()
+        for batch in batches:
+            mine = batch.part(rank, size).to(self.device)
+            yield mine, BlockRangeParams.of(mine.visible, self.device, mine.spans, mine.length)
 
-    def _loss(self, batch: LayoutBatch, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        loss, tokens, by_kind = weighted_loss(logits, batch, self.kinds)
+    def _forward(self, batches: Iterator[tuple[LayoutBatch, BlockRangeParams]], stage: Any) -> tuple[Any, Any]:
+        batch, ranges = next(batches)
+        return stage(batch=batch, ranges=ranges, chunk=self.config.loss.chunk), partial(self._loss, batch)
+
+    def _loss(self, batch: LayoutBatch, output: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        loss, labels, by_kind = output
         # The schedule divides the loss it is given in place, so the report holds a copy.
-        used = torch.tensor(batch.used, device=loss.device)
-        totals = torch.stack([loss.detach().double().clone(), used.double(), tokens.double()])
-        return loss, tokens.int(), torch.cat([totals, by_kind.detach().double().flatten()])
+        sizes = torch.tensor([batch.used, batch.pairs], device=loss.device, dtype=torch.float64)
+        totals = torch.stack([loss.detach().double().clone(), labels.double(), *sizes])
+        return loss, labels.int(), torch.cat([totals, by_kind.flatten()])
 
-    def _reduce(self, reports: list[Tensor]) -> StepReport | None:
-        if not parallel_state.is_pipeline_last_stage():
-            return None
-        total = torch.stack(reports).sum(0)
-        dist.all_reduce(total, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
-        loss, tokens, labels, *flat = total.tolist()
+    def _reduce(self, reports: list[Tensor]) -> StepReport:
+        if parallel_state.is_pipeline_last_stage(ignore_virtual=True):
+            total = torch.stack(reports).sum(0)
+            dist.all_reduce(total, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
+        else:
+            total = torch.empty(4 + 2 * self.kinds, dtype=torch.float64, device=self.device)
+        if self.config.parallel.pp > 1:
+            last = parallel_state.get_pipeline_model_parallel_last_rank()
+            dist.broadcast(total, last, group=parallel_state.get_pipeline_model_parallel_group())
+        loss, labels, tokens, pairs, *flat = total.tolist()
         names = ["text", *(f"image/{k}" for k in range(1, self.kinds))]
         sums = zip(names, flat[::2], flat[1::2], strict=True)
-        return StepReport(loss / max(labels, 1.0), int(tokens), int(labels), {name: s / n for name, s, n in sums if n})
-
-    def _require_finite(self, report: StepReport | None) -> None:
-        bad = report is not None and not torch.isfinite(torch.tensor(report.loss))
-        flag = torch.tensor(int(bad), device=self.device)
-        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-        if int(flag):
-            raise DivergedError("the loss is not a finite number")
+        by_kind = {name: s / n for name, s, n in sums if n}
+        return StepReport(loss / max(labels, 1.0), int(tokens), int(labels), int(pairs), by_kind)

@@ -168,6 +168,28 @@ def test_the_gpu_block_mask_names_every_block_that_is_seen_and_calls_whole_only_
         assert torch.equal(mask.mask_mod(zero + row, zero, queries, j[:length]), seen[:length, :length])
 
 
+@settings(max_examples=40, deadline=None)
+@given(ranges_of_packs(60), st.integers(1, 4))
+def test_stretches_of_a_row_see_what_the_whole_row_sees(row: Ranges, size: int) -> None:
+    """As under context parallelism: each process's two stretches of queries, with everyone's keys."""
+    visible = visible_of([row + [(i, i + 1) for i in range(len(row), -(-len(row) // (2 * size)) * 2 * size)]])
+    length = visible.shape[2]
+    q, k, v = inputs(visible, 2, 1)
+    wanted = dense(q, k, v, visible)
+    stretch = length // (2 * size)
+    for rank in range(size):
+        spans = [(n * stretch, (n + 1) * stretch) for n in (rank, 2 * size - 1 - rank)]
+        slots = torch.cat([torch.arange(*span) for span in spans])
+        params = BlockRangeParams.of(visible[..., slots], "cpu", spans, length)
+        found = attention(2, 1)(q[slots], k, v, packed_seq_params=params)
+        torch.testing.assert_close(found, wanted[slots], atol=1e-10, rtol=1e-10)
+        mask = block_mask_of(visible[..., slots], length)
+        queries, keys = torch.arange(len(slots))[:, None], torch.arange(length)
+        zero = torch.zeros((), dtype=torch.int64)
+        seen = (keys >= visible[0, 0, slots, None]) & (keys < visible[1, 0, slots, None])
+        assert torch.equal(mask.mask_mod(zero, zero, queries, keys), seen)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [({"attention_dropout": 0.1}, "attention_dropout"), ({"apply_query_key_layer_scaling": True}, "layer_scaling")],

@@ -15,8 +15,8 @@ from nextflow_tokenize.shards import Sample, ShardSet
 
 from megatron_nextflow.config import FeedConfig, LossConfig, TrainConfig
 from megatron_nextflow.feed import Feed, FeedError, Share
-from megatron_nextflow.layout import IGNORED
-from megatron_nextflow.model_config import ModelConfig
+from megatron_nextflow.layout import IGNORED, slots_of
+from megatron_nextflow.model_config import ModelConfig, ParallelConfig
 from megatron_nextflow.order import shuffled
 from megatron_nextflow.vocabulary import Vocabulary
 
@@ -83,12 +83,52 @@ def test_an_epoch_of_batches_holds_each_pack_once(training_data: Any) -> None:
     assert sorted(_tokens(feed, len(packs))) == sorted(seen)
 
 
-def test_micro_batches_hold_several_packs(training_data: Any) -> None:
+def test_micro_batches_hold_several_packs_end_to_end(training_data: Any) -> None:
+    """One row a pass, as long as its packs and less than `align` slots of padding, with the same slots in the same order."""
     packs = ShardSet.open(training_data.shards)
-    batches = list(Feed(packs, _config(micro=4), VOCABULARY, Share()).next_batch())
-    assert [tuple(b.token_ids.shape) for b in batches] == [(4, 192)] * 2
-    four, one = (Feed(packs, _config(micro=micro), VOCABULARY, Share()) for micro in (4, 1))
-    assert _tokens(four) == _tokens(one)
+    batches = {m: list(Feed(packs, _config(micro=m), VOCABULARY, Share()).next_batch()) for m in (4, 1)}
+    assert [len(found) for found in batches.values()] == [2, 8]
+    for found in batches.values():
+        for batch in found:
+            assert batch.token_ids.shape[0] == 1
+            assert batch.length % 16 == 0 and batch.used <= batch.length < batch.used + 16
+    slots = {m: torch.cat([b.token_ids[0, : b.used] for b in found]) for m, found in batches.items()}
+    assert torch.equal(slots[4], slots[1])
+
+
+def test_rows_fit_the_layout_of_processes(training_data: Any) -> None:
+    packs = ShardSet.open(training_data.shards)
+    config = _config().model_copy(update={"parallel": ParallelConfig(tp=2, cp=2, sequence_parallel=True)})
+    feed = Feed(packs, config, VOCABULARY, Share())
+    assert all(batch.length % (16 * 2 * 4) == 0 for batch in feed.next_batch())
+
+
+def test_batches_left_out_are_jumped_over_and_keys_are_told(training_data: Any) -> None:
+    packs = ShardSet.open(training_data.shards)
+    whole, short = Feed(packs, _config(), VOCABULARY, Share()), Feed(packs, _config(), VOCABULARY, Share(), skip={8, 16})
+    keys = []
+    for _ in range(4):
+        list(whole.next_batch())
+        keys.append(whole.keys)
+    assert all(len(named) == 8 for named in keys) and keys[0] != keys[1]
+    found = []
+    for _ in range(2):
+        list(short.next_batch())
+        found.append((short.keys, short.consumed))
+    assert found == [(keys[0], 8), (keys[3], 32)]
+
+
+def test_fine_tuning_needs_packs_that_mark_what_is_given(training_data: Any) -> None:
+    sample = ShardSet.open(training_data.shards).read(3)
+    config = _config(global_batch_size=1, loss=LossConfig(responses_only=True))
+    given = [{**segment, "loss": number > 0} for number, segment in enumerate(sample.segments)]
+    marked = replace(sample, segments=given)
+    (batch,) = Feed(_One(marked), config, VOCABULARY, Share()).next_batch()
+    first = slots_of(given[:1])
+    assert (batch.labels[0, : first - 1] == IGNORED).all() and (batch.labels[0, first:] != IGNORED).any()
+    every = replace(sample, segments=[{**segment, "loss": True} for segment in sample.segments])
+    with pytest.raises(FeedError, match=r"nothing in it is marked as given.*responses_only"):
+        next(Feed(_One(every), config, VOCABULARY, Share()).next_batch())
 
 
 def test_the_vision_weight_multiplies_image_labels_only(training_data: Any) -> None:

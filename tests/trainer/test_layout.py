@@ -14,16 +14,8 @@ from nextflow_tokenize.schedule import FINAL_GRIDS, canonical_final, grids, toke
 from nextflow_tokenize.segments import ImageSegment, Segment, TextSegment, image_grids, slots
 from torch.nn.functional import interpolate
 
-from megatron_nextflow.layout import (
-    IGNORED,
-    ImageInput,
-    LayoutConfig,
-    PackLayout,
-    build_layout,
-    collate,
-    scale_weights,
-    vision_inputs,
-)
+from megatron_nextflow.batch import collate, vision_inputs
+from megatron_nextflow.layout import (IGNORED, ImageInput, LayoutConfig, PackLayout, build_layout, scale_weights)
 from megatron_nextflow.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary(text=50, codes=64)

@@ -1,32 +1,22 @@
-"""The weighted loss against torch's cross-entropy in float64, its gradient, its report, and padding of the vocabulary."""
+"""The chunked loss against torch's cross-entropy in float64: value, gradients, report, padding of the vocabulary, memory."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
-from megatron.core import parallel_state
 from nextflow_tokenize.schedule import grids, token_count
 from nextflow_tokenize.segments import ImageSegment, TextSegment
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from megatron_nextflow.layout import IGNORED, LayoutBatch, LayoutConfig, build_layout, collate
-from megatron_nextflow.loss import token_losses, weighted_loss
+from megatron_nextflow.batch import LayoutBatch, collate
+from megatron_nextflow.layout import IGNORED, LayoutConfig, build_layout
+from megatron_nextflow.loss import HeadShare, logits_bytes, weighted_loss
 from megatron_nextflow.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary(text=11, codes=20, multiple=8)
-
-
-@pytest.fixture(autouse=True)
-def groups() -> Iterator[None]:
-    """Megatron's process groups of one process, left as they were found."""
-    mine = not parallel_state.model_parallel_is_initialized()
-    if mine:
-        parallel_state.initialize_model_parallel()
-    yield
-    if mine:
-        parallel_state.destroy_model_parallel()
+SHARE = HeadShare(VOCABULARY.size)
+WIDTH = 4
 
 
 def batch() -> LayoutBatch:
@@ -48,58 +38,107 @@ def batch() -> LayoutBatch:
     return collate([pack(True), pack(False)])
 
 
-def logits_for(found: LayoutBatch) -> torch.Tensor:
+def states_and_head(found: LayoutBatch, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random hidden states [L, B, H] and head [V, H], its padding rows anything."""
+    generator = torch.Generator().manual_seed(1)
     b, s = found.labels.shape
-    logits = torch.randn(s, b, VOCABULARY.padded, generator=torch.Generator().manual_seed(1))
-    logits[..., VOCABULARY.size :] = -torch.inf
-    return logits
+    states = torch.randn(s, b, WIDTH, generator=generator).to(dtype)
+    head = torch.randn(VOCABULARY.padded, WIDTH, generator=generator).to(dtype)
+    return states.requires_grad_(), head.requires_grad_()
 
 
-def test_sum_count_and_report_against_torch() -> None:
+def reference(states: torch.Tensor, head: torch.Tensor, found: LayoutBatch) -> torch.Tensor:
+    """Each slot's cross-entropy [B, L], float64."""
+    logits = (states.double() @ head.double().t())[..., : VOCABULARY.size]
+    return torch.nn.functional.cross_entropy(logits.permute(1, 2, 0), found.labels, ignore_index=IGNORED, reduction="none")
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 1000])
+def test_sum_count_and_report_against_torch(chunk: int) -> None:
     given = batch()
-    logits = logits_for(given)
-    reference = torch.nn.functional.cross_entropy(
-        logits[..., : VOCABULARY.size].double().permute(1, 2, 0), given.labels, ignore_index=IGNORED, reduction="none"
-    )
-    total, count, by_kind = weighted_loss(logits, given, 6)
-    assert total.item() == pytest.approx((reference * given.weights).sum().item(), rel=1e-6)
+    states, head = states_and_head(given)
+    expected = reference(states, head, given)
+    total, count, by_kind = weighted_loss(states, head, given, SHARE, 6, chunk)
+    assert total.item() == pytest.approx((expected * given.weights).sum().item(), rel=1e-6)
     # 1 ⟨boi⟩ and 30 codes and 4 words in the first pack, 4 words in the second.
     assert count.item() == 39 and count.dtype == torch.int64
     assert by_kind[:, 1].tolist() == [9, 1, 4, 9, 16, 0]
     for kind in range(6):
         of_kind = (given.scale == kind) & (given.labels != IGNORED)
-        assert by_kind[kind, 0].item() == pytest.approx(reference[of_kind].sum().item(), rel=1e-6)
+        assert by_kind[kind, 0].item() == pytest.approx(expected[of_kind].sum().item(), rel=1e-6)
     assert not by_kind.requires_grad
 
 
-def test_gradient_is_that_of_the_weighted_sum_and_nothing_reaches_padding() -> None:
+@pytest.mark.parametrize("chunk", [1, 7, 1000])
+def test_gradients_are_those_of_the_weighted_sum_and_nothing_reaches_padding(chunk: int) -> None:
     given = batch()
-    mine, theirs = logits_for(given).requires_grad_(), logits_for(given).requires_grad_()
-    weighted_loss(mine * 1.0, given, 5)[0].backward()
-    reference = torch.nn.functional.cross_entropy(
-        theirs[..., : VOCABULARY.size].permute(1, 2, 0), given.labels, ignore_index=IGNORED, reduction="none"
-    )
-    (reference * given.weights).sum().backward()
-    assert mine.grad is not None and theirs.grad is not None
-    torch.testing.assert_close(mine.grad, theirs.grad, atol=1e-6, rtol=1e-5)
-    assert mine.grad[..., VOCABULARY.size :].abs().max() == 0
-    assert mine.grad.transpose(0, 1)[given.labels == IGNORED].abs().max() == 0
+    states, head = states_and_head(given)
+    mine = torch.autograd.grad(weighted_loss(states, head, given, SHARE, 5, chunk)[0] * 3, (states, head))
+    theirs = torch.autograd.grad((reference(states, head, given) * given.weights).sum() * 3, (states, head))
+    for ours, expected in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
+    assert mine[1][VOCABULARY.size :].abs().max() == 0
+    assert mine[0].transpose(0, 1)[given.labels == IGNORED].abs().max() == 0
+
+
+def test_bf16_keeps_its_type_and_adds_up_in_float32() -> None:
+    given = batch()
+    states, head = states_and_head(given, torch.bfloat16)
+    total, *_ = weighted_loss(states, head, given, SHARE, 5, 7)
+    found = torch.autograd.grad(total, (states, head))
+    expected = torch.autograd.grad((reference(states, head, given) * given.weights).sum(), (states, head))
+    assert total.dtype == torch.float32
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.dtype == torch.bfloat16
+        torch.testing.assert_close(ours.float(), theirs.float(), atol=0.05, rtol=0.05)
 
 
 def test_a_batch_without_labels_costs_nothing_and_still_has_a_gradient() -> None:
     given = batch()
     given.labels.fill_(IGNORED)
     given.weights.zero_()
-    logits = logits_for(given).requires_grad_()
-    total, count, by_kind = weighted_loss(logits * 1.0, given, 5)
+    states, head = states_and_head(given)
+    total, count, by_kind = weighted_loss(states, head, given, SHARE, 5)
     total.backward()
     assert total.item() == 0 and count.item() == 0 and by_kind.abs().sum() == 0
-    assert logits.grad is not None and logits.grad.abs().max() == 0
+    for gradient in (states.grad, head.grad):
+        assert gradient is not None and gradient.abs().max() == 0
 
 
-def test_losses_stand_in_the_order_of_the_labels() -> None:
-    labels = torch.tensor([[3, IGNORED], [IGNORED, 1]])
-    logits = torch.zeros(2, 2, 4)
-    logits[0, 0, 3] = logits[1, 1, 1] = 50
-    assert token_losses(logits, labels).tolist() == [[0, 0], [0, 0]]
-    assert token_losses(torch.zeros(2, 2, 4), labels)[0, 0].item() == pytest.approx(np.log(4))
+def test_what_is_frozen_gets_no_gradient() -> None:
+    given = batch()
+    states, head = states_and_head(given)
+    weighted_loss(states, head.detach(), given, SHARE, 5)[0].backward()
+    expected = torch.autograd.grad((reference(states, head, given) * given.weights).sum(), states)[0]
+    assert states.grad is not None
+    torch.testing.assert_close(states.grad, expected, atol=1e-5, rtol=1e-5)
+    with torch.no_grad():
+        assert not weighted_loss(states, head, given, SHARE, 5)[0].requires_grad
+
+
+class _Largest(TorchDispatchMode):
+    """Remembers the largest result of any operation, in elements."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        out = func(*args, **(kwargs or {}))
+        for value in out if isinstance(out, tuple | list) else [out]:
+            if isinstance(value, torch.Tensor):
+                self.elements = max(self.elements, value.numel())
+        return out
+
+
+def test_the_logits_are_never_held_whole() -> None:
+    given = batch()
+    states, head = states_and_head(given)
+    labels = int((given.labels != IGNORED).sum())
+    with _Largest() as seen:
+        weighted_loss(states, head, given, SHARE, 5, chunk=4)[0].backward()
+    assert seen.elements < labels * VOCABULARY.padded / 2
+    with _Largest() as whole:
+        weighted_loss(states, head, given, SHARE, 5, chunk=labels)[0].backward()
+    assert whole.elements == labels * VOCABULARY.padded
+    assert logits_bytes(10_000, 1000, 1024) == (80_000_000, 8_192_000)

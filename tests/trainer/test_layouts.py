@@ -1,0 +1,146 @@
+"""One model on every layout of processes: the same losses and gradient norms as one process has, in float32.
+
+All layouts run one after the other in one group of four processes (two minutes of starting them is saved), each for ten
+steps from the initial weights, on packs of text and images of several grids, lengths and numbers of scales.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_nextflow.config import LossConfig, TrainConfig
+from megatron_nextflow.model_config import ParallelConfig
+
+Config = Callable[..., TrainConfig]
+STEPS = 10
+
+_PROGRAM = """
+import json, sys, warnings
+from pathlib import Path
+from megatron_nextflow import device
+
+def main():
+    target = device.setup("cpu", 1)
+    warnings.filterwarnings("ignore")
+    import torch.distributed as dist
+    from megatron.core import parallel_state
+    from megatron_nextflow.config import TrainConfig
+    from megatron_nextflow.feed import Feed, Share
+    from megatron_nextflow.inputs import open_inputs
+    from megatron_nextflow.training import Trainer, start_parallel
+
+    for text in Path(sys.argv[1]).read_text().splitlines():
+        config = TrainConfig.model_validate_json(text)
+        config.check(dist.get_world_size())
+        start_parallel(config)
+        source = open_inputs(config)
+        trainer = Trainer(config, source.vocabulary, source.codebook, target)
+        trainer.set_step(0)
+        copies = parallel_state.get_data_parallel_world_size()
+        feed = Feed(source.packs, config, source.vocabulary, Share(parallel_state.get_data_parallel_rank(), copies))
+        rows = []
+        for _ in range(config.steps):
+            report, norm = trainer.step(feed.next_batch())
+            rows.append({**vars(report), "norm": norm, "parameters": trainer.parameters})
+        if dist.get_rank() == 0:
+            config.output.write_text(json.dumps(rows))
+
+if __name__ == "__main__":
+    main()
+"""
+
+_SEQUENCE = {"tp": 2, "sequence_parallel": True}
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "dp4": {},
+    "tp2 dp2": {"tp": 2},
+    "tp2 sp dp2": _SEQUENCE,
+    "pp2 dp2": {"pp": 2},
+    "pp4": {"pp": 4},
+    "tp2 pp2": {"tp": 2, "pp": 2},
+    "tp2 sp pp2": {**_SEQUENCE, "pp": 2},
+    "pp2 vpp2 dp2": {"pp": 2, "vpp": 2},
+    "tp2 pp2 vpp2": {"tp": 2, "pp": 2, "vpp": 2},
+    "tp2 sp pp2 vpp2": {**_SEQUENCE, "pp": 2, "vpp": 2},
+    "cp2 dp2": {"cp": 2},
+    "cp4": {"cp": 4},
+    "cp2 pp2": {"cp": 2, "pp": 2},
+    "cp2 pp2 vpp2": {"cp": 2, "pp": 2, "vpp": 2},
+    "cp2 tp2 sp": {**_SEQUENCE, "cp": 2},
+}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "recompute": {"recompute": True, "parallel": ParallelConfig(pp=2, cp=2)},
+    "small chunks": {"loss": LossConfig(chunk=7), "parallel": ParallelConfig(tp=2, pp=2)},
+    "alignment": {"trainable": "connector_and_head", "parallel": ParallelConfig(pp=4)},
+}
+
+
+def _run(configs: list[TrainConfig], processes: int, folder: Path) -> None:
+    program, listed = folder / "program.py", folder / "configs.jsonl"
+    program.write_text(_PROGRAM, encoding="utf-8")
+    listed.write_text("\n".join(config.model_dump_json() for config in configs), encoding="utf-8")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_COMPILE_DISABLE": "1", "LOGLEVEL": "ERROR"}
+    done = subprocess.run(
+        [*command, str(program), str(listed)], env=environment, capture_output=True, text=True, timeout=500
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    return list(json.loads(path.read_text(encoding="utf-8")))
+
+
+@pytest.fixture(scope="module")
+def rows(make_config: Config, training_data: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What each layout measured, and "one", one process; the same for the variants."""
+    folder = tmp_path_factory.mktemp("layouts")
+
+    def config(name: str, **settings: Any) -> TrainConfig:
+        return make_config(training_data, folder / f"{name}.json", steps=STEPS, **settings)
+
+    alone = ParallelConfig()
+    one = [config("one"), config("alignment one", **{**VARIANTS["alignment"], "parallel": alone})]
+    # Two packs a pass and two passes, where the others have one a pass and four.
+    packed = make_config(training_data, folder / "two packs a pass.json", steps=STEPS)
+    one.append(packed.model_copy(update={"data": packed.data.model_copy(update={"micro_batch_size": 2})}))
+    _run(one, 1, folder)
+    many = [config(name, parallel=ParallelConfig(**layout)) for name, layout in LAYOUTS.items()]
+    _run([*many, *(config(name, **settings) for name, settings in VARIANTS.items())], 4, folder)
+    return {path.stem: _rows(path) for path in folder.glob("*.json")}
+
+
+def _assert_equal(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
+    assert len(found) == len(expected) == STEPS
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+        assert ours["norm"] == pytest.approx(theirs["norm"], rel=1e-5)
+        assert ours["by_kind"] == pytest.approx(theirs["by_kind"], rel=1e-4)
+        for name in ("tokens", "labels", "pairs", "parameters"):
+            assert ours[name] == theirs[name]
+
+
+@pytest.mark.parametrize("name", [*LAYOUTS, "recompute", "small chunks", "two packs a pass"])
+def test_every_layout_equals_one_process(name: str, rows: dict[str, Any]) -> None:
+    _assert_equal(rows[name], rows["one"])
+
+
+def test_alignment_on_four_stages_equals_one_process(rows: dict[str, Any]) -> None:
+    """Two of the four stages have nothing to learn."""
+    _assert_equal(rows["alignment"], rows["alignment one"])
+    assert rows["alignment"][0]["parameters"] < rows["one"][0]["parameters"] / 4
+
+
+def test_there_is_something_to_compare(rows: dict[str, Any]) -> None:
+    """The comparisons would also pass for a model that does not learn, or for packs of one length and no images."""
+    one = rows["one"]
+    assert one[-1]["loss"] < one[0]["loss"] - 0.3
+    assert len({row["tokens"] for row in one}) > 5
+    assert {"text", "image/1", "image/4"} <= {kind for row in one for kind in row["by_kind"]}
