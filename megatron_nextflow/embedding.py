@@ -67,10 +67,10 @@ class NextFlowEmbedding(MegatronModule):
         replicated, gathered again on the way back, are whole on each.
         """
         hidden = self.word_embeddings(batch.token_ids)
-        if batch.images:
-            scale, count = batch.scale[batch.is_vision], batch.num_scales[batch.is_vision]
-            vision = self.vision(vision_inputs(self.codebook, batch.images, batch.vision_rows), scale, count)
-            hidden = hidden.masked_scatter(batch.is_vision[..., None], vision)
+        # Also without an image: overlapped gradient reduction waits for every parameter's gradient, be it zero.
+        scale, count = batch.scale[batch.is_vision], batch.num_scales[batch.is_vision]
+        vision = self.vision(vision_inputs(self.codebook, batch.images, batch.vision_rows), scale, count)
+        hidden = hidden.masked_scatter(batch.is_vision[..., None], vision)
         hidden = hidden.transpose(0, 1).contiguous()
         return scatter_to_sequence_parallel_region(hidden) if self.config.sequence_parallel else hidden
 

@@ -84,6 +84,9 @@ class ParallelConfig(Section):
     is that much smaller and which sends that much more between stages."""
     cp: int = Field(default=1, ge=1)
     """Context-parallel size: each sequence's slots over this many processes, which gather one another's keys and values."""
+    overlap_grad_reduce: bool = False
+    """Reduce gradients among data-parallel copies while the last micro-batch's backward pass goes on: for GPUs, whose
+    networks work beside their kernels; on a CPU there is nothing to gain."""
     sequence_parallel: bool = False
     """Split norms and the residual stream over the tensor-parallel group too; needs tp above 1."""
 

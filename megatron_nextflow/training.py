@@ -92,7 +92,9 @@ class Trainer:
         ]
         bf16 = precision.dtype == torch.bfloat16
         ddp = DistributedDataParallelConfig(
-            grad_reduce_in_fp32=True, use_distributed_optimizer=True, overlap_grad_reduce=False
+            grad_reduce_in_fp32=True,
+            use_distributed_optimizer=True,
+            overlap_grad_reduce=config.parallel.overlap_grad_reduce,
         )
         self.stages: list[DistributedDataParallel] = []
         for chunk in self.chunks:
@@ -143,6 +145,9 @@ class Trainer:
         )
         self.megatron_config.finalize_model_grads_func = finalize_model_grads
         self.megatron_config.grad_scale_func = self.optimizer.scale_loss
+        if config.parallel.overlap_grad_reduce:
+            quiet = [stage.no_sync for stage in self.stages]
+            self.megatron_config.no_sync_func = quiet if interleaved else quiet[0]
         self.schedule = get_forward_backward_func()
         self.kinds = config.model.max_scales + 1
         self.micro_batches = config.data.global_batch_size // (

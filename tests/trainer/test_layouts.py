@@ -77,6 +77,8 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 }
 VARIANTS: dict[str, dict[str, Any]] = {
     "recompute": {"recompute": True, "parallel": ParallelConfig(pp=2, cp=2)},
+    "overlap": {"parallel": ParallelConfig(overlap_grad_reduce=True)},
+    "overlap vpp2": {"parallel": ParallelConfig(pp=2, vpp=2, overlap_grad_reduce=True)},
     "small chunks": {"loss": LossConfig(chunk=7), "parallel": ParallelConfig(tp=2, pp=2)},
     "alignment": {"trainable": "connector_and_head", "parallel": ParallelConfig(pp=4)},
 }
@@ -127,7 +129,7 @@ def _assert_equal(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -
             assert ours[name] == theirs[name]
 
 
-@pytest.mark.parametrize("name", [*LAYOUTS, "recompute", "small chunks", "two packs a pass"])
+@pytest.mark.parametrize("name", [*LAYOUTS, "recompute", "overlap", "overlap vpp2", "small chunks", "two packs a pass"])
 def test_every_layout_equals_one_process(name: str, rows: dict[str, Any]) -> None:
     _assert_equal(rows[name], rows["one"])
 
