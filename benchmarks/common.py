@@ -21,7 +21,7 @@ from statistics import median
 from rich.console import Console
 from rich.table import Table
 
-PACKAGES = ("megatron-nextflow", "torch", "numpy", "pillow", "webdataset")
+PACKAGES = ("megatron-nextflow", "torch", "megatron-core", "transformer-engine", "numpy", "pillow", "webdataset")
 
 
 @dataclass(frozen=True)

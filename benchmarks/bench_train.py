@@ -1,0 +1,150 @@
+"""Does training a NextFlow model cost more than training Megatron's own GPT of the same shape?
+
+Both train on the same processes, in turns, on rows of the same number of slots, with data parallelism and the distributed
+optimizer: ours on rows of text and 256-level images, with block-range attention, the connector, weights by scale and the
+chunked loss; Megatron's GPT on random ids with a plain causal mask, once with its own attention and once with torch's
+causal one. The goal on a CPU is a ratio of at least 0.9 tokens/s. On a GPU a stack of 7B width of as many layers as fit is
+trained in bf16 and in FP8: MFU (goal: at least 50 %) and FP8 over bf16 (goal: at least 1.3). Model FLOPs count what each
+slot really attends, and the head where there is a label. Run: python benchmarks/bench_train.py [--processes 2]
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from common import Section, gpu, ratio, report, table
+from spread import together, under_torchrun
+
+from megatron_nextflow.device import setup
+
+MICRO_BATCHES = 2
+SLOTS = 2048
+
+
+def ours(config: Any, vocabulary: Any, device: torch.device, slots: int) -> tuple[Callable[[], Any], Any]:
+    """A step of ours on rows of `slots` slots, and the trainer."""
+    import torch.distributed as dist
+    from synthetic import Document, layout_of
+
+    from megatron_nextflow.batch import join
+    from megatron_nextflow.training import Trainer
+
+    codebook = torch.nn.functional.normalize(torch.randn(vocabulary.codes, 40), dim=-1)
+    trainer = Trainer(config, vocabulary, codebook, device)
+    trainer.set_step(1)
+    image = Document(60, (256,))
+    pack = [image] * (slots // image.slots)
+    pack.append(Document(slots - sum(one.slots for one in pack)))
+    rows = [join([layout_of(pack, vocabulary, 10 * dist.get_rank() + n)], 16) for n in range(MICRO_BATCHES)]
+    return lambda: trainer.step(rows)[0], trainer
+
+
+def compare(processes: int, rounds: int, device: torch.device) -> Section:
+    """The table against Megatron's GPT."""
+    from plain_gpt import PlainGPT
+
+    from megatron_nextflow.config import TrainConfig
+    from megatron_nextflow.training import start_parallel
+    from megatron_nextflow.vocabulary import Vocabulary
+
+    model: dict[str, Any] = {"hidden_size": 256, "layers": 4, "heads": 8, "query_groups": 2, "ffn_size": 704}
+    if device.type == "cuda":
+        model = {"hidden_size": 3584, "layers": 4, "heads": 28, "query_groups": 4, "ffn_size": 18944}
+    config = TrainConfig.model_validate(
+        {
+            "model": {**model, "max_length": SLOTS},
+            "precision": "bf16" if device.type == "cuda" else "float32",
+            "data": {"global_batch_size": MICRO_BATCHES * processes},
+            "optimizer": {"lr": 1e-4},
+        }
+    )
+    start_parallel(config)
+    vocabulary = Vocabulary(text=4096, codes=4096)
+    step, _ = ours(config, vocabulary, device, SLOTS)
+    peers = {
+        name: PlainGPT(config, vocabulary.padded, SLOTS, MICRO_BATCHES, sdpa, device)
+        for name, sdpa in (("Megatron's GPT, torch's causal attention", True), ("Megatron's GPT, its own attention", False))
+    }
+    seconds = together({"ours": step, **{name: peer.step for name, peer in peers.items()}}, rounds)
+    tokens = SLOTS * MICRO_BATCHES * processes
+    rows = [
+        [name, f"{tokens / median(taken):,.0f}", f"{ratio(taken, seconds['ours']):.2f}"] for name, taken in seconds.items()
+    ]
+    where = "bf16" if device.type == "cuda" else "float32"
+    title = (
+        f"{processes} processes, rows of {SLOTS} slots, {model['layers']} layers of width {model['hidden_size']}, {where}"
+    )
+    return table(title, ["", "tokens/s", "ours / this"], rows), []
+
+
+def on_gpu(rounds: int, device: torch.device) -> Section:
+    """MFU of a stack of 7B width, in bf16 and FP8."""
+    from megatron_nextflow.config import TrainConfig
+    from megatron_nextflow.flops import peak_tflops, step_flops
+    from megatron_nextflow.training import start_parallel
+    from megatron_nextflow.vocabulary import Vocabulary
+
+    vocabulary = Vocabulary(text=151_936, codes=32_768)
+    slots = 8192
+    seconds: dict[str, float] = {}
+    rows: list[list[str]] = []
+    for fp8 in (None, "auto"):
+        for layers in range(12, 0, -1):
+            shape = {"hidden_size": 3584, "layers": layers, "heads": 28, "query_groups": 4, "ffn_size": 18944}
+            config = TrainConfig.model_validate(
+                {
+                    "model": {**shape, "max_length": slots}, "precision": "bf16", "fp8": fp8,
+                    "data": {"global_batch_size": MICRO_BATCHES},
+                }
+            )  # fmt: skip
+            start_parallel(config)
+            try:
+                step, trainer = ours(config, vocabulary, device, slots)
+                first = step()
+                taken = together({"": step}, rounds)[""]
+            except torch.cuda.OutOfMemoryError:
+                torch.cuda.empty_cache()
+                continue
+            name = trainer.precision
+            seconds[name] = median(taken)
+            flops = step_flops(config.model, vocabulary, first.tokens, first.pairs, first.labels)
+            rate, peak = flops / seconds[name] / 1e12, peak_tflops(torch.cuda.get_device_name(device))
+            share = f"{100 * rate / peak:.1f} %" if peak else "unknown"
+            rows.append([name, str(layers), f"{first.tokens / seconds[name]:,.0f}", f"{rate:.0f}", share])
+            del step, trainer
+            torch.cuda.empty_cache()
+            break
+    return table(f"7B width, rows of {slots} slots", ["", "layers", "tokens/s", "TFLOP/s", "MFU"], rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "reports")
+    options = parser.parse_args()
+    processes = 1 if gpu() else options.processes
+    if not under_torchrun(processes):
+        return
+    device = setup("auto", 1)
+    import torch.distributed as dist
+
+    torch.manual_seed(dist.get_rank())
+    sections, remarks = [compare(processes, options.rounds, device)], list[str]()
+    if device.type == "cuda":
+        sections.append(on_gpu(options.rounds, device))
+    else:
+        remarks.append("No GPU was to be had: MFU in bf16 (goal 50 %) and FP8 over bf16 (goal 1.3) on an H100 are open.")
+    if dist.get_rank() == 0:
+        print(report("train", __doc__ or "", sections, remarks, options.out))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
