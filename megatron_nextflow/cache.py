@@ -2,90 +2,124 @@
 
 A slot never sees beyond its own block, so a block's keys and values are final once computed: an image of K scales takes K
 passes, each over one scale. Megatron's inference contexts assume one new token a step and one length for all rows, so the
-cache sits where the block ranges already are, in the core attention. Rows may differ in length: guidance runs the prompt and
-the empty prompt side by side. The cost: memory for all keys and values of the longest row times the rows, and one process
-only (no tensor or pipeline parallelism).
+cache sits where the block ranges already are, in the core attention. Rows may differ in length, and a pass may leave rows
+out. The head runs only over the slots and the ids that are asked for: at a prompt's 10,000 slots and 180,000 ids it would be
+gigabytes. The cost: memory for the longest row's keys and values times the rows, and one process only (no tensor or pipeline
+parallelism).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 from megatron_nextflow.attention import BlockRangeParams
-from megatron_nextflow.layout import ImageInput, PackLayout, collate
+from megatron_nextflow.batch import collate
+from megatron_nextflow.document import ARRAYS
+from megatron_nextflow.generate_cost import Work
+from megatron_nextflow.layout import PackLayout
 from megatron_nextflow.model import NextFlowModel
 
 
 class KeyValueCache:
-    """Keys and values of every layer for `rows` rows of up to `capacity` slots; `lengths` are filled so far."""
+    """Keys and values of every layer for `rows` rows of up to `capacity` slots; `lengths` are filled so far.
+
+    A layer's memory is taken whole at its first pass and never grows.
+    """
 
     def __init__(self, rows: int, capacity: int) -> None:
         self.capacity = capacity
         self.lengths = [0] * rows
-        self._new = [0] * rows
+        self._rows: Sequence[int] = ()
+        self._ends: list[int] = []
         self._kept: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
-    def begin(self, new: Sequence[int]) -> None:
-        """Announce a pass over `new`[r] slots of row r. Raises ValueError where they do not fit."""
-        if any(length + n > self.capacity for length, n in zip(self.lengths, new, strict=True)):
-            raise ValueError(f"{list(new)} new slots behind {self.lengths} do not fit into a cache of {self.capacity}")
-        self._new = list(new)
+    def begin(self, new: Mapping[int, int]) -> None:
+        """Announce a pass over `new`[row] slots of each row that takes part. Raises ValueError where they do not fit."""
+        self._rows = list(new)
+        self._ends = [self.lengths[row] + count for row, count in new.items()]
+        if max(self._ends) > self.capacity:
+            raise ValueError(f"new slots {dict(new)} behind {self.lengths} do not fit into a cache of {self.capacity}")
 
     def append(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keep keys and values [n, b, g, d] of the pass's slots; gives those of all slots so far, [m, b, g, d].
+        """Keep keys and values [n, b, g, d] of the pass's slots; gives those of all its rows' slots so far, [m, b, g, d].
 
         m is the longest row's; behind a shorter row's end there is nothing of meaning.
         """
         if layer not in self._kept:
-            shape = (self.capacity, *key.shape[1:])
-            self._kept[layer] = key.new_zeros(shape), value.new_zeros(shape)
-        keys, values = self._kept[layer]
-        for row, (length, n) in enumerate(zip(self.lengths, self._new, strict=True)):
-            keys[length : length + n, row] = key[:n, row]
-            values[length : length + n, row] = value[:n, row]
-        longest = max(length + n for length, n in zip(self.lengths, self._new, strict=True))
-        return keys[:longest], values[:longest]
+            shape = (len(self.lengths), self.capacity, *key.shape[2:])
+            self._kept[layer] = key.new_empty(shape), value.new_empty(shape)
+        longest = max(self._ends)
+        found = []
+        for kept, new in zip(self._kept[layer], (key, value), strict=True):
+            for place, (row, end) in enumerate(zip(self._rows, self._ends, strict=True)):
+                start = self.lengths[row]
+                kept[row, start:end] = new[: end - start, place]
+            first, count = self._rows[0], len(self._rows)
+            neighbours = list(self._rows) == list(range(first, first + count))
+            rows = kept[first : first + count] if neighbours else kept[list(self._rows)]
+            found.append(rows[:, :longest].transpose(0, 1))
+        return found[0], found[1]
 
     def commit(self) -> None:
         """End the pass that `begin` announced."""
-        self.lengths = [length + n for length, n in zip(self.lengths, self._new, strict=True)]
-        self._new = [0] * len(self.lengths)
+        for row, end in zip(self._rows, self._ends, strict=True):
+            self.lengths[row] = end
+
+    def clear(self, row: int) -> None:
+        """Forget a row's slots, so that another document can take its place."""
+        self.lengths[row] = 0
 
 
 class CachedModel:
-    """A model in one process, fed block after block: `rows` documents of up to `capacity` slots side by side."""
+    """A model in one process, fed block after block: `rows` documents of up to `capacity` slots side by side.
+
+    `work` is what was computed so far.
+    """
 
     def __init__(self, model: NextFlowModel, rows: int, capacity: int) -> None:
         self.model = model
         self.cache = KeyValueCache(rows, capacity)
-        self.passes = 0
+        self.work = Work()
 
     @torch.no_grad()
-    def feed(self, windows: Sequence[PackLayout]) -> list[torch.Tensor]:
-        """One pass over each row's next slots (see `window`); gives each row's logits [n_r, V], padding ids at −∞."""
-        new = [window.token_ids.size for window in windows]
+    def feed(self, windows: Mapping[int, PackLayout]) -> dict[int, torch.Tensor]:
+        """One pass over the next slots of some rows (see `document.window`); gives each row's hidden states [n, H].
+
+        All rows of a pass are padded to the longest, so rows of very different numbers of new slots belong in several.
+        """
+        new = {row: window.token_ids.size for row, window in windows.items()}
         self.cache.begin(new)
-        ranges = BlockRangeParams.cached([window.visible for window in windows], self.cache.lengths, self.cache)
-        device = next(self.model.parameters()).device
-        batch = collate([_padded(window, max(new)) for window in windows]).to(device)
-        logits = self.model(batch, ranges)
+        visible = [window.visible for window in windows.values()]
+        ranges = BlockRangeParams.cached(visible, [self.cache.lengths[row] for row in windows], self.cache)
+        model, longest = self.model, max(new.values())
+        batch = collate([_padded(window, longest) for window in windows.values()]).to(self.device)
+        hidden = model.decoder(
+            hidden_states=model.embedding(batch),
+            attention_mask=None,
+            rotary_pos_emb=model.rotary(batch.positions),
+            packed_seq_params=ranges,
+        )
         self.cache.commit()
-        self.passes += 1
-        return [logits[:n, row] for row, n in enumerate(new)]
+        pairs = sum(int((v[1] - v[0]).sum()) for v in visible)
+        self.work += Work(passes=1, slots=sum(new.values()), pairs=pairs)
+        return {row: hidden[:count, place] for place, (row, count) in enumerate(new.items())}
 
+    @torch.no_grad()
+    def score(self, hidden: torch.Tensor, first: int, last: int) -> torch.Tensor:
+        """Logits [n, last − first] float32 of the ids [first, last) of the joint vocabulary, from hidden states [n, H]."""
+        self.work += Work(logits=hidden.size(0) * (last - first))
+        return F.linear(hidden, self.model.output_layer.weight[first:last]).float()
 
-def window(layout: PackLayout, first: int, last: int, images: tuple[ImageInput, ...] = ()) -> PackLayout:
-    """Slots [first, last) of a layout, their visible ranges still absolute; `images` feed the vision slots among them.
-
-    For the slots of scale k alone give ImageInput((grid k−1, grid k), codes of scale k−1).
-    """
-    cut: dict[str, Any] = {name: getattr(layout, name)[..., first:last] for name in _ARRAYS}
-    return replace(layout, **cut, images=images, used=last - first)
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.output_layer.weight.device  # type: ignore[no-any-return]
 
 
 def _padded(layout: PackLayout, length: int) -> PackLayout:
@@ -96,8 +130,5 @@ def _padded(layout: PackLayout, length: int) -> PackLayout:
     def pad(array: np.ndarray) -> np.ndarray:
         return np.concatenate([array, np.zeros((*array.shape[:-1], missing), array.dtype)], axis=-1)
 
-    longer: dict[str, Any] = {name: pad(getattr(layout, name)) for name in _ARRAYS}
+    longer: dict[str, Any] = {name: pad(getattr(layout, name)) for name in ARRAYS}
     return replace(layout, **longer)
-
-
-_ARRAYS = tuple(field.name for field in fields(PackLayout) if field.name not in ("images", "used"))

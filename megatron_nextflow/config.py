@@ -46,6 +46,10 @@ class FeedConfig(Section):
     in with its own."""
     text_tokenizer: Path | None = None
     """tokenizer.json of the shards' text; training does not read it, `mnf generate` finds it here."""
+    codebook_size: int | None = Field(default=None, ge=1)
+    """Codes of the vision tokenizer: what a dry run reckons with before there are shards. Shards must agree with it."""
+    codebook_dim: int | None = Field(default=None, ge=1)
+    """Width of a code's vector, both branches together; as `codebook_size`."""
     global_batch_size: int = Field(default=8, ge=1)
     """Packs a step, over all processes."""
     micro_batch_size: int = Field(default=1, ge=1)

@@ -1,9 +1,7 @@
-"""From a checkpoint and a prompt to an image, scale by scale, or to more text.
+"""From a checkpoint and prompts to images, to more text, or to text with images.
 
-An image of K scales takes K forward passes: the prompt with ⟨boi⟩ gives scale 1, and each further pass takes in one scale's
-codes, upsampled, and gives all codes of the next (NextFlow, arXiv 2601.02204, section 2). Codes are drawn from the codes
-alone and words from the words alone. One process holds the whole model, whatever layout it was trained with; the cost is
-that a model must fit one device.
+One process holds the whole model, whatever layout it was trained with; the cost is that a model must fit one device. What
+was asked for is checked before the model is loaded (`request`).
 
 Nothing of Megatron is imported before the device is set up, hence the imports within functions.
 """
@@ -11,149 +9,40 @@ Nothing of Megatron is imported before the device is set up, hence the imports w
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from nextflow_tokenize.schedule import Grid, schedule_of, token_count
-from nextflow_tokenize.segments import ImageSegment, Segment, TextSegment
-from nextflow_tokenize.vision.identity import identity
+from nextflow_tokenize.schedule import Grid
 from numpy.typing import NDArray
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
+from megatron_nextflow.document import TextPart
 from megatron_nextflow.generate_config import GenerateConfig
-from megatron_nextflow.layout import ImageInput, JointVocabulary, LayoutConfig, PackLayout, build_layout
-from megatron_nextflow.request import (
-    GenerationError,
-    image_grids_of,
-    named_path,
-    open_text_tokenizer,
-    require_level,
-    require_room,
-    require_same,
-    step_folder,
-)
-from megatron_nextflow.sampling import draw, guided
+from megatron_nextflow.generate_cost import Work, generation_flops
+from megatron_nextflow.layout import LayoutConfig
+from megatron_nextflow.prompt import PLACEHOLDER, parse_prompts
+from megatron_nextflow.request import Job, Plan, Request, plan
+from megatron_nextflow.results import Generation, Result, numbered, write_folder, write_png
 
 if TYPE_CHECKING:
-    from megatron_nextflow.checkpoint import CheckpointState
+    from megatron_nextflow.checkpoint_format import CheckpointState
     from megatron_nextflow.model import NextFlowModel
+    from megatron_nextflow.previews import Previews
 
 
-@dataclass(frozen=True)
-class GenerateResult:
-    """What was generated: `image` and its `codes` int64 [Σhw] over `grids`, or `text`, the continuation without the prompt.
+def load_model(
+    checkpoint: Path, device: str = "auto", threads: int = 1, precision: str = "auto"
+) -> tuple[NextFlowModel, CheckpointState]:
+    """The model of a checkpoint folder whole in this process, in evaluation mode, and the checkpoint's state.
 
-    `path` is the PNG written, if any; `passes` and wall `seconds` are what it took; `metadata` is the PNG's own.
-    """
-
-    image: Image.Image | None
-    codes: NDArray[np.int64] | None
-    grids: tuple[Grid, ...]
-    text: str | None
-    path: Path | None
-    passes: int
-    seconds: float
-    metadata: dict[str, str]
-
-    @property
-    def width(self) -> int:
-        """Of the image in pixels; 0 for text."""
-        return self.image.width if self.image else 0
-
-    @property
-    def height(self) -> int:
-        """Of the image in pixels; 0 for text."""
-        return self.image.height if self.image else 0
-
-
-def document(
-    prompt: Sequence[int], schedule: tuple[Grid, ...] | None, vocabulary: JointVocabulary, config: LayoutConfig
-) -> PackLayout:
-    """The layout of one document: the prompt's ids, then, with a schedule, an image whose codes are still to come.
-
-    Raises GenerationError for a schedule that is not the one its last grid stands for (`schedule.schedule_of`).
-    """
-    segments: list[Segment] = [TextSegment(kind="text", doc="", tokens=len(prompt), loss=False)]
-    codes = 0
-    if schedule is not None:
-        grid, scales = list(schedule[-1]), len(schedule)
-        if schedule_of(schedule[-1], scales) != schedule:
-            raise GenerationError(f"{schedule} is not the canonical schedule of {scales} scales that ends in {schedule[-1]}")
-        segments.append(ImageSegment(kind="image", doc="", sha256="", grid=grid, scales=scales, loss=False))
-        codes = token_count(schedule)
-    empty = np.zeros(codes, np.int64)
-    length = len(prompt) + (codes + 1 if codes else 0)
-    return build_layout(segments, np.array(prompt, np.int64), empty, empty, vocabulary, length, config)
-
-
-def sample_codes(
-    model: NextFlowModel, prompt: Sequence[int], schedule: tuple[Grid, ...], settings: GenerateConfig, config: LayoutConfig
-) -> NDArray[np.int64]:
-    """Codes [Σhw] of an image after `prompt` (text ids), in K passes, one a scale.
-
-    With guidance a second row runs beside the first, the same image after no text at all. It begins at position 0, as an
-    image that opens a document does in training (our choice).
-    """
-    from megatron_nextflow.cache import CachedModel, window
-
-    vocabulary = model.vocabulary
-    prompts = [list(prompt), []] if settings.guidance and prompt else [list(prompt)]
-    layouts = [document(ids, schedule, vocabulary, config) for ids in prompts]
-    # ⟨eoi⟩ is not fed: nothing follows it.
-    cached = CachedModel(model, len(layouts), max(layout.used for layout in layouts) - 1)
-    generator = torch.Generator(next(model.parameters()).device).manual_seed(settings.seed)
-    logits = cached.feed([window(layout, 0, len(ids) + 1) for layout, ids in zip(layouts, prompts, strict=True)])
-    at = [len(ids) + 1 for ids in prompts]
-    drawn: list[NDArray[np.int64]] = []
-    for k, grid in enumerate(schedule, start=1):
-        size = grid[0] * grid[1]
-        if k > 1:
-            feeds = (ImageInput((schedule[k - 2], grid), drawn[-1]),)
-            windows = [window(layout, a, a + size, feeds) for layout, a in zip(layouts, at, strict=True)]
-            logits = cached.feed(windows)
-            at = [a + size for a in at]
-        rows = [row[-size:, vocabulary.code_offset : vocabulary.size].float() for row in logits]
-        chosen = guided(rows[0], rows[1], settings.guidance, k, len(schedule)) if len(rows) == 2 else rows[0]
-        drawn.append(draw(chosen, settings, generator).cpu().numpy())
-    return np.concatenate(drawn)
-
-
-def continue_ids(
-    model: NextFlowModel, prompt: Sequence[int], most: int, stop: int | None, settings: GenerateConfig, config: LayoutConfig
-) -> list[int]:
-    """Up to `most` text ids after `prompt`, one a pass, ending before the id `stop`. GenerationError without a prompt."""
-    from megatron_nextflow.cache import CachedModel, window
-
-    if not prompt:
-        raise GenerationError("a continuation needs at least one token of prompt: no slot predicts a document's first token")
-    generator = torch.Generator(next(model.parameters()).device).manual_seed(settings.seed)
-    cached = CachedModel(model, 1, len(prompt) + most)
-    ids, fed = list(prompt), 0
-    while len(ids) < len(prompt) + most:
-        layout = document(ids, None, model.vocabulary, config)
-        (logits,) = cached.feed([window(layout, fed, len(ids))])
-        fed = len(ids)
-        found = int(draw(logits[-1:, : model.vocabulary.boi], settings, generator))
-        if found == stop:
-            break
-        ids.append(found)
-    return ids[len(prompt) :]
-
-
-def load_model(checkpoint: Path, device: str = "auto", threads: int = 1) -> tuple[NextFlowModel, CheckpointState]:
-    """The model of a checkpoint folder whole in this process, in evaluation mode and float32, and the checkpoint's state.
-
-    Must come before anything imports megatron.core. Raises CheckpointError where the checkpoint is damaged, RuntimeError
-    where this process is one of several.
+    `precision` as in GenerateConfig. Must come before anything imports megatron.core. Raises CheckpointError where the
+    checkpoint is damaged, RuntimeError where this process is one of several.
     """
     from megatron_nextflow.device import setup
 
@@ -171,89 +60,117 @@ def load_model(checkpoint: Path, device: str = "auto", threads: int = 1) -> tupl
 
     manifest = checkpoints.read_manifest(checkpoint)
     state = manifest.state
-    config = TrainConfig(model=state.model)
+    if precision == "auto":
+        precision = "bf16" if where.type == "cuda" else "float32"
+    config = TrainConfig.model_validate({"model": state.model, "precision": precision})
     if not parallel_state.model_parallel_is_initialized():
         start_parallel(config)
     vocabulary = Vocabulary(state.text_vocabulary, state.codebook_size)
     codebook = torch.zeros(state.codebook_size, state.codebook_dim)
     model = NextFlowModel(transformer_config(config), state.model, vocabulary, codebook).to(where)
-    checkpoints.load_weights(model, checkpoint, manifest)
+    checkpoints.load_weights([model], checkpoint, manifest)
     return model.eval(), state
 
 
-def generate(
-    checkpoint: Path,
-    prompt: str,
-    out: Path | None,
-    settings: GenerateConfig | None = None,
-    *,
-    text_tokenizer: Path | None = None,
-    vision_tokenizer: Path | None = None,
-    device: str = "auto",
-    threads: int = 1,
-) -> GenerateResult:
-    """An image from `prompt`, written to `out` as PNG; where `out` is None, up to `max_tokens` tokens of text after it.
+def generate(request: Request) -> Generation:
+    """Everything that `request` asks for, written where it says.
 
-    `checkpoint`: a step folder, or a run's folder for its latest. Tokenizers: folder of the vision tokenizer, tokenizer.json
-    (or its folder); None takes those that the run's train.json names. `device` and `threads` as in TrainConfig. Raises
-    GenerationError, CheckpointError or FileNotFoundError with what is wrong, before any work.
+    Raises GenerationError, CheckpointError, ValueError or FileNotFoundError with what is wrong, before any work.
     """
-    settings = settings or GenerateConfig()
     began = time.perf_counter()
-    step = step_folder(checkpoint)
-    state = _state(step, device, threads)
-    text = open_text_tokenizer(text_tokenizer or named_path(step, "text_tokenizer"), state)
-    ids = text.encode(prompt)
-    config = LayoutConfig(spatial_extent=state.model.rope_extent)
-    metadata = {
-        "checkpoint": hashlib.sha256((step / "manifest.json").read_bytes()).hexdigest(),
-        "step": str(state.step),
-        "text_tokenizer": state.text_tokenizer,
-        "vision_tokenizer": state.vision_tokenizer,
-        "prompt": prompt,
-        "settings": settings.model_dump_json(),
-    }
-    if out is None:
-        require_room(len(ids) + settings.max_tokens, state)
-        model, _ = load_model(step, device, threads)
-        found = continue_ids(model, ids, settings.max_tokens, text.eod_id, settings, config)
-        passes = min(len(found) + 1, settings.max_tokens)
-        return GenerateResult(None, None, (), text.decode(found), None, passes, time.perf_counter() - began, metadata)
-    folder = vision_tokenizer or named_path(step, "vision_tokenizer")
-    require_same("vision tokenizer", folder, identity(folder), state.vision_tokenizer)
-    require_level(settings.level, folder, state)
-    schedule = image_grids_of(settings.level, settings.aspect)
-    require_room(len(ids) + token_count(schedule) + 1, state)
-    model, _ = load_model(step, device, threads)
-    codes = sample_codes(model, ids, schedule, settings, config)
-    image = _decode(folder, codes, schedule)
-    _write(image, out, metadata)
-    return GenerateResult(image, codes, schedule, None, out, len(schedule), time.perf_counter() - began, metadata)
+    planned = plan(request)
+    model, state = load_model(planned.step, request.device, request.threads, request.settings.precision)
+    run = _Run(planned, model)
+    if request.preview is not None:
+        from megatron_nextflow.previews import Previews
+
+        run.previews = Previews(request.preview, run.decode)
+    for jobs in planned.batches():
+        run.draw(jobs) if request.draws else run.write(jobs) if request.interleaved else run.go_on(jobs)
+    previews: tuple[Path, ...] = ()
+    if run.previews is not None:
+        run.previews.close()
+        previews = tuple(run.previews.files)
+    flops = generation_flops(state.model, model.vocabulary, run.work)
+    return Generation(tuple(run.results), run.work.passes, flops, time.perf_counter() - began, previews)
 
 
-def _state(step: Path, device: str, threads: int) -> CheckpointState:
-    from megatron_nextflow.device import setup
+class _Run:
+    """A plan being carried out, batch by batch."""
 
-    setup(device, threads)
-    from megatron_nextflow.checkpoint import read_manifest
+    def __init__(self, planned: Plan, model: NextFlowModel) -> None:
+        self.plan, self.model = planned, model
+        self.layout = LayoutConfig(spatial_extent=planned.state.model.rope_extent)
+        self.results: list[Result] = []
+        self.work = Work()
+        self.previews: Previews | None = None
 
-    return read_manifest(step).state
+    def draw(self, jobs: Sequence[Job]) -> None:
+        """One image a job."""
+        from megatron_nextflow.decoding import draw_images
 
+        schedule = jobs[0].schedule
+        paths = [self._path(number) for number in range(len(jobs))]
+        names = [path.stem for path in paths]
 
-def _decode(folder: Path, codes: NDArray[np.int64], schedule: tuple[Grid, ...]) -> Image.Image:
-    from nextflow_tokenize.vision.model import VisionTokenizer
+        def show(scale: int, codes: Sequence[NDArray[np.int64]]) -> None:
+            if self.previews is not None:
+                self.previews.add(names, schedule, scale, codes)
 
-    pixels = VisionTokenizer.load(folder).decode(torch.from_numpy(codes).unsqueeze(0), schedule)[0]
-    values = ((pixels + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0)
-    return Image.fromarray(values.cpu().numpy())
+        prompts, seeds = [self.plan.prompts[job.prompt] for job in jobs], [job.seed for job in jobs]
+        drawn, work = draw_images(self.model, prompts, schedule, self.plan.request.settings, self.layout, seeds, show)
+        for job, path, codes in zip(jobs, paths, drawn, strict=True):
+            image, metadata = self.decode(codes, schedule), self.plan.metadata(job)
+            write_png(image, path, metadata)
+            self.results.append(Result(metadata, path, image, codes, schedule))
+        self.work += work
 
+    def go_on(self, jobs: Sequence[Job]) -> None:
+        """More text for each job."""
+        from megatron_nextflow.decoding import continue_texts
 
-def _write(image: Image.Image, out: Path, metadata: dict[str, str]) -> None:
-    info = PngInfo()
-    for key, value in metadata.items():
-        info.add_itxt(key, value)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    image.save(out, format="PNG", pnginfo=info)
+        settings, text = self.plan.request.settings, self.plan.text
+        prompts, seeds = [self.plan.prompts[job.prompt] for job in jobs], [job.seed for job in jobs]
+        found, work = continue_texts(self.model, prompts, settings.max_tokens, text.eod_id, settings, self.layout, seeds)
+        self.results += [
+            Result(self.plan.metadata(job), text=text.decode(ids)) for job, ids in zip(jobs, found, strict=True)
+        ]
+        self.work += work
+
+    def write(self, jobs: Sequence[Job]) -> None:
+        """Text with images for each job, one after the other."""
+        from megatron_nextflow.decoding import write_interleaved
+
+        text, pictures = self.plan.text, self.plan.pictures
+        for job in jobs:
+            written = write_interleaved(
+                self.model, self.plan.prompts[job.prompt], job.schedule, self.plan.request.settings, self.layout, job.seed,
+                text.eod_id, self.plan.state.model.max_length,
+            )  # fmt: skip
+            pieces = tuple(
+                text.decode(part.ids) if isinstance(part, TextPart) else self.decode(part.codes, part.grids)
+                for part in written.parts
+            )
+            prompt = self.plan.request.prompts[job.prompt].parts
+            shown = [part if isinstance(part, str) else pictures[part].image for part in prompt]
+            path, metadata = self._path(0), self.plan.metadata(job)
+            write_folder(path, shown, pieces, metadata, written.ended)
+            words = "".join(piece if isinstance(piece, str) else PLACEHOLDER for piece in pieces)
+            self.results.append(Result(metadata, path, text=words, pieces=pieces, ended=written.ended))
+            self.work += written.work
+
+    def decode(self, codes: NDArray[np.int64], schedule: tuple[Grid, ...]) -> Image.Image:
+        """The image of `codes`, the first scales of `schedule` or all of them."""
+        from nextflow_tokenize.vision.pixels import to_images
+
+        assert self.plan.vision is not None
+        return to_images(self.plan.vision.decode(torch.from_numpy(codes)[None], schedule))[0]
+
+    def _path(self, ahead: int) -> Path:
+        """Where the result goes that is made after `ahead` others."""
+        out = self.plan.request.out
+        assert out is not None
+        return numbered(out, len(self.results) + ahead + 1, len(self.plan.jobs))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -261,22 +178,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     For callers that must not have the device set up in their own process. `--settings` is a GenerateConfig as JSON.
     """
-    parser = argparse.ArgumentParser(prog="megatron_nextflow.generate", description="An image or text from a checkpoint.")
+    parser = argparse.ArgumentParser(prog="megatron_nextflow.generate", description="Images or text from a checkpoint.")
     parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("prompt")
-    parser.add_argument("--out", type=Path, help="PNG to write; without it, the prompt is continued in text")
+    parser.add_argument("prompts", nargs="+", metavar="prompt")
+    parser.add_argument("--image", dest="images", type=Path, action="append", default=[], help="for the next <image>")
+    parser.add_argument("--out", type=Path, help="PNG or folder to write; without it, prompts are continued in text")
+    parser.add_argument("--interleaved", action="store_true", help="text with images, into the folder --out")
     parser.add_argument("--settings", type=GenerateConfig.model_validate_json, default=GenerateConfig())
+    parser.add_argument("--n", type=int, default=1, help="results a prompt")
+    parser.add_argument("--batch", type=int, default=4, help="results beside each other")
+    parser.add_argument("--preview", type=Path, help="folder or PNG for images after each scale")
     parser.add_argument("--text-tokenizer", type=Path)
     parser.add_argument("--vision-tokenizer", type=Path)
-    parser.add_argument("--device", default="auto")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--threads", type=int, default=1)
+    given: dict[str, Any] = vars(parser.parse_args(arguments))
     try:
-        result = generate(**vars(parser.parse_args(arguments)))
+        prompts = parse_prompts(given.pop("prompts"), given.pop("images"))
+        result = generate(Request(prompts=prompts, **given))
     except (ValueError, OSError) as error:
         parser.exit(2, f"{error}\n")
-    report = {"path": None if result.path is None else str(result.path), "text": result.text}
-    report |= {name: getattr(result, name) for name in ("width", "height", "passes", "seconds", "metadata")}
-    print(json.dumps(report))
+    print(json.dumps(result.record()))
 
 
 if __name__ == "__main__":

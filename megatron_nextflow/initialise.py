@@ -35,7 +35,7 @@ def initialise(sharded_state: dict[str, Any], model: ModelConfig) -> None:
             continue
         axes = sharded.prepend_axis_num
         name = ".".join([sharded.key, *map(str, sharded.global_offset[:axes])])
-        value = _draw(name, tuple(sharded.global_shape[axes:]), model)
+        value = draw(name, tuple(sharded.global_shape[axes:]), model)
         part = tuple(
             slice(offset, offset + size)
             for offset, size in zip(sharded.global_offset[axes:], sharded.local_shape, strict=True)
@@ -56,7 +56,8 @@ def _tensors(state: Any) -> Iterator[ShardedTensor]:
         yield state
 
 
-def _draw(name: str, shape: tuple[int, ...], model: ModelConfig) -> Tensor:
+def draw(name: str, shape: tuple[int, ...], model: ModelConfig) -> Tensor:
+    """The whole initial value, float32, of the parameter called `name`; by the rules of `initialise`."""
     base = name.rstrip("0123456789.")
     if base.endswith(("norm.weight", "layer_norm_weight")):
         return torch.ones(shape)

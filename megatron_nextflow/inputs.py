@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from nextflow_tokenize.manifest import Manifest, VisionTokenizerRecord
 from nextflow_tokenize.shards import ShardSet
 from nextflow_tokenize.vision.identity import identity, load_codebook
 from torch import Tensor
@@ -48,25 +49,45 @@ def open_inputs(config: TrainConfig) -> Inputs:
         raise InputError("data.shards is not set: name the folder of a shard set")
     packs = ShardSet.open(folder)
     manifest = packs.manifest
-    if not len(packs):
+    vocabulary = vocabulary_of(config, folder, manifest)
+    if config.data.verify:
+        verify_files(packs)
+    vision = manifest.vision_tokenizer
+    codebook = _codebook(config.data.vision_tokenizer, folder, vision) if vision else torch.zeros(1, 1)
+    return Inputs(
+        packs=packs,
+        vocabulary=vocabulary,
+        codebook=codebook,
+        fingerprint=manifest.sha256,
+        text_tokenizer=manifest.text_tokenizer.sha256,
+        vision_tokenizer=vision.sha256 if vision else "",
+    )
+
+
+def vocabulary_of(config: TrainConfig, folder: str, manifest: Manifest) -> Vocabulary:
+    """The joint vocabulary of the shard set in `folder`. Raises InputError where the set and the recipe do not fit."""
+    if not manifest.totals.samples:
         raise InputError(f"{folder} holds no packs; there is nothing to train on")
     if manifest.budget.max_length > config.model.max_length:
         raise InputError(
             f"{folder} was packed for {manifest.budget.max_length} slots, model.max_length is {config.model.max_length}; "
             f"set model.max_length to at least {manifest.budget.max_length} or pack shorter"
         )
-    if config.data.verify:
-        verify_files(packs)
+    ids = manifest.text_tokenizer.vocab_size
+    rows = config.model.text_vocabulary or ids
+    if rows < ids:
+        raise InputError(f"model.text_vocabulary {rows} is below the {ids} ids of the text tokenizer that made the shards")
     vision = manifest.vision_tokenizer
-    codebook = _codebook(config.data.vision_tokenizer, folder, vision.sha256) if vision else torch.zeros(1, 1)
-    return Inputs(
-        packs=packs,
-        vocabulary=Vocabulary(text=manifest.text_tokenizer.vocab_size, codes=manifest.codebook_size),
-        codebook=codebook,
-        fingerprint=manifest.sha256,
-        text_tokenizer=manifest.text_tokenizer.sha256,
-        vision_tokenizer=vision.sha256 if vision else "",
-    )
+    if vision is not None:
+        width = vision.semantic_dim + vision.pixel_dim
+        for name, found in (("codebook_size", vision.codebook_size), ("codebook_dim", width)):
+            expected = getattr(config.data, name)
+            if expected not in (None, found):
+                raise InputError(
+                    f"{folder} has a codebook of {vision.codebook_size} codes of width {width}, data.{name} is {expected}: "
+                    "the model would have another range of codes; correct the recipe, or name the shards it is meant for"
+                )
+    return Vocabulary(text=rows, codes=manifest.codebook_size)
 
 
 def verify_files(packs: ShardSet) -> None:
@@ -91,13 +112,20 @@ def verify_files(packs: ShardSet) -> None:
         )
 
 
-def _codebook(tokenizer: Path | None, shards: str, expected: str) -> Tensor:
+def _codebook(tokenizer: Path | None, shards: str, expected: VisionTokenizerRecord) -> Tensor:
     if tokenizer is None:
         raise InputError(f"data.vision_tokenizer is not set, and {shards} holds images: name the tokenizer that made them")
     found = identity(tokenizer)
-    if found != expected:
+    if found != expected.sha256:
         raise InputError(
-            f"{shards} was made with the vision tokenizer {expected}, {tokenizer} is {found}: its codes mean other things; "
-            "name the tokenizer that made the shards"
+            f"{shards} was made with the vision tokenizer {expected.sha256}, {tokenizer} is {found}: its codes mean other "
+            "things; name the tokenizer that made the shards"
         )
-    return torch.from_numpy(load_codebook(tokenizer))
+    codebook = torch.from_numpy(load_codebook(tokenizer))
+    said = (expected.codebook_size, expected.semantic_dim + expected.pixel_dim)
+    if tuple(codebook.shape) != said:
+        raise InputError(
+            f"{tokenizer} has a codebook of {codebook.shape[0]} × {codebook.shape[1]}, the manifest of {shards} says "
+            f"{said[0]} × {said[1]}: codes would fall outside the vocabulary's range; pack the shards again"
+        )
+    return codebook

@@ -1,27 +1,32 @@
-"""Start a training run: `processes` processes on this machine under torchrun, and end with none of them left.
+"""Start a training run: processes on this machine under torchrun, and end with none of them left.
 
 Needs no torch in the calling process, so that a command line or a Prefect flow can use it. torchrun gets a session of its
-own: Ctrl-C reaches the launcher alone, which passes it to the training processes, waits until they have saved, and only on a
-second signal kills. The cost: a launcher that is killed outright cannot clean up; then the processes notice it themselves
-within seconds (see `megatron_nextflow.train`).
+own: a signal reaches the launcher alone, which passes it to the training processes and waits until they have saved. The
+cost: a launcher that is killed outright cannot clean up; then the processes notice it themselves within seconds (see
+`megatron_nextflow.train`).
+
+As a program, `python -m megatron_nextflow.launch --config train.json --processes 8`, it is what a flow starts in a session
+of its own, and what a Slurm job starts on each of its machines.
 """
 
 from __future__ import annotations
 
+import argparse
+import errno
 import os
-import signal
+import socket
 import subprocess
 import sys
-import threading
+import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Any
-
-import psutil
 
 from megatron_nextflow import train
+from megatron_nextflow.attend import told, watch
 from megatron_nextflow.config import TrainConfig
+from megatron_nextflow.machine import gpu_present, this_machine
+from megatron_nextflow.run_record import Hold, RunRecord, Status, last_step, own_start, write_record
 
 CONFIG = "train.json"
 """Name of the resolved configuration, written into the run's output folder."""
@@ -29,31 +34,118 @@ STATUS = ".exit-status"
 """Name of the file in which a process says why it ended, since torchrun does not pass its children's exit status on."""
 
 
-def launch(config: TrainConfig, root: Path, processes: int, environment: Mapping[str, str] | None = None) -> int:
-    """Train with `processes` processes; returns 0, or the exit status of the process that failed first.
+@dataclass(frozen=True)
+class Cluster:
+    """The part of a job on several machines that this one has."""
 
-    Relative paths of `config` are taken from `root`. 2 means refused input or configuration, 3 a loss that is not finite;
-    128 + n that signal n asked to stop, after which a checkpoint lies in the output folder. `environment` adds to what the
-    processes inherit. Raises ValueError where the configuration cannot run with so many processes on this machine.
+    nodes: int
+    node: int
+    """This machine's number, from 0."""
+    rendezvous: str
+    """host:port of the first machine, where the processes find each other."""
+    attempt: str
+    """The Slurm job's number and how often it was put back into the queue, as in 123-0."""
+
+
+def launch(
+    config: TrainConfig,
+    root: Path,
+    processes: int,
+    environment: Mapping[str, str] | None = None,
+    cluster: Cluster | None = None,
+) -> int:
+    """Train with `processes` processes; returns the exit status.
+
+    0: all steps are done, or a signal (SIGINT, SIGTERM, SIGHUP, SIGUSR1) asked to stop and everything is saved; which of the
+    two, the newest checkpoint's step says (`run_record.last_step`), and the record (run.json). 2: refused input or
+    configuration. 3: a loss that is not finite. 128 + n: signal n came before there was anything to save. Else 1.
+
+    Relative paths of `config` are taken from `root`. `environment` adds to what the processes inherit. With `cluster` this
+    is one machine's part, and `processes` counts those of all. Raises ValueError where the configuration cannot run with so
+    many processes on this machine, its port is taken, or (AlreadyRunning) another launcher is training into the folder.
     """
-    resolved = _resolve(config, root)
+    resolved = resolve(config, root)
     resolved.check(processes)
-    resolved.output.mkdir(parents=True, exist_ok=True)
-    file = resolved.output / CONFIG
-    file.write_text(resolved.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--max-restarts", "0"]
-    if config.master_port is None:
-        command.append("--standalone")  # takes a free port by itself
-    else:
-        command += ["--nnodes", "1", "--master-addr", "127.0.0.1", "--master-port", str(config.master_port)]
-    command += ["-m", "megatron_nextflow.train", "--config", str(file)]
-    status = resolved.output / STATUS
+    output = resolved.output
+    output.mkdir(parents=True, exist_ok=True)
+    if cluster is not None and cluster.node:
+        return _run(resolved, processes, environment, cluster)
+    with Hold(output):
+        _require_port(resolved, cluster)
+        (output / CONFIG).write_text(resolved.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        record = RunRecord(
+            pid=os.getpid(),
+            started=own_start(),
+            host=socket.gethostname(),
+            launcher="slurm" if cluster else "local",
+            job=cluster.attempt.partition("-")[0] if cluster else None,
+            processes=processes,
+            nodes=cluster.nodes if cluster else 1,
+            status="running",
+            began=time.time(),
+            machine=this_machine(),
+        )
+        write_record(output, record)
+        code = 1
+        try:
+            code = _run(resolved, processes, environment, cluster)
+        finally:
+            end = {"status": _ending(code, resolved), "exit_code": code, "ended": time.time()}
+            write_record(output, record.model_copy(update=end))
+    return code
+
+
+def _ending(code: int, config: TrainConfig) -> Status:
+    if code > 128 or (code == 0 and last_step(config.output) < config.steps):
+        return "stopped"
+    return "failed" if code else "finished"
+
+
+def _run(config: TrainConfig, processes: int, environment: Mapping[str, str] | None, cluster: Cluster | None) -> int:
+    status = config.output / (STATUS if cluster is None else f"{STATUS}-{cluster.node}")
     status.unlink(missing_ok=True)
-    agent = subprocess.Popen(command, env=_environment(resolved, status, environment), start_new_session=True)
-    return attend(agent, status)
+    agent = subprocess.Popen(
+        _command(config, processes, cluster), env=_environment(config, status, environment), start_new_session=True
+    )
+    code, received = watch(agent)
+    said = told(status)
+    if said is not None:
+        return said
+    return 128 + received if code and received else code
 
 
-def _resolve(config: TrainConfig, root: Path) -> TrainConfig:
+def _command(config: TrainConfig, processes: int, cluster: Cluster | None) -> list[str]:
+    command = [sys.executable, "-m", "megatron_nextflow.agent", "--max-restarts", "0"]
+    if cluster is not None:
+        command += ["--nproc-per-node", str(processes // cluster.nodes), "--nnodes", str(cluster.nodes)]
+        command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", cluster.rendezvous, "--rdzv-id", cluster.attempt]
+    elif config.master_port is None:
+        command += ["--nproc-per-node", str(processes), "--standalone"]  # takes a free port by itself
+    else:
+        command += ["--nproc-per-node", str(processes), "--nnodes", "1"]
+        command += ["--master-addr", "127.0.0.1", "--master-port", str(config.master_port)]
+    return [*command, "-m", "megatron_nextflow.train", "--config", str(config.output / CONFIG)]
+
+
+def _require_port(config: TrainConfig, cluster: Cluster | None) -> None:
+    """ValueError where the port on which the processes would meet is taken: torchrun would wait on a stranger."""
+    port = config.master_port if cluster is None else int(cluster.rendezvous.rpartition(":")[2])
+    if port is None:
+        return
+    for family, address in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
+        try:
+            with socket.socket(family, socket.SOCK_STREAM) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as torch does: a port just left is free
+                probe.bind((address, port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise ValueError(
+                    f"port {port} of this machine is taken by another program; set train.master_port to a free one"
+                    + ("" if cluster else ", or leave it out to have one found")
+                ) from None
+
+
+def resolve(config: TrainConfig, root: Path) -> TrainConfig:
     """The configuration with absolute paths, so that it means the same in any working directory."""
 
     def under(path: Path | None) -> Path | None:
@@ -67,6 +159,7 @@ def _resolve(config: TrainConfig, root: Path) -> TrainConfig:
             "data": data.model_copy(update={"shards": shards, **tokenizers}),
             "output": under(config.output),
             "init_from": under(config.init_from),
+            "slurm": config.slurm.model_copy(update={"setup": under(config.slurm.setup)}),
         }
     )
 
@@ -79,92 +172,36 @@ def _environment(config: TrainConfig, status: Path, extra: Mapping[str, str] | N
         "CUDA_DEVICE_MAX_CONNECTIONS": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
-        "LOGLEVEL": "ERROR",  # torchrun's own
+        "LOGLEVEL": "CRITICAL",  # torchrun's own; `agent` says what ended a process
         "TORCH_CPP_LOG_LEVEL": "ERROR",
         train.LAUNCHER: str(os.getpid()),
         train.STATUS_FILE: str(status),
     }
-    if config.device != "cuda" and not _gpu():
+    if config.device != "cuda" and not gpu_present():
         values["TORCH_COMPILE_DISABLE"] = "1"  # compiling for a CPU takes longer than short runs last
         values["CUDA_VISIBLE_DEVICES"] = ""
     return {**values, **(extra or {})}
 
 
-def _gpu() -> bool:
-    """Whether the NVIDIA driver shows a device; torch is asked again, and believed, in each process."""
-    return any(Path("/dev").glob("nvidia[0-9]*"))
-
-
-class _Signals:
-    """Takes SIGINT and SIGTERM while training runs and gives them back after; does nothing outside the main thread."""
-
-    def __init__(self, agent: subprocess.Popen[bytes]) -> None:
-        self.agent = agent
-        self.received = 0
-        self.previous: dict[int, Any] = {}
-
-    def __enter__(self) -> _Signals:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self.previous[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        again = self.received != 0
-        self.received = number
-        # torchrun would kill after 30 s, which a large checkpoint can outlast, so its children are told directly.
-        for process in _workers(self.agent.pid) or [psutil.Process(self.agent.pid)]:
-            _send(process, signal.SIGKILL if again else number)
-
-
-def attend(agent: subprocess.Popen[bytes], status: Path) -> int:
-    """Waits for torchrun, passing signals to its processes, and leaves none of them; see `launch` for what it returns.
-
-    `status` is the file in which a process may say why it ended. The agent must lead a session of its own.
-    """
-    with _Signals(agent) as signals:
-        try:
-            code = agent.wait()
-        finally:
-            _end(agent)
-    if signals.received:
-        return 128 + signals.received
-    if status.is_file():
-        said = status.read_text(encoding="utf-8").strip()
-        status.unlink()
-        return int(said) if said.isdigit() else 1
-    return code if code >= 0 else 128 - code
-
-
-def _workers(pid: int) -> list[psutil.Process]:
+def main(arguments: list[str] | None = None) -> int:
+    """The program; returns the exit status of `launch`, 2 with one line where it refuses."""
+    parser = argparse.ArgumentParser(prog="python -m megatron_nextflow.launch", description="Train with torchrun.")
+    parser.add_argument("--config", type=Path, required=True, help="resolved configuration, JSON")
+    parser.add_argument("--processes", type=int, required=True, help="on all machines together")
+    parser.add_argument("--nodes", type=int, help="machines of a Slurm job; SLURM_NODEID says which this one is")
+    parser.add_argument("--rendezvous", help="host:port of the first machine")
+    parser.add_argument("--attempt", help="the job's number and how often it was put back, as in 123-0")
+    options = parser.parse_args(arguments)
+    cluster = None
+    if options.nodes is not None:
+        cluster = Cluster(options.nodes, int(os.environ["SLURM_NODEID"]), options.rendezvous, options.attempt)
     try:
-        return psutil.Process(pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
+        config = TrainConfig.model_validate_json(options.config.read_bytes())
+        return launch(config, Path.cwd(), options.processes, cluster=cluster)
+    except (OSError, ValueError) as error:  # a ValidationError is a ValueError
+        print(f"launch: {error}", file=sys.stderr, flush=True)
+        return train.REFUSED
 
 
-def _send(process: psutil.Process, number: int) -> None:
-    try:
-        process.send_signal(number)
-    except psutil.NoSuchProcess:
-        return
-
-
-def _end(agent: subprocess.Popen[bytes]) -> None:
-    """Kill what is left of the agent's session: the agent where it is still there, and children that outlived it."""
-    left = [p for p in psutil.process_iter() if _session(p.pid) == agent.pid]
-    for process in left:
-        _send(process, signal.SIGKILL)
-    psutil.wait_procs(left, timeout=10)
-    agent.wait()
-
-
-def _session(pid: int) -> int | None:
-    try:
-        return os.getsid(pid)
-    except (ProcessLookupError, PermissionError):
-        return None
+if __name__ == "__main__":
+    sys.exit(main())

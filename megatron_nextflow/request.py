@@ -1,89 +1,172 @@
-"""What generation is asked for, checked against the checkpoint before the model is loaded.
+"""What generation is asked for, and all of it checked before the model is loaded.
 
-Everything here answers from small files, so a wrong level, tokenizer or length costs a second and no loading of a model.
-Generation refuses tokenizers that are not the checkpoint's by hash, because their ids would mean something else. The cost:
-tokenizers must be at hand as files; a checkpoint does not carry them.
+Settings, tokenizers, levels, the prompts' images and the room in a sequence are looked at in order of what they cost, so a
+request that cannot be met ends within seconds. The cost: the prompts' images are encoded while the model is not there yet,
+so they are held as codes.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nextflow_tokenize.schedule import LEVEL_SCALES, Grid, canonical_final, grids, nearest_final
+from nextflow_tokenize.schedule import Grid, token_count
 from nextflow_tokenize.text import TextTokenizer
-from nextflow_tokenize.vision.identity import vision_info
+from nextflow_tokenize.vision.identity import identity
+
+from megatron_nextflow.checkpoint_format import CheckpointState, read_manifest
+from megatron_nextflow.document import Part
+from megatron_nextflow.generate_config import NO_PROMPT, GenerateConfig, GenerationError
+from megatron_nextflow.prompt import Picture, Prompt, encode_parts, picture_grids, plan_parts, read_pictures
+from megatron_nextflow.requirements import (
+    image_grids_of,
+    named_path,
+    open_text_tokenizer,
+    require_level,
+    require_room,
+    require_same,
+    step_folder,
+)
 
 if TYPE_CHECKING:
-    from megatron_nextflow.checkpoint import CheckpointState
+    from nextflow_tokenize.vision.model import VisionTokenizer
 
 
-class GenerationError(ValueError):
-    """A request that cannot be met; the message says why and what to do."""
+@dataclass(frozen=True)
+class Request:
+    """What to generate. Raises GenerationError for what does not go together.
+
+    `checkpoint`: a step folder, or a run's folder for its latest. `prompts`: see `prompt.parse_prompts`. `out`: the PNG, or
+    with `interleaved` the folder, to write (numbered where there are several results); None continues the text. `n` results
+    a prompt, the i-th with seed `settings.seed` + i − 1; `batch` of them go through the model beside each other (with
+    `interleaved` one). `preview`: folder or PNG for images after each scale. Tokenizers: folder of the vision tokenizer,
+    tokenizer.json (or its folder); None takes those that the run's train.json names. `device` and `threads` as in
+    TrainConfig.
+    """
+
+    checkpoint: Path
+    prompts: tuple[Prompt, ...]
+    out: Path | None = None
+    settings: GenerateConfig = field(default_factory=GenerateConfig)
+    interleaved: bool = False
+    n: int = 1
+    batch: int = 4
+    preview: Path | None = None
+    text_tokenizer: Path | None = None
+    vision_tokenizer: Path | None = None
+    device: str = "auto"
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        if not self.prompts or self.n < 1 or self.batch < 1:
+            raise GenerationError("give at least one prompt, one result of each (n), and one at a time (batch)")
+        if self.interleaved and self.out is None:
+            raise GenerationError("text with images is written to a folder: say which (out)")
+        if self.preview is not None and not self.draws:
+            raise GenerationError("previews show an image after each scale: ask for one (out), not interleaved with text")
+        if not self.draws and not all(prompt.parts for prompt in self.prompts):
+            raise GenerationError(NO_PROMPT)
+
+    @property
+    def draws(self) -> bool:
+        """Whether each result is one image."""
+        return self.out is not None and not self.interleaved
 
 
-def image_grids_of(level: int, ratio: float) -> tuple[Grid, ...]:
-    """The schedule of the image of `level` whose height over width is nearest to `ratio`. Raises GenerationError."""
-    if level not in LEVEL_SCALES:
-        raise GenerationError(f"level must be one of {', '.join(map(str, LEVEL_SCALES))}, not {level}")
-    if not 0.05 <= ratio <= 20:
-        raise GenerationError(f"ratio is height over width, about 0.25 to 4, not {ratio}")
-    scales = LEVEL_SCALES[level]
-    return grids(canonical_final(nearest_final(round(ratio * 10_000), 10_000), scales), scales)
+@dataclass(frozen=True)
+class Job:
+    """One result to be: of prompt number `prompt`, drawn with `seed`; its image or images have `schedule`."""
+
+    prompt: int
+    seed: int
+    schedule: tuple[Grid, ...]
 
 
-def step_folder(path: Path) -> Path:
-    """The checkpoint folder `path` is, or the newest of the run's folder that it is. Raises GenerationError."""
-    if (path / "manifest.json").is_file():
-        return path
-    pointer = path / "checkpoints" / "latest"
-    if not pointer.is_file():
-        raise GenerationError(
-            f"{path} is neither a checkpoint folder nor a run with one; train first, or give a step-* folder"
-        )
-    return path / "checkpoints" / pointer.read_text(encoding="utf-8").strip()
+@dataclass(frozen=True)
+class Plan:
+    """A request that can be met: the checkpoint's folder and state, its tokenizers, the prompts as parts of documents."""
+
+    request: Request
+    step: Path
+    state: CheckpointState
+    text: TextTokenizer
+    vision: VisionTokenizer | None
+    pictures: dict[Path, Picture]
+    prompts: list[list[Part]]
+    jobs: list[Job]
+
+    def batches(self) -> Iterator[list[Job]]:
+        """Neighbouring jobs of one schedule, as many as go beside each other."""
+        together: list[Job] = []
+        for job in self.jobs:
+            if together and (job.schedule != together[0].schedule or len(together) == self.request.batch):
+                yield together
+                together = []
+            together.append(job)
+        yield together
+
+    def metadata(self, job: Job) -> dict[str, str]:
+        """What the files of a result say of themselves."""
+        prompt, settings = self.request.prompts[job.prompt], self.request.settings
+        hashes = [self.pictures[path].sha256 for path in prompt.images]
+        return {
+            "checkpoint": hashlib.sha256((self.step / "manifest.json").read_bytes()).hexdigest(),
+            "step": str(self.state.step),
+            "text_tokenizer": self.state.text_tokenizer,
+            "vision_tokenizer": self.state.vision_tokenizer,
+            "prompt": prompt.text,
+            "settings": settings.model_copy(update={"seed": job.seed}).model_dump_json(),
+            **({"prompt_images": json.dumps(hashes)} if hashes else {}),
+        }
 
 
-def named_path(step: Path, name: str) -> Path:
-    """The path of a tokenizer as the resolved settings of a step folder's run name it. Raises GenerationError."""
-    file = step.parent.parent / "train.json"
-    try:
-        path = json.loads(file.read_text(encoding="utf-8"))["data"].get(name)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        path = None
-    if path is None:
-        raise GenerationError(f"{file} does not say where the {name.replace('_', ' ')} lies: give its path")
-    return Path(path)
+def plan(request: Request) -> Plan:
+    """Checks everything that can be checked without the model, and sets up the device where a prompt's images need it.
+
+    Raises GenerationError, CheckpointError, ValueError or FileNotFoundError with what is wrong.
+    """
+    settings = request.settings
+    step = step_folder(request.checkpoint)
+    pictures = read_pictures(request.prompts)
+    state = read_manifest(step).state
+    text = open_text_tokenizer(request.text_tokenizer or named_path(step, "text_tokenizer"), state)
+    prompt_level = settings.prompt_level or settings.level
+    folder = None
+    if pictures or request.out is not None:
+        folder = request.vision_tokenizer or named_path(step, "vision_tokenizer")
+        require_same("vision tokenizer", folder, identity(folder), state.vision_tokenizer)
+        for level, asked in ((prompt_level, pictures), (settings.level, request.out)):
+            if asked:
+                require_level(level, folder, state)
+    prompts = [plan_parts(prompt, text, pictures, prompt_level) for prompt in request.prompts]
+    jobs = []
+    for number, (prompt, parts) in enumerate(zip(request.prompts, prompts, strict=True)):
+        schedule = () if request.out is None else _schedule(prompt, pictures, settings)
+        image = token_count(schedule) + 1
+        ask = image if request.draws else settings.max_tokens
+        if request.interleaved:
+            ask = 1 + (image if settings.max_images else 0)
+        slots = sum(part.slots for part in parts)
+        if not (slots or request.draws):
+            raise GenerationError(NO_PROMPT)
+        require_room(slots + ask, state)
+        jobs += [Job(number, settings.seed + i, schedule) for i in range(request.n)]
+    vision = None
+    if folder is not None:
+        from nextflow_tokenize.vision.model import VisionTokenizer
+
+        from megatron_nextflow.device import setup
+
+        vision = VisionTokenizer.load(folder, setup(request.device, request.threads))
+        prompts = [encode_parts(p, parts, pictures, vision) for p, parts in zip(request.prompts, prompts, strict=True)]
+    return Plan(request, step, state, text, vision, pictures, prompts, jobs)
 
 
-def open_text_tokenizer(path: Path, state: CheckpointState) -> TextTokenizer:
-    """The text tokenizer at `path`, a tokenizer.json or its folder; GenerationError where it is not the checkpoint's."""
-    tokenizer = TextTokenizer.load(path / "tokenizer.json" if path.is_dir() else path)
-    require_same("text tokenizer", path, tokenizer.hash, state.text_tokenizer)
-    return tokenizer
-
-
-def require_same(name: str, path: Path, found: str, wanted: str) -> None:
-    """Raise GenerationError where a tokenizer's hash is not the checkpoint's."""
-    if found != wanted:
-        raise GenerationError(
-            f"the {name} at {path} is {found[:12]}…, the checkpoint was trained with {wanted[:12]}…: its ids would mean "
-            "something else; give the one that the checkpoint's shards were made with"
-        )
-
-
-def require_room(slots: int, state: CheckpointState) -> None:
-    """Raise GenerationError where a request is longer than the sequences of training (positions never seen there)."""
-    if slots > state.model.max_length:
-        raise GenerationError(
-            f"prompt and result need {slots} slots, the model was trained on sequences of {state.model.max_length}: "
-            "shorten the prompt, or ask for less text or a lower level"
-        )
-
-
-def require_level(level: int, folder: Path, state: CheckpointState) -> None:
-    """Raise GenerationError where the vision tokenizer in `folder` or the model was not made for images of `level`."""
-    possible = [n for n in vision_info(folder)["levels"] if LEVEL_SCALES.get(n, 99) <= state.model.max_scales]
-    if level not in possible:
-        raise GenerationError(f"level {level} is not one of {possible}, which vision tokenizer and model were trained for")
+def _schedule(prompt: Prompt, pictures: dict[Path, Picture], settings: GenerateConfig) -> tuple[Grid, ...]:
+    if settings.aspect is None and prompt.images:
+        return picture_grids(pictures[prompt.images[-1]], settings.level)
+    return image_grids_of(settings.level, settings.aspect or 1.0)

@@ -2,23 +2,44 @@
 
 A checkpoint goes on only with what it was trained on: another tokenizer, shard set, order or model is refused with what
 differs, because the place in the data or the codes would mean something else. Another run's weights (`init_from`) need the
-same tokenizers only.
+same tokenizers, and a model in which they mean the same. Only the number of scales may differ, because a stage of higher
+resolution has more of them: rows of the scale embedding that the weights lack begin as copies of their last one, the scale
+nearest to them (our choice; NextFlow does not say). The cost: those scales have to be told apart anew.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch.distributed as dist
+import torch
+from torch import Tensor
 
 from megatron_nextflow import checkpoint, inputs
-from megatron_nextflow.checkpoint import CheckpointError, CheckpointState
+from megatron_nextflow.checkpoint import CheckpointError, CheckpointManifest, CheckpointState
 from megatron_nextflow.config import TrainConfig
+from megatron_nextflow.model_config import ModelConfig
 from megatron_nextflow.training import Trainer
 
+_SHAPE = ("hidden_size", "layers", "heads", "query_groups", "ffn_size")
+_MEANING = ("rope_theta", "sections", "layernorm_epsilon")
+_TOLD = ("rope_extent", "max_length", "train_codebook")
+"""Settings of the model by what becomes of a difference: no weights fit, they would mean something else, it is said."""
 
-def begin(config: TrainConfig, trainer: Trainer, source: inputs.Inputs) -> CheckpointState:
-    """The state to go on from: the latest checkpoint's, with its tensors loaded, or that of a fresh start."""
+
+@dataclass(frozen=True)
+class Beginning:
+    """`state` is what the run goes on from; `inherited` says what it has of another run, "" where it has nothing."""
+
+    state: CheckpointState
+    inherited: str = ""
+
+
+def begin(config: TrainConfig, trainer: Trainer, source: inputs.Inputs) -> Beginning:
+    """Fills the trainer from the run's latest checkpoint, else from `init_from`, else leaves it at its initial weights.
+
+    Every process must call this. Raises CheckpointError where a checkpoint is damaged or does not belong to this run.
+    """
     fresh = CheckpointState(
         step=0,
         consumed=0,
@@ -30,47 +51,93 @@ def begin(config: TrainConfig, trainer: Trainer, source: inputs.Inputs) -> Check
         codebook_size=source.vocabulary.codes,
         codebook_dim=int(source.codebook.shape[1]),
         model=config.model,
-        tp=config.parallel.tp,
-        pp=config.parallel.pp,
-        processes=dist.get_world_size(),
+        trainable=config.trainable,
     )
     path = checkpoint.latest(config.output)
     if path is not None:
         if not config.resume:
             raise CheckpointError(f"{path} exists and resume is false; choose another output folder or remove it")
-        return _go_on(path, fresh, trainer)
+        return Beginning(_go_on(path, fresh, trainer))
     if config.init_from is not None:
-        _load_weights(config.init_from, fresh, trainer)
-    return fresh
+        return Beginning(fresh, _inherit(config.init_from, fresh, trainer))
+    return Beginning(fresh)
 
 
 def _go_on(path: Path, fresh: CheckpointState, trainer: Trainer) -> CheckpointState:
     manifest = checkpoint.read_manifest(path)
-    _require_tokenizers(path, manifest.state, fresh)
-    for name in ("shards", "seed", "model"):
-        old, new = getattr(manifest.state, name), getattr(fresh, name)
-        if name == "model":
-            changed = {k: v for k, v in old.model_dump().items() if v != getattr(new, k)}
-            if not changed:
-                continue
-            old, new = changed, {k: getattr(new, k) for k in changed}
-        if old != new:
+    old = manifest.state
+    _require_tokenizers(path, old, fresh)
+    changed = {k: v for k, v in old.model.model_dump().items() if v != getattr(fresh.model, k)}
+    for name, before, now, why in (
+        ("shards", old.shards, fresh.shards, "its place in the data would mean nothing"),
+        ("seed", old.seed, fresh.seed, "its place in the data would mean nothing"),
+        ("model", changed, {k: getattr(fresh.model, k) for k in changed}, "it is another model"),
+        ("trainable", old.trainable, fresh.trainable, "its optimizer has other parameters"),
+    ):
+        if before != now:
             raise CheckpointError(
-                f"checkpoint {path} was trained with {name} {old}, this run has {new}: its place in the data would mean "
-                f"nothing; train into another output folder, with init_from: {path} to begin from these weights"
+                f"checkpoint {path} was trained with {name} {before}, this run has {now}: {why}; train into another output "
+                f"folder, with init_from: {path} to begin from these weights"
             )
     checkpoint.load(trainer, path, manifest)
-    return fresh.model_copy(update={"step": manifest.state.step, "consumed": manifest.state.consumed})
+    kept = {name: getattr(old, name) for name in ("step", "consumed", "skipped", "losses")}
+    return fresh.model_copy(update=kept)
 
 
-def _load_weights(path: Path, fresh: CheckpointState, trainer: Trainer) -> None:
+def _inherit(path: Path, fresh: CheckpointState, trainer: Trainer) -> str:
+    """Fill the model with another run's weights; says what came from where."""
     found = path if (path / checkpoint.MANIFEST).is_file() else checkpoint.latest(path)
     if found is None:
         raise CheckpointError(f"init_from: {path} holds no checkpoint")
     manifest = checkpoint.read_manifest(found)
+    old, new = manifest.state.model, fresh.model
     _require_tokenizers(found, manifest.state, fresh)
-    checkpoint.load_weights(trainer.model, found, manifest)
+    _require_same_model(found, old, new)
+    _load_weights(trainer, found, manifest)
     trainer.optimizer.reload_model_params()
+    changed = [f"{n} {getattr(old, n)} → {getattr(new, n)}" for n in _TOLD if getattr(old, n) != getattr(new, n)]
+    return (
+        f"inherited from {found} (step {manifest.state.step}): words, codebook, connector, {new.layers} layers, output "
+        f"head, {_rows_in_words(old.max_scales, new.max_scales)}; optimizer, schedule and data begin anew"
+        + (f"; changed: {', '.join(changed)}" if changed else "")
+    )
+
+
+def _require_same_model(path: Path, old: ModelConfig, new: ModelConfig) -> None:
+    for names, why in (
+        (_SHAPE, "weights of another shape cannot be inherited"),
+        (_MEANING, "the same weights would mean something else"),
+    ):
+        for name in names:
+            before, now = getattr(old, name), getattr(new, name)
+            if before != now:
+                raise CheckpointError(
+                    f"init_from: {path} was trained with model.{name.replace('sections', 'rope_sections')} {before}, this "
+                    f"recipe has {now}: {why}; set it to {before}, or begin without init_from"
+                )
+
+
+@torch.no_grad()
+def _load_weights(trainer: Trainer, path: Path, manifest: CheckpointManifest) -> None:
+    """The model's weights from the checkpoint; scale embeddings take the rows there are, more begin as the last of them."""
+    rows = manifest.state.model.max_scales
+    parameter = next((chunk.embedding.scale_embeddings for chunk in trainer.chunks if chunk.pre_process), None)
+    if parameter is None or len(parameter) == rows:
+        checkpoint.load_weights(trainer.chunks, path, manifest)
+        return
+    whole: Tensor = parameter.data
+    parameter.data = whole.new_empty(rows, whole.shape[1])
+    checkpoint.load_weights(trainer.chunks, path, manifest)
+    kept = min(rows, len(whole))
+    whole[:kept] = parameter[:kept]
+    whole[kept:] = parameter[kept - 1]
+    parameter.data = whole
+
+
+def _rows_in_words(old: int, new: int) -> str:
+    if new > old:
+        return f"scale embeddings {old} of {new} rows ({new - old} new ones begin as row {old})"
+    return f"scale embeddings, {new} rows" + (f" of its {old}" if new < old else "")
 
 
 def _require_tokenizers(path: Path, old: CheckpointState, new: CheckpointState) -> None:

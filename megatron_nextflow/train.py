@@ -1,8 +1,9 @@
 """The program that each process of a training run executes: `python -m megatron_nextflow.train --config resolved.json`.
 
-Run under torchrun (see `launch`), or alone for one process. What stops a run is told in one line, on the process that
-reports, and the exit status says what kind it was: 2 for input or configuration that cannot be trained on, 3 for a loss that
-is not finite, 1 for anything else (a full disk in one line, the rest with its traceback).
+Run under torchrun (see `launch`), or alone for one process. What stops a run is told in one line, by the first process that
+knows, and the exit status says what kind it was: 2 for input or configuration that cannot be trained on, 3 for a loss that
+diverged, 4 for a run in which no step ended any more, 1 for anything else. The traceback is in the process's log (see
+`rank_log`). A signal that asks to stop is no failure: the run saves and ends with 0.
 """
 
 from __future__ import annotations
@@ -12,19 +13,20 @@ import logging
 import os
 import signal
 import sys
+import textwrap
 import threading
 import time
-import traceback
-import warnings
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from megatron_nextflow.config import TrainConfig
+from megatron_nextflow.rank_log import open_log
 
 FAILED = 1
 REFUSED = 2
 DIVERGED = 3
+HUNG = 4
 LAUNCHER = "MEGATRON_NEXTFLOW_LAUNCHER"
 """Names, in the environment, the process on whose behalf this one runs."""
 
@@ -39,16 +41,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--config", type=Path, required=True, help="resolved configuration, JSON")
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C before training begins ends the process without a traceback
-    _quiet()
     try:
         config = TrainConfig.model_validate_json(options.config.read_bytes())
     except (OSError, ValidationError) as error:
         return _end(REFUSED, f"{options.config}: {error}")
+    try:
+        log = open_log(config.output, int(os.environ.get("RANK", "0")))
+    except OSError as error:
+        return _end(FAILED, f"the log cannot be written: {error}")
     _die_with_parents()
-    return _train(config)
+    return _train(config, log)
 
 
-def _train(config: TrainConfig) -> int:
+def _train(config: TrainConfig, log: Path) -> int:
     import torch.distributed as dist
 
     from megatron_nextflow import device
@@ -58,28 +63,37 @@ def _train(config: TrainConfig) -> int:
     except RuntimeError as error:
         return _end(REFUSED, str(error))
     # megatron.core may be imported only now that the device is set up.
+    from megatron_nextflow.checkpoint_saver import SaveError
     from megatron_nextflow.loop import train
     from megatron_nextflow.training import DivergedError
 
     try:
-        train(config, target)
-    except DivergedError as error:
-        return _end(DIVERGED, f"{error}; the checkpoint before it is whole")
-    except (ValueError, OSError) as error:
-        if os.environ.get("MEGATRON_NEXTFLOW_TRACEBACK"):
-            traceback.print_exc()
-        if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
-            return _end(FAILED, f"{error}; the last checkpoint under {config.output} is whole")
-        return _end(REFUSED, str(error))
+        train(config, target, _hung)
+    except Exception as error:
+        logging.getLogger(__name__).exception("the training ended")
+        if isinstance(error, DivergedError):
+            return _end(DIVERGED, f"{error}; the checkpoint before it is whole")
+        if isinstance(error, SaveError):
+            return _end(FAILED, str(error))
+        if isinstance(error, (ValueError, FileNotFoundError)):
+            return _end(REFUSED, str(error))
+        words = str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+        words = textwrap.shorten(words, 300, placeholder="…")
+        kept = f"its traceback is in {log}; the last checkpoint under {config.output} is whole"
+        return _end(FAILED, f"rank {dist.get_rank()} failed: {words}; {kept}")
     dist.destroy_process_group()
     return 0
 
 
-def _end(status: int, reason: str) -> int:
-    """Say why, once for all processes, and leave the status where the launcher looks for it.
+def _hung(reason: str) -> None:
+    """End this process from the watchdog's thread; the launcher then ends the others."""
+    os._exit(_end(HUNG, f"{reason}; the last checkpoint is whole"))
 
-    With a launcher the process itself ends with 0: every process refuses alike, and torchrun would cover the reason with a
-    page of its own and lose the status.
+
+def _end(status: int, reason: str) -> int:
+    """Say why, once for all processes, and leave the status where the launcher looks for it; returns the status.
+
+    The launcher ends the other processes: what one met alone, those that wait for it cannot know.
     """
     file = os.environ.get(STATUS_FILE)
     if file is None:
@@ -93,13 +107,7 @@ def _end(status: int, reason: str) -> int:
             speaks = False
     if speaks:
         print(f"train: {reason}", file=sys.stderr, flush=True)
-    return 0 if file else status
-
-
-def _quiet() -> None:
-    """Megatron and torch warn about much that is by design here (no Transformer Engine, no APEX, gloo on a CPU)."""
-    warnings.filterwarnings("ignore")
-    logging.getLogger("megatron").setLevel(logging.ERROR)
+    return status
 
 
 def _die_with_parents() -> None:
@@ -126,4 +134,6 @@ if __name__ == "__mp_main__":
     _die_with_parents()
 
 if __name__ == "__main__":
-    sys.exit(main())
+    ended = main()
+    if ended:
+        os._exit(ended)  # the collectives of a failed run could keep the interpreter from ending

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from nextflow_orchestration import tokenizer_cli
+from nextflow_orchestration import checkpoint_cli, convert_cli, tokenizer_cli
 from nextflow_orchestration.cli_common import RecipeArg, SetOption, plain_errors
 
 app = typer.Typer(
@@ -23,6 +23,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.add_typer(tokenizer_cli.app, name="tokenizer")
+app.add_typer(convert_cli.app, name="convert")
+app.add_typer(checkpoint_cli.app, name="checkpoint")
 
 RootOption = Annotated[Path, typer.Option("--root", help="folder of the run to look in")]
 DEFAULT_ROOT = Path("runs/quickstart")
@@ -53,20 +55,28 @@ def train(
 
 @app.command()
 def generate(
-    prompt: Annotated[str, typer.Option(help="what the image should show, or the text to continue")],
-    out: Annotated[Path | None, typer.Option(help="PNG to write; without it, text is continued")] = None,
+    prompt: Annotated[list[str], typer.Option(help="what to show or to continue, <image> for each --image; repeatable")],
+    image: Annotated[list[Path] | None, typer.Option(help="image for the next <image> of the prompts; repeatable")] = None,
+    out: Annotated[Path | None, typer.Option(help="PNG (or folder) to write; without it, text is continued")] = None,
+    interleaved: Annotated[bool, typer.Option("--interleaved", help="text in which the model begins images")] = False,
     checkpoint: Annotated[Path | None, typer.Option(help="checkpoint folder (default: the run's last one)")] = None,
     root: RootOption = DEFAULT_ROOT,
+    n: Annotated[int, typer.Option(help="results a prompt, seeds one after the other", min=1)] = 1,
+    batch: Annotated[int, typer.Option(help="results computed beside each other", min=1)] = 4,
+    preview: Annotated[Path | None, typer.Option(help="folder or PNG for the image after each scale")] = None,
     level: Annotated[int | None, typer.Option(help="resolution level: 128, 256, 512 or 1024")] = None,
-    aspect: Annotated[float | None, typer.Option(help="height over width")] = None,
+    prompt_level: Annotated[int | None, typer.Option(help="level of the prompts' images (default: --level)")] = None,
+    aspect: Annotated[str | None, typer.Option(help="16:9 (width to height), or height over width")] = None,
     guidance: Annotated[float | None, typer.Option(help="classifier-free guidance at the last scale; 0: none")] = None,
-    temperature: Annotated[float | None, typer.Option(help="sampling temperature")] = None,
-    top_k: Annotated[int | None, typer.Option(help="sample among this many codes or words; 0: all")] = None,
-    top_p: Annotated[float | None, typer.Option(help="sample within this probability")] = None,
+    guidance_schedule: Annotated[str | None, typer.Option(help="rising or constant over the scales")] = None,
+    temperature: Annotated[str | None, typer.Option(help="sampling temperature, by scale with commas: 1.2,1,0.9")] = None,
+    top_k: Annotated[str | None, typer.Option(help="sample among this many codes or words; 0: all; by scale too")] = None,
+    top_p: Annotated[str | None, typer.Option(help="sample within this probability; by scale too")] = None,
     seed: Annotated[int | None, typer.Option(help="seed of the sampling")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="tokens of a text continuation")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="tokens of text")] = None,
+    max_images: Annotated[int | None, typer.Option(help="images of --interleaved text")] = None,
 ) -> None:
-    """An image from a prompt, scale by scale; or with no --out, a continuation of the prompt in text.
+    """Images from prompts of text and images, scale by scale; text with images; or with no --out, more text.
 
     Options left out are those of the run's recipe.
     """
@@ -74,8 +84,9 @@ def generate(
         from nextflow_orchestration.training import generate_from_run
 
         generate_from_run(
-            root=root, checkpoint=checkpoint, prompt=prompt, out=out, level=level, aspect=aspect, guidance=guidance,
-            temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, max_tokens=max_tokens,
+            root, checkpoint, prompt, out, images=image or [], interleaved=interleaved, n=n, batch=batch, preview=preview,
+            level=level, prompt_level=prompt_level, aspect=aspect, guidance=guidance, guidance_schedule=guidance_schedule,
+            temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, max_tokens=max_tokens, max_images=max_images,
         )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,8 @@ def generate_stage(recipe: Recipe, training: Path) -> StageResult:
 
     def body(work: StageWork) -> tuple[list[str], Mapping[str, Any]]:
         with unit_output(work.dir, "image") as out:
-            result = generate_in_process(checkpoint, recipe.generate.prompt, out.path(IMAGE), settings, recipe.train.threads)
+            prompts = [recipe.generate.prompt]
+            result = generate_in_process(checkpoint, prompts, out.path(IMAGE), settings, recipe.train.threads)
             out.path("result.json").write_text(json.dumps(result["metadata"], sort_keys=True), encoding="utf-8")
         return ["image"], {"prompt": recipe.generate.prompt, "passes": result["passes"]}
 
@@ -47,16 +48,21 @@ def generate_stage(recipe: Recipe, training: Path) -> StageResult:
 
 
 def generate_in_process(
-    checkpoint: Path, prompt: str, out: Path | None, settings: GenerateConfig, threads: int
+    checkpoint: Path,
+    prompts: Sequence[str],
+    out: Path | None,
+    settings: GenerateConfig,
+    threads: int,
+    options: Sequence[str] = (),
 ) -> dict[str, Any]:
     """`megatron_nextflow.generate` in a process of its own, because setting up the device changes the whole process.
 
-    Returns its report; raises StageError with its last line when it refuses.
+    `options`: more of its command line. Returns its report; raises StageError with its last line when it refuses.
     """
-    command = [sys.executable, "-m", "megatron_nextflow.generate", str(checkpoint), prompt, "--threads", str(threads)]
-    command += ["--settings", settings.model_dump_json()]
-    if out is not None:
-        command += ["--out", str(out)]
+    command = [sys.executable, "-m", "megatron_nextflow.generate", f"--threads={threads}", *options]
+    command += [f"--settings={settings.model_dump_json()}", *([] if out is None else [f"--out={out}"])]
+    # Whatever a prompt begins with, it is no option.
+    command += ["--", str(checkpoint), *prompts]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"ended with status {done.returncode}"]

@@ -129,21 +129,38 @@ def newest_training(root: Path) -> Path:
     return max(found, key=lambda p: (p / "checkpoints" / "latest").stat().st_mtime_ns)
 
 
-def generate_from_run(root: Path, checkpoint: Path | None, prompt: str, out: Path | None, **overrides: Any) -> None:
-    """`mnf generate`: from `checkpoint`, or the newest of the run in `root`; options left out are the run's own."""
+def generate_from_run(
+    root: Path,
+    checkpoint: Path | None,
+    prompts: list[str],
+    out: Path | None,
+    images: list[Path],
+    interleaved: bool,
+    n: int,
+    batch: int,
+    preview: Path | None,
+    **overrides: Any,
+) -> None:
+    """`mnf generate`: from `checkpoint`, or the newest of the run in `root`; settings left out are the run's own."""
     from nextflow_orchestration.final_stages import generate_in_process
+    from nextflow_orchestration.report.charts import short
 
     path = checkpoint or last_checkpoint(newest_training(root))
-    chosen = _run_settings(root) | {key: value for key, value in overrides.items() if value is not None}
-    console = Console(highlight=False)
+    settings = GenerateConfig.of(_run_settings(root) | {key: value for key, value in overrides.items() if value is not None})
+    options = [f"--image={image}" for image in images] + [f"--n={n}", f"--batch={batch}"] + ["--interleaved"] * interleaved
+    options += [] if preview is None else [f"--preview={preview}"]
+    console = Console(highlight=False, soft_wrap=True)
     with console.status("generating…"):
-        result = generate_in_process(path, prompt, out, GenerateConfig.model_validate(chosen), threads=2)
-    if out is None:
-        console.print(prompt, end="", style="bold", markup=False)
-        console.print(result["text"], markup=False)
-    else:
-        size = f"{result['width']}×{result['height']} pixels"
-        console.print(f"{out}: {size}, {result['passes']} forward passes, {result['seconds']:.1f} s", soft_wrap=True)
+        done = generate_in_process(path, prompts, out, settings, threads=2, options=options)
+    for result in done["results"]:
+        if result["path"] is None:
+            console.print(result["metadata"]["prompt"], end="", style="bold", markup=False)
+            console.print(result["text"], markup=False)
+        else:
+            size = f"{result['images']} images" if interleaved else f"{result['width']}×{result['height']} pixels"
+            console.print(f"{result['path']}: {size}", markup=False)
+    took = f"{done['passes']} forward passes, {short(done['flops'])} FLOPs, {done['seconds']:.1f} s"
+    Console(stderr=True, highlight=False).print(took)
 
 
 def _run_settings(root: Path) -> dict[str, Any]:

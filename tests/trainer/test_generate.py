@@ -1,296 +1,315 @@
-"""Generation on a real (tiny, random) Megatron model: cached passes, sampling in range, and a checkpoint end to end."""
+"""A checkpoint from end to end: images, text and both from real tokenizers, in this process and in one of its own."""
 
 from __future__ import annotations
 
 import hashlib
-import itertools
+import io
 import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from megatron.core import parallel_state
+from nextflow_orchestration import final_stages
+from nextflow_orchestration.training import generate_from_run
 from nextflow_tokenize.config import TextTokenizerConfig, VisionTokenizerConfig
 from nextflow_tokenize.schedule import canonical_final, grids, token_count
-from nextflow_tokenize.segments import ImageSegment, TextSegment
 from nextflow_tokenize.text import TextTokenizer, train_bpe
 from nextflow_tokenize.vision.identity import identity, load_codebook
 from nextflow_tokenize.vision.model import VisionTokenizer
+from nextflow_tokenize.vision.pixels import fit, to_pixels
 from PIL import Image
 
 from megatron_nextflow.attention import BlockRangeParams
-from megatron_nextflow.cache import CachedModel, KeyValueCache, window
-from megatron_nextflow.checkpoint import CheckpointError, CheckpointState, save
+from megatron_nextflow.batch import collate
+from megatron_nextflow.checkpoint import CheckpointError, CheckpointState, read_manifest
+from megatron_nextflow.checkpoint_saver import Saver
 from megatron_nextflow.config import FeedConfig, TrainConfig
-from megatron_nextflow.generate import continue_ids, document, generate, sample_codes
-from megatron_nextflow.generate_config import GenerateConfig
-from megatron_nextflow.initialise import initialise
-from megatron_nextflow.layout import ImageInput, LayoutConfig, build_layout, collate
-from megatron_nextflow.model import NextFlowModel
+from megatron_nextflow.document import ImagePart, TextPart, layout_of
+from megatron_nextflow.generate import generate, load_model, main
+from megatron_nextflow.generate_config import GenerateConfig, GenerationError
+from megatron_nextflow.generate_cost import Work, generation_flops
+from megatron_nextflow.layout import LayoutConfig
 from megatron_nextflow.model_config import ModelConfig
-from megatron_nextflow.request import GenerationError, image_grids_of
-from megatron_nextflow.spec import transformer_config
+from megatron_nextflow.prompt import parse_prompts
+from megatron_nextflow.request import Request
+from megatron_nextflow.requirements import image_grids_of
 from megatron_nextflow.training import Trainer, start_parallel
 from megatron_nextflow.vocabulary import Vocabulary
 
-VOCABULARY = Vocabulary(text=40, codes=24)
-LAYOUT = LayoutConfig()
-
-
-@pytest.fixture(scope="module")
-def model() -> Iterator[NextFlowModel]:
-    mine = not parallel_state.model_parallel_is_initialized()
-    config = TrainConfig(
-        model=ModelConfig(hidden_size=48, layers=3, heads=4, query_groups=2, ffn_size=96, init_std=0.3, seed=5)
-    )
-    if mine:
-        start_parallel(config)
-    codebook = torch.nn.functional.normalize(torch.randn(24, 6, generator=torch.Generator().manual_seed(0)), dim=-1)
-    built = NextFlowModel(transformer_config(config), config.model, VOCABULARY, codebook)
-    initialise(built.sharded_state_dict(), config.model)
-    yield built.eval()
-    if mine:
-        parallel_state.destroy_model_parallel()
-
-
-@torch.no_grad()
-def test_cached_logits_equal_those_of_one_whole_pass(model: NextFlowModel) -> None:
-    """Two rows of different lengths, each: text, an image, text. Teacher-forced, block by block."""
-    schedule = grids(canonical_final((48, 84), 6), 6)
-    rng = np.random.default_rng(0)
-    n = token_count(schedule)
-    codes = rng.integers(0, 24, (2, n))
-    layouts = []
-    for row, words in enumerate((9, 1)):
-        segments = [
-            TextSegment(kind="text", doc="a", tokens=words, loss=True),
-            ImageSegment(kind="image", doc="a", sha256="", grid=list(schedule[-1]), scales=6, loss=True),
-            TextSegment(kind="text", doc="a", tokens=3, loss=True),
-        ]
-        text = rng.integers(0, 40, words + 3)
-        layouts.append(build_layout(segments, text, codes[row], codes[row], VOCABULARY, words + n + 4))
-    whole = []
-    for layout in layouts:
-        batch = collate([layout])
-        whole.append(model(batch, BlockRangeParams.of(batch.visible))[:, 0])
-    cached = CachedModel(model, 2, max(layout.used for layout in layouts))
-    at = [10, 2]
-    pieces = [cached.feed([window(layout, 0, a) for layout, a in zip(layouts, at, strict=True)])]
-    sizes = [h * w for h, w in schedule]
-    for k, (source, target) in enumerate(itertools.pairwise(schedule), start=1):
-        start = sum(sizes[: k - 1])
-        feeds = [(ImageInput((source, target), row[start : start + sizes[k - 1]]),) for row in codes]
-        pieces.append(cached.feed([window(x, a, a + sizes[k], f) for x, a, f in zip(layouts, at, feeds, strict=True)]))
-        at = [a + sizes[k] for a in at]
-    for _ in range(2):
-        pieces.append(cached.feed([window(layout, a, a + 2) for layout, a in zip(layouts, at, strict=True)]))
-        at = [a + 2 for a in at]
-    assert cached.passes == 6 + 2
-    for row, layout in enumerate(layouts):
-        assert at[row] == layout.used
-        found = torch.cat([piece[row] for piece in pieces])[:, : VOCABULARY.size]
-        torch.testing.assert_close(found, whole[row][:, : VOCABULARY.size], atol=1e-5, rtol=1e-5)
-
-
-@torch.no_grad()
-def test_greedy_codes_are_those_of_uncached_passes(model: NextFlowModel) -> None:
-    """Every scale's codes from a whole pass over all before it, conditional and not, guided as VAR does."""
-    schedule, prompt, guidance = grids((64, 64), 5), [3, 1, 4], 2.0
-    found = sample_codes(model, prompt, schedule, GenerateConfig(top_k=1, guidance=guidance), LAYOUT)
-    sizes = [h * w for h, w in schedule]
-    expected = np.zeros(sum(sizes), np.int64)
-    for k in range(5):
-        rows = []
-        for ids in (prompt, []):
-            layout = document(ids, schedule, VOCABULARY, LAYOUT)
-            batch = collate([layout])
-            (image,) = batch.images
-            image.codes[:] = expected
-            logits = model(batch, BlockRangeParams.of(batch.visible))[:, 0]
-            first = len(ids) + sum(sizes[:k])
-            rows.append(logits[first : first + sizes[k], VOCABULARY.code_offset : VOCABULARY.size])
-        t = guidance * k / 4
-        chosen = ((1 + t) * rows[0] - t * rows[1]).argmax(-1)
-        expected[sum(sizes[:k]) : sum(sizes[: k + 1])] = chosen.numpy()
-    assert found.tolist() == expected.tolist()
-    assert len(set(found.tolist())) > 3, "a random model should not give one code everywhere"
-
-
-def test_codes_lie_in_the_codebook_and_follow_prompt_and_seed(model: NextFlowModel) -> None:
-    schedule = grids((32, 128), 8)
-    base = GenerateConfig(seed=1)
-    one = sample_codes(model, [1, 2], schedule, base, LAYOUT)
-    assert one.shape == (token_count(schedule),) and one.min() >= 0 and one.max() < 24
-    assert np.array_equal(one, sample_codes(model, [1, 2], schedule, base, LAYOUT))
-    assert not np.array_equal(one, sample_codes(model, [1, 2], schedule, GenerateConfig(seed=2), LAYOUT))
-    assert not np.array_equal(one, sample_codes(model, [7, 7, 7], schedule, base, LAYOUT))
-    assert len(sample_codes(model, [], grids((64, 64), 1), base, LAYOUT)) == 1
-
-
-@torch.no_grad()
-def test_a_continuation_is_text_only_and_equals_whole_passes(model: NextFlowModel) -> None:
-    prompt = [5, 6, 7]
-    greedy = continue_ids(model, prompt, 6, None, GenerateConfig(top_k=1), LAYOUT)
-    ids = list(prompt)
-    for _ in range(6):
-        batch = collate([document(ids, None, VOCABULARY, LAYOUT)])
-        ids.append(int(model(batch, BlockRangeParams.of(batch.visible))[-1, 0, :40].argmax()))
-    assert greedy == ids[3:]
-    assert continue_ids(model, prompt, 6, greedy[2], GenerateConfig(top_k=1), LAYOUT) == greedy[: greedy.index(greedy[2])]
-    drawn = continue_ids(model, prompt, 60, None, GenerateConfig(temperature=10), LAYOUT)
-    assert len(drawn) == 60 and max(drawn) < 40
-    with pytest.raises(GenerationError, match="prompt"):
-        continue_ids(model, [], 5, None, GenerateConfig(top_p=1), LAYOUT)
-
-
-def test_a_schedule_that_no_shard_could_name_is_refused() -> None:
-    schedule = grids((48, 84), 6)
-    assert schedule != grids(canonical_final((48, 84), 6), 6)
-    with pytest.raises(GenerationError, match="canonical"):
-        document([1], schedule, VOCABULARY, LAYOUT)
-
-
-def test_a_cache_that_would_overflow_is_refused() -> None:
-    cache = KeyValueCache(2, 4)
-    cache.begin([4, 1])
-    cache.commit()
-    with pytest.raises(ValueError, match="do not fit"):
-        cache.begin([1, 1])
-
-
-@pytest.mark.parametrize(
-    ("level", "ratio", "last"), [(128, 1.0, (8, 8)), (256, 0.25, (8, 32)), (1024, 1.0, (64, 64)), (1024, 4.0, (128, 32))]
-)
-def test_the_schedule_of_a_request(level: int, ratio: float, last: tuple[int, int]) -> None:
-    assert image_grids_of(level, ratio)[-1] == last
-
-
-@pytest.mark.parametrize(("level", "ratio"), [(300, 1.0), (256, 0.0), (256, -1.0), (256, 1e9), (256, float("nan"))])
-def test_a_request_outside_the_schedule_is_refused(level: int, ratio: float) -> None:
-    with pytest.raises(GenerationError):
-        image_grids_of(level, ratio)
-
-
 WORDS = ["a red square", "a blue circle on a table", "the quick brown fox", "squares and circles"]
+CODES = 32
 
 
 @dataclass(frozen=True)
 class Run:
-    """A training run's folder with one checkpoint, and the tokenizers it names."""
+    """A training run's folder with one checkpoint, the tokenizers it names, and two photographs, tall and wide."""
 
     output: Path
     step: Path
     text: Path
     vision: Path
+    tall: Path
+    wide: Path
+
+    def request(self, prompt: str, *images: Path, **given: Any) -> Request:
+        return Request(given.pop("checkpoint", self.output), parse_prompts([prompt], images), device="cpu", **given)
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, model: NextFlowModel) -> Run:
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Real tokenizers (untrained vision weights), a real trainer's checkpoint, and train.json as the launcher leaves it."""
     root = tmp_path_factory.mktemp("run")
-    text = root / "tokenizer.json"
+    text, vision = root / "tokenizer.json", root / "vision"
     train_bpe(WORDS, TextTokenizerConfig(vocab_size=300), text)
     torch.manual_seed(0)
-    vision = root / "vision"
-    sizes = {"codebook_size": 32, "semantic_dim": 3, "pixel_dim": 5, "channels": 8, "levels": (128,)}
+    sizes = {"codebook_size": CODES, "semantic_dim": 3, "pixel_dim": 5, "channels": 8, "levels": (128,)}
     VisionTokenizer(VisionTokenizerConfig.model_validate(sizes)).save(vision)
     config = TrainConfig(
         output=root / "train",
-        model=ModelConfig(hidden_size=32, layers=2, heads=2, query_groups=1, ffn_size=64, max_length=400, init_std=0.2),
+        model=ModelConfig(hidden_size=32, layers=2, heads=2, query_groups=1, ffn_size=64, max_length=700, init_std=0.2),
         data=FeedConfig(vision_tokenizer=vision, text_tokenizer=text, global_batch_size=1),
+        async_save=False,
     )
     tokenizer = TextTokenizer.load(text)
-    vocabulary = Vocabulary(tokenizer.vocab_size, 32)
+    start_parallel(config)
+    vocabulary = Vocabulary(tokenizer.vocab_size, CODES)
     trainer = Trainer(config, vocabulary, torch.from_numpy(load_codebook(vision)), torch.device("cpu"))
-    ids = tokenizer.encode(WORDS[0])
-    empty = (np.zeros(0, int), np.zeros(0, int))
-    segment = TextSegment(kind="text", doc="a", tokens=len(ids), loss=True)
-    pack = build_layout([segment], np.array(ids), *empty, vocabulary, 400)
-    trainer.step(iter([collate([pack])]))
     state = CheckpointState(
         step=1, consumed=1, seed=0, shards="none", text_tokenizer=tokenizer.hash, vision_tokenizer=identity(vision),
-        text_vocabulary=vocabulary.text, codebook_size=32, codebook_dim=8, model=config.model, tp=1, pp=1, processes=1,
+        text_vocabulary=vocabulary.text, codebook_size=CODES, codebook_dim=8, model=config.model,
     )  # fmt: skip
-    step = save(trainer, state, config.output, keep=1)
+    saver = Saver(trainer, config)
+    saver.begin(state)
+    (step,) = saver.finish()
     (config.output / "train.json").write_text(config.model_dump_json(), encoding="utf-8")
-    return Run(config.output, step, text, vision)
+    noise = np.random.default_rng(0)
+    for name, size in (("tall", (200, 60)), ("wide", (50, 90))):
+        Image.fromarray(noise.integers(0, 256, (*size, 3), dtype=np.uint8)).save(root / f"{name}.png")
+    return Run(config.output, step, text, vision, root / "tall.png", root / "wide.png")
 
 
 def test_a_checkpoint_draws_an_image_and_says_where_it_came_from(run: Run, tmp_path: Path) -> None:
     settings = GenerateConfig(level=128, aspect=0.5, seed=3)
-    result = generate(run.output, "a red square", tmp_path / "new" / "image.png", settings)
+    done = generate(run.request("a red square", out=tmp_path / "new" / "image.png", settings=settings))
+    (result,) = done.results
     schedule = image_grids_of(128, 0.5)
-    assert result.passes == 8 and result.grids == schedule and result.codes is not None
+    assert done.passes == 8 and result.grids == schedule and result.codes is not None and result.image is not None
     written = Image.open(tmp_path / "new" / "image.png")
-    assert written.size == (result.width, result.height) == (16 * schedule[-1][1], 16 * schedule[-1][0])
+    assert written.size == result.image.size == (16 * schedule[-1][1], 16 * schedule[-1][0])
     tokenizer = VisionTokenizer.load(run.vision)
     pixels = tokenizer.decode(torch.from_numpy(result.codes)[None], schedule)[0].permute(1, 2, 0)
     assert np.abs(np.asarray(written) / 127.5 - 1 - pixels.numpy()).max() < 0.51 / 127.5
     said = written.text  # type: ignore[attr-defined]
     assert said["checkpoint"] == hashlib.sha256((run.step / "manifest.json").read_bytes()).hexdigest()
     assert said["vision_tokenizer"] == tokenizer.identity and json.loads(said["settings"])["seed"] == 3
-    again = generate(run.step, "a red square", tmp_path / "again.png", settings, vision_tokenizer=run.vision)
-    assert np.array_equal(again.codes, result.codes)
+    again = run.request(
+        "a red square", checkpoint=run.step, out=tmp_path / "again.png", settings=settings, vision_tokenizer=run.vision
+    )
+    assert np.array_equal(generate(again).results[0].codes, result.codes)
     assert (tmp_path / "again.png").read_bytes() == (tmp_path / "new" / "image.png").read_bytes()
+    model, ids = read_manifest(run.step).state.model, len(TextTokenizer.load(run.text).encode("a red square"))
+    # Two rows, the second without the text; scale 1 needs no guidance. Pairs: blocks one after the other.
+    codes, pairs = token_count(schedule), 0
+    for before in (ids, 0):
+        pairs += before * (before + 1) // 2 + before + 1
+        seen = before + 1
+        for h, w in schedule[1:]:
+            seen += h * w
+            pairs += h * w * seen
+    work = Work(8, ids + 2 * codes, pairs, (2 * codes - 1) * CODES)
+    assert done.flops == generation_flops(model, Vocabulary(300, CODES), work)
 
 
-def test_a_checkpoint_continues_a_text(run: Run) -> None:
-    result = generate(run.output, "the quick", None, GenerateConfig(max_tokens=5, seed=1))
-    assert result.text and result.image is None and 1 <= result.passes <= 5
+def test_results_of_several_prompts_are_those_made_alone(run: Run, tmp_path: Path) -> None:
+    """Two prompts of other ratios and lengths, two results each, three at a time, with previews after each scale."""
+    prompts = parse_prompts(["a red <image> square", "a blue circle <image>"], [run.tall, run.wide])
+    settings = GenerateConfig(seed=5)
+    request = Request(
+        run.output, prompts, tmp_path / "cat.png", settings, n=2, batch=3, preview=tmp_path / "scales", device="cpu"
+    )
+    done = generate(request)
+    assert [result.path for result in done.results] == [tmp_path / f"cat-{k}.png" for k in (1, 2, 3, 4)]
+    alone = run.request("a blue circle <image>", run.wide, out=tmp_path / "one.png", settings=GenerateConfig(seed=6))
+    (expected,) = generate(alone).results
+    assert np.array_equal(done.results[3].codes, expected.codes) and not np.array_equal(
+        done.results[2].codes, expected.codes
+    )
+    assert (tmp_path / "cat-4.png").read_bytes() == (tmp_path / "one.png").read_bytes()
+    assert expected.metadata["prompt"] == "a blue circle<image>"
+    assert json.loads(expected.metadata["prompt_images"]) == [hashlib.sha256(run.wide.read_bytes()).hexdigest()]
+    # The ratio is that of the prompt's image where none is asked for.
+    assert [result.grids[-1] for result in done.results] == [
+        image_grids_of(128, r)[-1] for r in (20 / 6, 20 / 6, 5 / 9, 5 / 9)
+    ]
+    files = sorted(path.name for path in (tmp_path / "scales").iterdir())
+    assert files == [f"cat-{k}-scale-{scale:02d}.png" for k in (1, 2, 3, 4) for scale in range(1, 9)]
+    assert sorted(done.previews) == [tmp_path / "scales" / name for name in files]
+    last = Image.open(tmp_path / "scales" / "cat-4-scale-08.png")
+    assert np.array_equal(np.asarray(last), np.asarray(Image.open(tmp_path / "cat-4.png")))
+    sheet = run.request("a", out=tmp_path / "a.png", settings=GenerateConfig(level=128), preview=tmp_path / "sheet.png")
+    generate(sheet)
+    assert Image.open(tmp_path / "sheet.png").width > 8 * 128
+
+
+def test_an_image_in_the_prompt_enters_as_its_nearest_codes(run: Run) -> None:
+    """The first words after it are those of a whole pass over the same document, put together here."""
+    found = generate(run.request("a red square <image>", run.tall, settings=GenerateConfig(max_tokens=5, top_k=1)))
+    tokenizer, text = VisionTokenizer.load(run.vision), TextTokenizer.load(run.text)
+    schedule = grids(canonical_final((116, 32), 8), 8)
+    codes = tokenizer.encode(to_pixels([fit(Image.open(run.tall), schedule[-1])]), schedule).target[0].numpy()
+    model, state = load_model(run.step, "cpu")
+    ids: tuple[int, ...] = ()
+    parts = [TextPart(tuple(text.encode("a red square"))), ImagePart(schedule, codes)]
+    with torch.no_grad():
+        for _ in range(5):
+            batch = collate([layout_of([*parts, TextPart(ids)], model.vocabulary, LayoutConfig())])
+            logits = model(batch, BlockRangeParams.of(batch.visible))[-1, 0, : state.text_vocabulary]
+            ids = (*ids, int(logits.argmax()))
+    stop = ids.index(text.eod_id) if text.eod_id in ids else 5
+    assert found.results[0].text == text.decode(ids[:stop]) and text.decode(ids[:stop])
+
+
+def test_text_with_images_is_a_folder_in_order(run: Run, tmp_path: Path) -> None:
+    """A model that is made to draw ⟨boi⟩ often enough by a high temperature of words."""
+    settings = GenerateConfig(text_temperature=50, text_top_p=1, max_tokens=300, max_images=1, seed=1)
+    asked = {"out": tmp_path / "story", "interleaved": True, "settings": settings}
+    (result,) = generate(run.request("a <image> & <b>", run.wide, **asked)).results
+    record = json.loads((tmp_path / "story" / "result.json").read_text(encoding="utf-8"))
+    assert [list(piece) for piece in record["prompt"]] == [["text"], ["image"], ["text"]]
+    assert [list(piece) for piece in record["result"]] == [["text"], ["image"], ["text"]]
+    assert record["ended"] == result.ended == "max_tokens" or record["ended"] == "end of text"
+    shown = "".join(piece.get("text", "<image>") for piece in record["result"])
+    assert shown == result.text and record["metadata"] == result.metadata
+    assert Image.open(tmp_path / "story" / "result-1.png").size == result.pieces[1].size  # type: ignore[union-attr]
+    assert Image.open(tmp_path / "story" / "prompt-1.png").size == (90, 50)
+    page = (tmp_path / "story" / "index.html").read_text(encoding="utf-8")
+    places = [page.index(word) for word in ("prompt-1.png", "&amp; &lt;b&gt;", "result-1.png")]
+    assert places == sorted(places)
+
+
+def test_a_checkpoint_continues_texts(run: Run) -> None:
+    request = Request(
+        run.output, parse_prompts(["the quick", "a"]), settings=GenerateConfig(max_tokens=5), n=2, device="cpu"
+    )
+    done = generate(request)
+    assert len(done.results) == 4 and all(result.text is not None and result.image is None for result in done.results)
+    (alone,) = generate(run.request("a", settings=GenerateConfig(max_tokens=5, seed=1))).results
+    assert done.results[3].text == alone.text and done.passes <= 5
 
 
 def test_tokenizers_that_are_not_the_checkpoints_are_refused(run: Run, tmp_path: Path) -> None:
     other = tmp_path / "tokenizer.json"
     train_bpe([*WORDS, "another text altogether altogether"], TextTokenizerConfig(vocab_size=300), other)
     with pytest.raises(GenerationError, match=r"the text tokenizer at .* was trained with"):
-        generate(run.output, "a", None, text_tokenizer=other)
+        generate(run.request("a", text_tokenizer=other))
     changed = tmp_path / "vision"
     shutil.copytree(run.vision, changed)
     config = changed / "config.json"
     config.write_text(config.read_text(encoding="utf-8") + " ", encoding="utf-8")
     with pytest.raises(GenerationError, match=r"the vision tokenizer at .* was trained with"):
-        generate(run.output, "a", tmp_path / "x.png", vision_tokenizer=changed)
+        generate(run.request("a", out=tmp_path / "x.png", vision_tokenizer=changed))
+    with pytest.raises(FileNotFoundError, match="is not a vision tokenizer"):
+        generate(run.request("a", out=tmp_path / "x.png", vision_tokenizer=tmp_path))
     assert not (tmp_path / "x.png").exists()
 
 
-def test_requests_the_model_cannot_meet_are_refused(run: Run, tmp_path: Path) -> None:
-    with pytest.raises(GenerationError, match="level 256 is not one of"):
-        generate(run.output, "a", tmp_path / "x.png", GenerateConfig(level=256))
-    with pytest.raises(GenerationError, match="trained on sequences of 400"):
-        generate(run.output, "square " * 400, tmp_path / "x.png")
-    with pytest.raises(GenerationError, match="neither a checkpoint folder nor a run"):
-        generate(tmp_path, "a", None)
-    (tmp_path / "alone").mkdir()
-    shutil.copytree(run.step, tmp_path / "alone" / "checkpoints" / "step-00000000")
+def test_requests_that_cannot_be_met_are_refused_before_the_model_is_loaded(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("megatron_nextflow.generate.load_model", lambda *_: pytest.fail("the model was loaded"))
+    out, broken = tmp_path / "x.png", tmp_path / "broken.png"
+    broken.write_bytes(b"\x89PNG nothing")
+    refused: list[tuple[str, Callable[[], Request]]] = [
+        ("level 256 is not one of", lambda: run.request("a", out=out, settings=GenerateConfig(level=256))),
+        ("level 256 is not one of", lambda: run.request("<image>", run.wide, settings=GenerateConfig(prompt_level=256))),
+        ("trained on sequences of 700", lambda: run.request("square " * 700, out=out)),
+        ("trained on sequences of 700", lambda: run.request("<image>" * 3, run.wide, run.wide, run.wide, out=out)),
+        ("trained on sequences of 700", lambda: run.request("a", settings=GenerateConfig(max_tokens=700))),
+        ("trained on sequences of 700", lambda: run.request("<image>" * 3, *[run.wide] * 3, out=out, interleaved=True)),
+        ("2 <image> for 1 images", lambda: run.request("<image> and <image>", run.wide)),
+        ("0 <image> for 1 images", lambda: run.request("a cat", run.wide)),
+        ("nowhere.png cannot be read", lambda: run.request("<image>", tmp_path / "nowhere.png")),
+        ("broken.png cannot be read: unsupported-format", lambda: run.request("<image>", broken)),
+        ("at least a word or an image", lambda: run.request("")),
+        ("at least a word or an image", lambda: run.request("", out=out, interleaved=True)),
+        ("written to a folder", lambda: run.request("a", interleaved=True)),
+        ("previews show an image", lambda: run.request("a", preview=tmp_path)),
+        ("at least one prompt", lambda: Request(run.output, ())),
+        ("at least one prompt", lambda: run.request("a", n=0)),
+        ("neither a checkpoint folder nor a run", lambda: run.request("a", checkpoint=tmp_path)),
+    ]
+    for message, ask in refused:
+        with pytest.raises(GenerationError, match=message):
+            generate(ask())
+    shutil.copytree(run.step, tmp_path / "alone" / "checkpoints" / "step-00000001")
     with pytest.raises(GenerationError, match="give its path"):
-        generate(tmp_path / "alone" / "checkpoints" / "step-00000000", "a", None)
+        generate(run.request("a", checkpoint=tmp_path / "alone" / "checkpoints" / "step-00000001"))
+    assert not out.exists()
 
 
 def test_a_damaged_checkpoint_is_refused(run: Run, tmp_path: Path) -> None:
-    copy = tmp_path / "step-00000000"
+    copy = tmp_path / "step-00000001"
     shutil.copytree(run.step, copy)
     victim = max((copy / "megatron").iterdir(), key=lambda p: p.stat().st_size)
     content = bytearray(victim.read_bytes())
     content[len(content) // 2] ^= 1
     victim.write_bytes(content)
     with pytest.raises(CheckpointError, match=victim.name):
-        generate(copy, "a", None, text_tokenizer=run.text)
+        generate(run.request("a", checkpoint=copy, text_tokenizer=run.text))
 
 
-def test_the_module_runs_in_a_process_of_its_own(run: Run) -> None:
+def test_the_module_runs_in_a_process_of_its_own(run: Run, tmp_path: Path) -> None:
     """Also that nothing imports megatron.core before the device is set up, which this process cannot show."""
     command = [sys.executable, "-m", "megatron_nextflow.generate", str(run.output)]
-    settings = GenerateConfig(max_tokens=4, top_k=1)
+    given = ["a <image>", "the quick <image>", "--image", run.wide, "--image", run.tall, "--out", tmp_path / "made.png"]
+    settings = GenerateConfig(top_k=(3, 2), guidance=0)
     done = subprocess.run(
-        [*command, "the quick", "--settings", settings.model_dump_json()], capture_output=True, text=True, check=True
+        [*command, *given, "--settings", settings.model_dump_json()], capture_output=True, text=True, check=True
     )
     found = json.loads(done.stdout.splitlines()[-1])
-    assert found["text"] == generate(run.output, "the quick", None, settings).text
-    refused = subprocess.run([*command, ""], capture_output=True, text=True)
-    assert refused.returncode == 2 and refused.stderr.strip().splitlines()[-1].startswith("a continuation needs")
+    here = generate(run.request("the quick <image>", run.tall, out=tmp_path / "here.png", settings=settings))
+    assert [entry["path"] for entry in found["results"]] == [str(tmp_path / f"made-{k}.png") for k in (1, 2)]
+    assert (tmp_path / "made-2.png").read_bytes() == (tmp_path / "here.png").read_bytes()
+    first = {name: found[name] for name in ("path", "text", "width", "height", "images", "ended", "metadata")}
+    assert first == found["results"][0] and found["passes"] == 16 and found["flops"] > here.flops
+
+
+def test_the_verb_hands_everything_on_and_shows_every_result(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`mnf generate` with the process it would start run in this one; settings left out are the recipe's of the run."""
+
+    def here(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        assert command[1:3] == ["-m", "megatron_nextflow.generate"]
+        with redirect_stdout(io.StringIO()) as out:
+            main([*command[3:6], "--device=cpu", *command[6:]])
+        return subprocess.CompletedProcess(command, 0, out.getvalue(), "")
+
+    monkeypatch.setattr(final_stages.subprocess, "run", here)
+    recipe = {"generate": {"prompt": "a", "top_k": [3, 2], "guidance": 0, "seed": 1}}
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe), encoding="utf-8")
+    given: dict[str, Any] = {"images": [run.wide, run.tall], "interleaved": False, "n": 2, "batch": 3, "preview": None}
+    out = tmp_path / "x.png"
+    generate_from_run(tmp_path, run.step, ["-a <image>", "<image> b"], out, **given, aspect="2:1", seed=None, top_p="1,0.9")
+    said = json.loads(Image.open(tmp_path / "x-4.png").text["settings"])  # type: ignore[attr-defined]
+    assert said == GenerateConfig.of(
+        {"top_k": [3, 2], "guidance": 0, "seed": 2, "aspect": 0.5, "top_p": [1, 0.9]}
+    ).model_dump(mode="json")
+    shown = capsys.readouterr()
+    assert shown.out.splitlines() == [f"{tmp_path / f'x-{k}.png'}: 176×96 pixels" for k in (1, 2, 3, 4)]
+    assert "16 forward passes" in shown.err
+    given |= {"images": [], "n": 1}
+    generate_from_run(tmp_path, run.step, ["the quick"], None, **given, max_tokens=3)
+    expected = generate(run.request("the quick", settings=GenerateConfig.of({"top_k": [3, 2], "seed": 1, "max_tokens": 3})))
+    assert capsys.readouterr().out == f"the quick{expected.results[0].text}\n"
+    with pytest.raises(SystemExit, match="2"):
+        generate_from_run(tmp_path, run.step, [""], None, **given)
+    assert capsys.readouterr().err.startswith("text needs a prompt")

@@ -1,23 +1,39 @@
-"""What the training program refuses, and how it says so."""
+"""What the training program refuses, how it says so, and how it ends."""
 
 from __future__ import annotations
 
+import faulthandler
+import logging
+import os
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+from nextflow_tokenize.pack_config import PackConfig
+from nextflow_tokenize.shard_writer import write_manifest
+from nextflow_tokenize.shards import ShardSet
 
-from megatron_nextflow import loop
+from megatron_nextflow import checkpoint, loop, train
+from megatron_nextflow.checkpoint_saver import SaveError
 from megatron_nextflow.config import TrainConfig
+from megatron_nextflow.feed import Feed, FeedError
+from megatron_nextflow.heartbeat import read_heartbeat
 from megatron_nextflow.inputs import InputError
+from megatron_nextflow.metrics import read_events, read_metrics
+from megatron_nextflow.rank_log import log_path, open_log
 from megatron_nextflow.training import DivergedError, Trainer
 
 Config = Callable[..., TrainConfig]
+Program = Callable[[TrainConfig], int]
 CPU = torch.device("cpu")
 
 
@@ -27,6 +43,27 @@ def data(training_data: Any, tmp_path: Path) -> Any:
     copy = tmp_path / "data"
     shutil.copytree(training_data.shards.parent, copy)
     return type(training_data)(copy / "shards", copy / "vision")
+
+
+@pytest.fixture
+def program(monkeypatch: pytest.MonkeyPatch) -> Iterator[Program]:
+    """The training program in this process, whose group and logging are left as they were."""
+    monkeypatch.setattr(dist, "destroy_process_group", lambda *group: None)
+    monkeypatch.setattr(train, "_die_with_parents", lambda: None)
+    root, interrupt = logging.getLogger(), signal.getsignal(signal.SIGINT)
+    handlers, hooks, level = root.handlers[:], (sys.excepthook, threading.excepthook), root.level
+
+    def run(config: TrainConfig) -> int:
+        file = config.output.parent / "train.json"
+        file.write_text(config.model_dump_json(), encoding="utf-8")
+        return train.main(["--config", str(file)])
+
+    yield run
+    root.handlers[:], (sys.excepthook, threading.excepthook) = handlers, hooks
+    root.setLevel(level)
+    logging.captureWarnings(False)
+    signal.signal(signal.SIGINT, interrupt)
+    faulthandler.enable()
 
 
 def _flip(file: Path, place: int) -> None:
@@ -78,6 +115,90 @@ def test_a_loss_that_is_no_number_stops_the_run_before_the_update(
         loop.train(make_config(data, tmp_path / "run"), CPU)
     assert seen[0].isfinite().all()
     assert not list((tmp_path / "run").glob("checkpoints/step-*"))
+
+
+def test_a_shard_set_without_packs_is_refused(data: Any, make_config: Config, tmp_path: Path) -> None:
+    made = ShardSet.open(str(data.shards)).manifest
+    shutil.rmtree(data.shards)
+    tokenizers = {"text_tokenizer": made.text_tokenizer, "vision_tokenizer": made.vision_tokenizer}
+    write_manifest(data.shards, [], config=PackConfig(max_length=192), parents={}, **tokenizers)
+    with pytest.raises(InputError, match="holds no packs; there is nothing to train on"):
+        loop.train(make_config(data, tmp_path / "run"), CPU)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_stop_signal_saves_and_ends_with_0(
+    data: Any, make_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: Program
+) -> None:
+    give = Feed.next_batch
+
+    def interrupted(self: Feed) -> Any:
+        if self.consumed == 8:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return give(self)
+
+    monkeypatch.setattr(Feed, "next_batch", interrupted)
+    config = make_config(data, tmp_path / "run", steps=100_000, log_interval=2)
+    assert program(config) == 0
+    saved = checkpoint.latest(config.output)
+    assert saved is not None and saved.name == "step-00000003"
+    assert [row["step"] for row in read_metrics(config.output)] == [2]
+    assert [event["kind"] for event in read_events(config.output)] == ["saved", "stop"]
+    heartbeat = read_heartbeat(config.output)
+    assert heartbeat is not None and (heartbeat["state"], heartbeat["step"]) == ("stopped", 3)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "words"),
+    [
+        (RuntimeError("a kernel failed"), 1, "rank 0 failed: RuntimeError: a kernel failed; its traceback is in {log}"),
+        (OSError(28, "No space left on device"), 1, "rank 0 failed: [Errno 28] No space left on device"),
+        (SaveError("checkpoint step-00000002 could not be saved"), 1, "checkpoint step-00000002 could not be saved"),
+        (FeedError("pack 7: an image has 9 scales"), 2, "pack 7: an image has 9 scales"),
+        (DivergedError("step 3: the loss is not a finite number"), 3, "step 3: the loss is not a finite number"),
+    ],
+)
+def test_the_status_says_what_kind_of_end_it_was(
+    error: Exception,
+    status: int,
+    words: str,
+    data: Any,
+    make_config: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    program: Program,
+) -> None:
+    def fail(*args: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(loop, "train", fail)
+    monkeypatch.setenv(train.STATUS_FILE, str(tmp_path / "status"))
+    config = make_config(data, tmp_path / "run")
+    assert program(config) == status
+    assert (tmp_path / "status").read_text(encoding="utf-8") == f"{status}\n"
+    log = log_path(config.output, 0)
+    said = capfd.readouterr().err
+    assert said.count("\n") == 1 and words.format(log=log) in said
+    assert f"{type(error).__name__}: " in log.read_text(encoding="utf-8")
+    assert program(config) == status and capfd.readouterr().err == ""  # said once, by whoever was first
+
+
+def test_a_log_has_what_nobody_caught(tmp_path: Path, program: Program) -> None:
+    """`program` puts the process's logging back."""
+    for _ in range(2):
+        path = open_log(tmp_path, 7)
+
+    def reader() -> None:
+        raise RuntimeError("the disk went away")
+
+    thread = threading.Thread(target=reader)
+    thread.start()
+    thread.join()
+    warnings.warn("something is odd", stacklevel=1)
+    text = path.read_text(encoding="utf-8")
+    assert path.name == "rank-00007.log" and text.count(f"pid {os.getpid()}") == 2
+    assert "in reader" in text and "RuntimeError: the disk went away" in text and "something is odd" in text
 
 
 def test_the_program_says_why_in_one_line(data: Any, make_config: Config, tmp_path: Path) -> None:

@@ -1,0 +1,87 @@
+"""What a request must satisfy, answered from small files before the model is loaded.
+
+A wrong level, tokenizer or length then costs a second and no loading of a model. Generation refuses tokenizers that are not
+the checkpoint's by hash, because their ids would mean something else. The cost: tokenizers must be at hand as files; a
+checkpoint does not carry them.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nextflow_tokenize.schedule import LEVEL_SCALES, Grid, canonical_final, grids, nearest_final
+from nextflow_tokenize.text import TextTokenizer
+from nextflow_tokenize.vision.identity import vision_info
+
+from megatron_nextflow.generate_config import GenerationError
+
+if TYPE_CHECKING:
+    from megatron_nextflow.checkpoint_format import CheckpointState
+
+
+def image_grids_of(level: int, ratio: float) -> tuple[Grid, ...]:
+    """The schedule of the image of `level` whose height over width is nearest to `ratio`. Raises GenerationError."""
+    if level not in LEVEL_SCALES:
+        raise GenerationError(f"level must be one of {', '.join(map(str, LEVEL_SCALES))}, not {level}")
+    if not 0.05 <= ratio <= 20:
+        raise GenerationError(f"ratio is height over width, about 0.25 to 4, not {ratio}")
+    scales = LEVEL_SCALES[level]
+    return grids(canonical_final(nearest_final(round(ratio * 10_000), 10_000), scales), scales)
+
+
+def step_folder(path: Path) -> Path:
+    """The checkpoint folder `path` is, or the newest of the run's folder that it is. Raises GenerationError."""
+    if (path / "manifest.json").is_file():
+        return path
+    pointer = path / "checkpoints" / "latest"
+    if not pointer.is_file():
+        raise GenerationError(
+            f"{path} is neither a checkpoint folder nor a run with one; train first, or give a step-* folder"
+        )
+    return path / "checkpoints" / pointer.read_text(encoding="utf-8").strip()
+
+
+def named_path(step: Path, name: str) -> Path:
+    """The path of a tokenizer as the resolved settings of a step folder's run name it. Raises GenerationError."""
+    file = step.parent.parent / "train.json"
+    try:
+        path = json.loads(file.read_text(encoding="utf-8"))["data"].get(name)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        path = None
+    if path is None:
+        raise GenerationError(f"{file} does not say where the {name.replace('_', ' ')} lies: give its path")
+    return Path(path)
+
+
+def open_text_tokenizer(path: Path, state: CheckpointState) -> TextTokenizer:
+    """The text tokenizer at `path`, a tokenizer.json or its folder; GenerationError where it is not the checkpoint's."""
+    tokenizer = TextTokenizer.load(path / "tokenizer.json" if path.is_dir() else path)
+    require_same("text tokenizer", path, tokenizer.hash, state.text_tokenizer)
+    return tokenizer
+
+
+def require_same(name: str, path: Path, found: str, wanted: str) -> None:
+    """Raise GenerationError where a tokenizer's hash is not the checkpoint's."""
+    if found != wanted:
+        raise GenerationError(
+            f"the {name} at {path} is {found[:12]}…, the checkpoint was trained with {wanted[:12]}…: its ids would mean "
+            "something else; give the one that the checkpoint's shards were made with"
+        )
+
+
+def require_room(slots: int, state: CheckpointState) -> None:
+    """Raise GenerationError where a request is longer than the sequences of training (positions never seen there)."""
+    if slots > state.model.max_length:
+        raise GenerationError(
+            f"prompt and result need {slots} slots, the model was trained on sequences of {state.model.max_length}: "
+            "shorten the prompt, or ask for less text or a lower level"
+        )
+
+
+def require_level(level: int, folder: Path, state: CheckpointState) -> None:
+    """Raise GenerationError where the vision tokenizer in `folder` or the model was not made for images of `level`."""
+    possible = [n for n in vision_info(folder)["levels"] if LEVEL_SCALES.get(n, 99) <= state.model.max_scales]
+    if level not in possible:
+        raise GenerationError(f"level {level} is not one of {possible}, which vision tokenizer and model were trained for")
