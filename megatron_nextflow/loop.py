@@ -27,6 +27,7 @@ from megatron_nextflow.checkpoint_saver import Saver
 from megatron_nextflow.config import TrainConfig
 from megatron_nextflow.feed import Feed, Share
 from megatron_nextflow.health import Finding, Health
+from megatron_nextflow.loss import logits_bytes
 from megatron_nextflow.metrics import Reporter, Silence
 from megatron_nextflow.signals import Stop
 from megatron_nextflow.stragglers import Stragglers
@@ -141,7 +142,8 @@ class _Run:
         """One batch: its update, or what its loss calls for instead."""
         began = time.perf_counter()
         batches = self.stragglers.timed(self.feed.next_batch())
-        report, loss = self.trainer.gradients(batches)
+        report = self.trainer.gradients(batches)
+        loss = report.loss
         left_out = len(self.state.skipped)
         finding = self.health.of_loss(loss, left_out)
         norm = self.trainer.update(skip=finding is not None and finding.action != "warn")
@@ -282,8 +284,12 @@ def _opening(config: TrainConfig, source: inputs.Inputs, trainer: Trainer) -> st
     spread = " × ".join(f"{name} {size}" for name, size in layout if size > 1 or name in ("TP", "PP", "DP"))
     sequence = ", sequence parallel" if parallel.sequence_parallel else ""
     a_token = flops.flops_per_token(config.model, source.vocabulary, config.model.max_length)
+    whole, trained = flops.parameter_count(config.model, source.vocabulary, source.codebook.shape[1]), trainer.parameters
+    rows = source.vocabulary.padded // parallel.tp
+    plain, held = logits_bytes(config.model.max_length * config.data.micro_batch_size, rows, config.loss.chunk)
     return (
-        f"[bold]{trainer.parameters:,}[/bold] trainable parameters, {a_token:.3g} FLOPs a token of a full pack; {spread}"
-        f"{sequence}, {trainer.precision}; {len(source.packs):,} packs, {config.data.global_batch_size} a step of up to "
-        f"{config.model.max_length} slots"
+        f"[bold]{whole:,}[/bold] parameters{'' if trained == whole else f', {trained:,} of them trained'}, {a_token:.3g} FLOPs "
+        f"a token of a full pack; {spread}{sequence}, {trainer.precision}; {len(source.packs):,} packs, "
+        f"{config.data.global_batch_size} a step of up to {config.model.max_length} slots; logits take at most "
+        f"{held / 2**20:,.0f} MiB a process, not {plain / 2**20:,.0f}"
     )

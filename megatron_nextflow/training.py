@@ -189,14 +189,15 @@ class Trainer:
 
         Raises DivergedError on every process where loss or norm is not finite; weights are then not updated.
         """
-        report, loss = self.gradients(batches)
-        norm = self.update(skip=not math.isfinite(loss))
-        if not math.isfinite(loss) or not math.isfinite(norm):
-            raise DivergedError(f"the {'gradient norm' if math.isfinite(loss) else 'loss'} is not a finite number")
+        report = self.gradients(batches)
+        finite = math.isfinite(report.loss)
+        norm = self.update(skip=not finite)
+        if not finite or not math.isfinite(norm):
+            raise DivergedError(f"the {'gradient norm' if finite else 'loss'} is not a finite number")
         return report, norm
 
-    def gradients(self, batches: Iterable[LayoutBatch]) -> tuple[StepReport, float]:
-        """Forward and backward passes over this copy's `micro_batches` batches; the report and its loss, on every process.
+    def gradients(self, batches: Iterable[LayoutBatch]) -> StepReport:
+        """Forward and backward passes over this copy's `micro_batches` batches; the report, the same on every process.
 
         Nothing is updated. Batches are whole rows; a context-parallel process takes its part of each.
         """
@@ -213,8 +214,7 @@ class Trainer:
             micro_batch_size=1,
             forward_only=False,
         )
-        report = self._reduce(reports)
-        return report, report.loss
+        return self._reduce(reports)
 
     def update(self, skip: bool = False) -> float:
         """The optimizer's step with the gradients at hand; returns their norm before clipping, the same on every process.

@@ -195,7 +195,9 @@ def test_a_log_has_what_nobody_caught(tmp_path: Path, program: Program) -> None:
     thread = threading.Thread(target=reader)
     thread.start()
     thread.join()
-    warnings.warn("something is odd", stacklevel=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.warn("something is odd", stacklevel=1)
     text = path.read_text(encoding="utf-8")
     assert path.name == "rank-00007.log" and text.count(f"pid {os.getpid()}") == 2
     assert "in reader" in text and "RuntimeError: the disk went away" in text and "something is odd" in text
