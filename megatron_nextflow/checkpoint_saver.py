@@ -163,7 +163,7 @@ class Saver:
         checkpoint_policy.prune(self.config.output, state.step, self.config.keep, self.config.keep_every)
 
     def _prepared(self, final: Path, state: CheckpointState) -> bool:
-        """Whether `final` is in force already, brought up to date then; else the way is free for it. On the first process."""
+        """Whether `final` is in force already, then brought up to date; if not, its way is clear. On the first process."""
         pointer = self.parent / LATEST
         if pointer.is_file() and pointer.read_text(encoding="utf-8").strip() == final.name and final.is_dir():
             old = read_manifest(final)

@@ -85,8 +85,9 @@ def generate(request: Request) -> Generation:
         from megatron_nextflow.previews import Previews
 
         run.previews = Previews(request.preview, run.decode)
+    kind = run.draw if request.draws else run.write if request.interleaved else run.go_on
     for jobs in planned.batches():
-        run.draw(jobs) if request.draws else run.write(jobs) if request.interleaved else run.go_on(jobs)
+        kind(jobs)
     previews: tuple[Path, ...] = ()
     if run.previews is not None:
         run.previews.close()

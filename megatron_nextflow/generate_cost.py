@@ -4,7 +4,7 @@ NextFlow counts a layer of width h at 12·s_q·h² + 4·s_q·s_kv·h FLOPs for s
 passes of an image (arXiv 2601.02204, on inference efficiency): square matrices, a feed-forward of 4h, one FLOP a
 multiply-add of a matrix. `layer_flops` is that to the letter and gives the published polynomials. Their quotient is the
 published 5.96 at h = 2048; at 4096 it is 6.38. What one of our models does is counted as training counts it (`flops`: two
-FLOPs a multiply-add, grouped queries, SwiGLU, attended pairs). The cost: the two counts must not be compared. Needs no torch.
+FLOPs a multiply-add, grouped queries, SwiGLU, attended pairs). The cost: the two counts cannot be compared. No torch needed.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from megatron_nextflow import train
 from megatron_nextflow.attend import told, watch
 from megatron_nextflow.config import TrainConfig
 from megatron_nextflow.machine import gpu_present, this_machine
-from megatron_nextflow.run_record import Hold, RunRecord, Status, last_step, own_start, write_record
+from megatron_nextflow.launch_record import Hold, LaunchRecord, Status, last_step, own_start, write_record
 
 CONFIG = "train.json"
 """Name of the resolved configuration, written into the run's output folder."""
@@ -57,7 +57,7 @@ def launch(
     """Train with `processes` processes; returns the exit status.
 
     0: all steps are done, or a signal (SIGINT, SIGTERM, SIGHUP, SIGUSR1) asked to stop and everything is saved; which of the
-    two, the newest checkpoint's step says (`run_record.last_step`), and the record (run.json). 2: refused input or
+    two, the newest checkpoint's step says (`launch_record.last_step`), and the record (run.json). 2: refused input or
     configuration. 3: a loss that is not finite. 128 + n: signal n came before there was anything to save. Else 1.
 
     Relative paths of `config` are taken from `root`. `environment` adds to what the processes inherit. With `cluster` this
@@ -73,7 +73,7 @@ def launch(
     with Hold(output):
         _require_port(resolved, cluster)
         (output / CONFIG).write_text(resolved.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        record = RunRecord(
+        record = LaunchRecord(
             pid=os.getpid(),
             started=own_start(),
             host=socket.gethostname(),

@@ -26,7 +26,7 @@ LOCK = ".launcher"
 Status = Literal["submitted", "running", "finished", "stopped", "failed"]
 
 
-class RunRecord(Section):
+class LaunchRecord(Section):
     """run.json. Times are seconds since 1970."""
 
     pid: int
@@ -54,28 +54,28 @@ class AlreadyRunning(ValueError):
 
 
 def own_start() -> float:
-    """When this process began, as `RunRecord.started` has it."""
+    """When this process began, as `LaunchRecord.started` has it."""
     import psutil  # not in a base install, which reads records too
 
     return float(psutil.Process().create_time())
 
 
-def read_record(output: Path) -> RunRecord | None:
+def read_record(output: Path) -> LaunchRecord | None:
     """A training folder's record; None where there is none that can be read."""
     try:
-        return RunRecord.model_validate_json((output / RECORD).read_bytes())
+        return LaunchRecord.model_validate_json((output / RECORD).read_bytes())
     except (OSError, ValidationError):
         return None
 
 
-def write_record(output: Path, record: RunRecord) -> None:
+def write_record(output: Path, record: LaunchRecord) -> None:
     """Replaces the record of a training folder in one move."""
     beside = output / f".{RECORD}.{os.getpid()}"
     beside.write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
     os.replace(beside, output / RECORD)
 
 
-def alive(record: RunRecord) -> bool:
+def alive(record: LaunchRecord) -> bool:
     """Whether the launcher of a record is at work on this machine."""
     if record.status != "running" or record.host != socket.gethostname():
         return False

@@ -213,7 +213,7 @@ class _Run:
 
     def _announce(self, saved: list[Path]) -> None:
         for path in saved:
-            self.reporter.event("saved", f"saved {path}", self.state.step)
+            self.reporter.event("saved", f"saved {path}", int(path.name.removeprefix("step-")))
 
     def _compare(self) -> None:
         found = self.stragglers.compare()

@@ -129,10 +129,6 @@ def _die_with_parents() -> None:
     threading.Thread(target=watch, name="orphan-watch", daemon=True).start()
 
 
-if __name__ == "__mp_main__":
-    # A helper process that Megatron spawned to write checkpoints: it would outlive a parent that is killed.
-    _die_with_parents()
-
 if __name__ == "__main__":
     ended = main()
     if ended:

@@ -15,8 +15,9 @@ from nextflow_pipelines.units import unit_output
 from nextflow_pipelines.work import StageWork
 
 from megatron_nextflow.generate_config import GenerateConfig
+from megatron_nextflow.launch_record import last_step
 from nextflow_orchestration.recipe import Recipe
-from nextflow_orchestration.training import last_checkpoint, last_step, resolve, run_training, training_folder
+from nextflow_orchestration.training import last_checkpoint, resolve, run_training, training_folder
 
 GENERATE_VERSION = 1
 IMAGE = "image.png"
@@ -27,7 +28,10 @@ def train_stage(recipe: Recipe, pack: StageResult, tokenizer: Path, text_tokeniz
     output = training_folder(recipe.root, recipe.train, pack.fingerprint)
     if last_step(output) >= recipe.train.steps:
         return output, last_step(output), False
-    return output, run_training(resolve(recipe, pack.dir / "shards", tokenizer, text_tokenizer, output)), True
+    outcome = run_training(resolve(recipe, pack.dir / "shards", tokenizer, text_tokenizer, output))
+    if not outcome.finished:
+        raise KeyboardInterrupt  # a whole run that was stopped is not done, though all of it is saved
+    return output, outcome.step, True
 
 
 def generate_stage(recipe: Recipe, training: Path) -> StageResult:

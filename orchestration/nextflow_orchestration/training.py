@@ -1,4 +1,4 @@
-"""Training and generation as part of a run: which folder, which shards, which checkpoint.
+"""Training and generation as part of a run: which folder, which checkpoint, and how a training ended.
 
 A training folder is named after what decides the weights: the shard set, the model, the optimizer, the loss. How many steps,
 how often to save and how many processes are not in the name, so the same command with more steps, or another layout, goes on
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from rich.console import Console
 
 from megatron_nextflow.config import TrainConfig
 from megatron_nextflow.generate_config import GenerateConfig
-from nextflow_orchestration.lineage import NoRun, chain, last_run
-from nextflow_orchestration.recipe import Recipe, load_recipe
+from megatron_nextflow.launch_record import RECORD, last_step
+from nextflow_orchestration.lineage import NoRun, last_run
+from nextflow_orchestration.recipe import Recipe
 
 OPERATIONAL = (
     "output", "parallel", "steps", "log_interval", "checkpoint_interval", "keep", "keep_every", "async_save", "resume",
@@ -29,21 +31,40 @@ OPERATIONAL = (
 
 
 class TrainingFailed(RuntimeError):
-    """The training processes ended with an error; `status` is their exit status."""
+    """The training processes ended with an error; `status` is their exit status, None where nobody could tell it."""
 
-    def __init__(self, status: int, output: Path) -> None:
+    def __init__(self, status: int | None, output: Path) -> None:
         step = last_step(output)
         kept = (
             f"the checkpoint of step {step} is kept and the same command goes on from it"
             if step
             else "nothing was saved yet"
         )
-        super().__init__(f"training ended with status {status} ({output}); {kept}")
+        how = "ended without a word" if status is None else f"ended with status {status}"
+        super().__init__(f"training {how} ({output}); {kept}")
         self.status = status
 
 
 class TrainingRefused(ValueError):
-    """What the run was given cannot be trained on; the training processes have said why. Trying again would not help."""
+    """What the run was given cannot be trained on; trying again would not help."""
+
+
+@dataclass(frozen=True)
+class TrainingOutcome:
+    """Where a training stands after it ended well: finished, or told to stop and saved."""
+
+    output: Path
+    step: int
+    steps: int
+
+    @property
+    def finished(self) -> bool:
+        return self.step >= self.steps
+
+    def __str__(self) -> str:
+        if self.finished:
+            return f"step {self.step}: done"
+        return f"stopped early at step {self.step} of {self.steps}, saved; the same command goes on from there"
 
 
 def training_folder(root: Path, config: TrainConfig, shards_fingerprint: str) -> Path:
@@ -53,15 +74,6 @@ def training_folder(root: Path, config: TrainConfig, shards_fingerprint: str) ->
     del settings["loss"]["chunk"]
     identity = canonical_json({"settings": settings, "shards": shards_fingerprint})
     return root / f"train-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
-
-
-def last_step(output: Path) -> int:
-    """The step of a training folder's newest checkpoint, 0 where there is none; read without torch."""
-    try:
-        name = (output / "checkpoints" / "latest").read_text(encoding="utf-8").strip()
-        return int(name.removeprefix("step-"))
-    except (OSError, ValueError):
-        return 0
 
 
 def last_checkpoint(output: Path) -> Path:
@@ -81,41 +93,29 @@ def resolve(recipe: Recipe, shards: Path, vision_tokenizer: Path, text_tokenizer
     return TrainConfig.model_validate(tree)
 
 
-def run_training(config: TrainConfig, processes: int | None = None) -> int:
-    """Trains until `config.steps`; returns the step reached. Raises TrainingFailed, KeyboardInterrupt after SIGINT."""
+def run_training(config: TrainConfig, processes: int | None = None) -> TrainingOutcome:
+    """Trains on this machine until `config.steps` or until a signal asks to stop, and writes the run page.
+
+    `processes`: as many as one copy of the model takes, where it is None. Raises TrainingRefused, TrainingFailed, and
+    KeyboardInterrupt where the signal came before there was anything to save.
+    """
     from megatron_nextflow.launch import launch
     from megatron_nextflow.train import REFUSED
+    from nextflow_orchestration.report.run_page import write_run_page
 
-    status = launch(config, Path.cwd(), processes or config.parallel.tp * config.parallel.pp)
-    if status == 128 + 2:
+    try:
+        status = launch(config, Path.cwd(), processes or config.parallel.model_parallel)
+    except ValueError as error:
+        raise TrainingRefused(str(error)) from error
+    if (config.output / RECORD).is_file():
+        write_run_page(config.output)
+    if status > 128:
         raise KeyboardInterrupt
     if status == REFUSED:
         raise TrainingRefused(f"nothing was trained in {config.output}: the line above says why")
     if status:
         raise TrainingFailed(status, config.output)
-    return last_step(config.output)
-
-
-def train_recipe(recipe_path: Path, overrides: list[str], shards: Path | None, out: Path | None) -> None:
-    """`mnf train`: trains on the recipe's shards, or on `shards`, whose vision tokenizer the recipe must then name."""
-    recipe = load_recipe(recipe_path, overrides)
-    if shards is None:
-        commits = chain(recipe.root)
-        if "pack" not in commits:
-            raise NoRun(f"{recipe.root} holds no shards yet: run `mnf run {recipe_path}` first, or name a set with --shards")
-        pack = commits["pack"]
-        shards, tokenizer = pack.folder / "shards", commits["vision_tokenizer"].folder / "tokenizer"
-        text_tokenizer: Path | None = commits["text_tokenizer"].folder / "tokenizer.json"
-        fingerprint = pack.manifest["fingerprint"]
-    else:
-        given = recipe.train.data.vision_tokenizer
-        if given is None:
-            raise ValueError("--shards needs train.data.vision_tokenizer: the folder of the tokenizer that made them")
-        tokenizer, text_tokenizer = given, recipe.train.data.text_tokenizer
-        fingerprint = hashlib.sha256((shards / "manifest.json").read_bytes()).hexdigest()
-    output = out or training_folder(recipe.root, recipe.train, fingerprint)
-    step = run_training(resolve(recipe, shards, tokenizer, text_tokenizer, output))
-    Console(stderr=True, highlight=False).print(f"step {step}; checkpoints, metrics.jsonl and TensorBoard files in {output}")
+    return TrainingOutcome(config.output, last_step(config.output), config.steps)
 
 
 def newest_training(root: Path) -> Path:

@@ -24,7 +24,7 @@ from megatron_nextflow.config import TrainConfig
 from megatron_nextflow.files import file_problem
 from megatron_nextflow.launch import launch
 from megatron_nextflow.metrics import read_metrics
-from megatron_nextflow.run_record import AlreadyRunning, Hold, RunRecord, alive, last_step, own_start, read_record
+from megatron_nextflow.launch_record import AlreadyRunning, Hold, LaunchRecord, alive, last_step, own_start, read_record
 
 Config = Callable[..., TrainConfig]
 
@@ -47,7 +47,7 @@ def test_two_launchers_never_train_into_one_folder(make_config: Config, training
 
 def test_a_record_knows_its_process_from_another_with_its_number() -> None:
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    record = RunRecord(
+    record = LaunchRecord(
         pid=os.getpid(), started=own_start(), host=socket.gethostname(), processes=1, status="running", began=0.0
     )
     assert alive(record)

@@ -23,7 +23,7 @@ from pydantic import ValidationError
 from megatron_nextflow import slurm_queue
 from megatron_nextflow.config import TrainConfig
 from megatron_nextflow.metrics import read_metrics
-from megatron_nextflow.run_record import last_step, read_record
+from megatron_nextflow.launch_record import last_step, read_record
 from megatron_nextflow.slurm import script, write_script
 from megatron_nextflow.slurm_config import SlurmConfig
 
@@ -36,7 +36,7 @@ words = sys.argv[1:]
 options = []
 while words[0].startswith("--"):
     options.append(words.pop(0))
-print("\n".join(options), file=open(os.environ["PLAYED"] + "/srun", "w"))
+print(*options, sep=chr(10), file=open(os.environ["PLAYED"] + "/srun-options", "w"))
 child = subprocess.Popen(words, env={**os.environ, "SLURM_NODEID": "0"})
 signal.signal(signal.SIGTERM, lambda *_: child.kill())
 signal.signal(signal.SIGUSR1, lambda *_: child.send_signal(signal.SIGUSR1))
@@ -150,6 +150,7 @@ def _play(played: Played, config: TrainConfig, number: int = 0, after: tuple[str
     text = script(with_launcher, "job", after)
     process = subprocess.Popen(["bash", "-c", text], env=environment, stderr=subprocess.PIPE, text=True)
     while number and not (played.folder / "ready").exists():
+        assert process.poll() is None, process.communicate()[1]
         time.sleep(0.01)
     if number:
         process.send_signal(number)
@@ -206,7 +207,7 @@ def test_no_setting_reaches_the_shell(played: Played, tmp_path: Path, monkeypatc
     assert _play(played, config, STATUS="finished", CODE="0") == 0
     assert not list(tmp_path.rglob("pwned"))
     assert f"MINE={HOSTILE}" in played.said("environment") and "FROM_SITE=yes" in played.said("environment")
-    assert {f"--container-image={HOSTILE}", "--container-mounts=/a:/a,/b:/b"} <= set(played.said("srun"))
+    assert {f"--container-image={HOSTILE}", "--container-mounts=/a:/a,/b:/b"} <= set(played.said("srun-options"))
     launched = played.said("launched")[0]
     assert f"--config {config.output}/train.json --processes 8 --nodes 1 --rendezvous localhost:24242" in launched
     head = script(config, "the name; touch pwned").split("set -euo")[0]

@@ -49,12 +49,23 @@ def _widened(low: float, high: float) -> tuple[float, float]:
     return (low, high) if high - low > room * 1e-3 else (low - room, high + room)
 
 
-class _Frame:
-    """Maps data to the plot area, and draws the grid and the axis labels."""
+def powers(low: float, high: float) -> list[float]:
+    """Positions 10^low … 10^high for a logarithmic axis, as exponents: 1, 2 and 5 a decade, or decades where those crowd."""
+    for steps in ((1, 2, 5), (1,)):
+        found = [n + math.log10(m) for n in range(math.floor(low), math.ceil(high) + 1) for m in steps]
+        found = [exponent for exponent in found if low <= exponent <= high]
+        if len(found) <= 9:
+            break
+    return found[:: -(-len(found) // 9) or 1]
 
-    def __init__(self, x: tuple[float, float], y: tuple[float, float]) -> None:
+
+class _Frame:
+    """Maps data to the plot area, and draws the grid and the axis labels. `log`: y is given as its logarithm to base 10."""
+
+    def __init__(self, x: tuple[float, float], y: tuple[float, float], log: bool = False) -> None:
         self.x0, self.x1 = _widened(*x)
         self.y0, self.y1 = _widened(*y)
+        self.log = log
 
     def x(self, value: float) -> float:
         return _LEFT + (value - self.x0) / (self.x1 - self.x0) * (WIDTH - _LEFT - _RIGHT)
@@ -64,10 +75,10 @@ class _Frame:
 
     def grid(self, x_label: str, y_label: str, whole_x: bool = False) -> list[str]:
         out = []
-        for tick in ticks(self.y0, self.y1):
-            y = self.y(tick)
+        for tick in powers(self.y0, self.y1) if self.log else ticks(self.y0, self.y1):
+            y, label = self.y(tick), short(float(f"{10**tick:.3g}") if self.log else tick)
             out.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-            out.append(f'<text class="tick end" x="{_LEFT - 6}" y="{y + 3.5:.1f}">{escape(short(tick))}</text>')
+            out.append(f'<text class="tick end" x="{_LEFT - 6}" y="{y + 3.5:.1f}">{escape(label)}</text>')
         for tick in ticks(self.x0, self.x1, 6):
             if whole_x and tick != round(tick):
                 continue
@@ -114,12 +125,24 @@ def histogram(
     return _svg(parts, title)
 
 
-def lines(curves: Sequence[Curve], title: str, x_label: str, y_label: str, ramp: bool = False, zero: bool = False) -> Markup:
+def lines(
+    curves: Sequence[Curve],
+    title: str,
+    x_label: str,
+    y_label: str,
+    ramp: bool = False,
+    zero: bool = False,
+    log: bool = False,
+    marks: Sequence[tuple[float, str]] = (),
+) -> Markup:
     """Curves over a common axis. `ramp` colours them as an ordered family (scales), else as categories.
 
-    Points that are not finite are left out; `zero` makes the y axis begin at 0. No points: an empty string.
+    Points that are not finite are left out; `zero` makes the y axis begin at 0; `log` makes it logarithmic, and then what is
+    not above 0 is left out too. `marks`: places on the x axis and what was there. No points: an empty string.
     """
     kept = [(c.name, [(x, y) for x, y in c.points if math.isfinite(x) and math.isfinite(y)]) for c in curves]
+    if log:
+        kept = [(name, [(x, math.log10(y)) for x, y in points if y > 0]) for name, points in kept]
     kept = [(name, points) for name, points in kept if points]
     if not kept:
         return Markup("")
@@ -127,8 +150,13 @@ def lines(curves: Sequence[Curve], title: str, x_label: str, y_label: str, ramp:
     ys = [y for _, points in kept for _, y in points]
     low, high = (0.0 if zero else min(ys)), max(ys)
     margin = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
-    frame = _Frame((min(xs), max(xs)), (low if zero else low - margin, high + margin))
+    frame = _Frame((min(xs), max(xs)), (low if zero else low - margin, high + margin), log)
     parts = frame.grid(x_label, y_label, whole_x=True)
+    for place, what in marks:
+        if min(xs) <= place <= max(xs):
+            x = f"{frame.x(place):.1f}"
+            line = f'<line class="limit" x1="{x}" x2="{x}" y1="{_TOP}" y2="{HEIGHT - _BOTTOM}">'
+            parts.append(f"{line}<title>{escape(what)}</title></line>")
     for i, (name, points) in enumerate(kept):
         style = shade(i, len(kept), ramp)
         path = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in thin(points))

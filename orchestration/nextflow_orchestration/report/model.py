@@ -236,3 +236,56 @@ class Report:
     audit: Audit | None = None
     settings: str = ""
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Curves over steps, drawn together. `ramp`: an ordered family (scales); `log`: a logarithmic axis; `zero`: from 0."""
+
+    title: str
+    unit: str
+    curves: tuple[Curve, ...]
+    ramp: bool = False
+    zero: bool = False
+    log: bool = False
+    words: str = ""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Something that happened in a training: when (as text), at which step, what kind of thing, in words."""
+
+    when: str
+    step: int
+    kind: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint of a training: its step, its size in bytes, when it was written, and over which layout."""
+
+    step: int
+    size: int
+    when: str
+    layout: str
+
+
+@dataclass(frozen=True)
+class RunPage:
+    """One training, finished or at work. `refresh`: seconds after which a browser reads the page again; 0: never."""
+
+    title: str
+    subtitle: str
+    tiles: tuple[Tile, ...] = ()
+    charts: tuple[Chart, ...] = ()
+    marks: tuple[tuple[float, str], ...] = ()
+    events: tuple[Moment, ...] = ()
+    hidden_events: int = 0
+    checkpoints: tuple[Saved, ...] = ()
+    samples: tuple[Generated, ...] = ()
+    layout: tuple[Fact, ...] = ()
+    hardware: tuple[Fact, ...] = ()
+    settings: str = ""
+    notes: tuple[str, ...] = ()
+    refresh: int = 0
