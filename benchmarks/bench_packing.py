@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,7 +102,7 @@ def main() -> None:
         for at in range(0, len(found), processes):
             trainer.step([found[at + dist.get_rank()]])
 
-    seconds = together({name: (lambda found=found: epoch(found)) for name, found in ways.items()}, options.rounds)
+    seconds = together({name: partial(epoch, found) for name, found in ways.items()}, options.rounds)
     rows: list[list[str]] = []
     speed: dict[str, float] = {}
     for name, found in ways.items():

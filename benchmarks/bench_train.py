@@ -75,11 +75,8 @@ def compare(processes: int, rounds: int, device: torch.device) -> Section:
     rows = [
         [name, f"{tokens / median(taken):,.0f}", f"{ratio(taken, seconds['ours']):.2f}"] for name, taken in seconds.items()
     ]
-    where = "bf16" if device.type == "cuda" else "float32"
-    title = (
-        f"{processes} processes, rows of {SLOTS} slots, {model['layers']} layers of width {model['hidden_size']}, {where}"
-    )
-    return table(title, ["", "tokens/s", "ours / this"], rows), []
+    stack = f"{model['layers']} layers of width {model['hidden_size']}, {config.precision}"
+    return table(f"{processes} processes, rows of {SLOTS} slots, {stack}", ["", "tokens/s", "ours / this"], rows)
 
 
 def on_gpu(rounds: int, device: torch.device) -> Section:
