@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 MAX_LENGTH = 8192
 SIDE_BY_SIDE = 4
+RELATIVE_COST = 0.7
+"""Budget of FLOPs, as a part of what a text of MAX_LENGTH slots costs: low enough to bind more often than the slots do."""
 SHAPE = {
     "cpu": {"hidden_size": 256, "layers": 4, "heads": 8, "query_groups": 2, "ffn_size": 704},
     "cuda": {"hidden_size": 3584, "layers": 4, "heads": 28, "query_groups": 4, "ffn_size": 18944},
@@ -58,7 +60,7 @@ def batches(given: Sequence[Document], vocabulary: Any, cost: CostModel) -> dict
     groups = [given[at : at + SIDE_BY_SIDE] for at in range(0, len(given), SIDE_BY_SIDE)]
     padded = [collate([layout_of([one], vocabulary, length=longest) for one in group]) for group in groups]
     by_length = PackConfig(max_length=MAX_LENGTH, relative_cost=1e6, cost=cost)
-    by_compute = PackConfig(max_length=MAX_LENGTH, relative_cost=1.0, cost=cost)
+    by_compute = PackConfig(max_length=MAX_LENGTH, relative_cost=RELATIVE_COST, cost=cost)
     packed = {
         name: [join([layout_of(pack, vocabulary)], 16) for pack in packs_of(given, config)]
         for name, config in (("packs of fixed length", by_length), ("packs of equal compute", by_compute))

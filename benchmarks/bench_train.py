@@ -11,6 +11,10 @@ slot really attends, and the head where there is a label. Run: python benchmarks
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -24,6 +28,10 @@ from megatron_nextflow.device import setup
 
 MICRO_BATCHES = 2
 SLOTS = 2048
+CODE_WIDTH = 40
+WIDTH_7B = {"hidden_size": 3584, "heads": 28, "query_groups": 4, "ffn_size": 18944, "max_length": 8192}
+NO_ROOM = 3
+"""Exit status of a stack that does not fit into the GPU's memory."""
 
 
 def ours(config: Any, vocabulary: Any, device: torch.device, slots: int) -> tuple[Callable[[], Any], Any]:
@@ -34,7 +42,7 @@ def ours(config: Any, vocabulary: Any, device: torch.device, slots: int) -> tupl
     from megatron_nextflow.batch import join
     from megatron_nextflow.training import Trainer
 
-    codebook = torch.nn.functional.normalize(torch.randn(vocabulary.codes, 40), dim=-1)
+    codebook = torch.nn.functional.normalize(torch.randn(vocabulary.codes, CODE_WIDTH), dim=-1)
     trainer = Trainer(config, vocabulary, codebook, device)
     trainer.set_step(1)
     image = Document(60, (256,))
@@ -72,51 +80,74 @@ def compare(processes: int, rounds: int, device: torch.device) -> Section:
     }
     seconds = together({"ours": step, **{name: peer.step for name, peer in peers.items()}}, rounds)
     tokens = SLOTS * MICRO_BATCHES * processes
+    attended = step().pairs / (tokens * (SLOTS + 1) / 2)
     rows = [
-        [name, f"{tokens / median(taken):,.0f}", f"{ratio(taken, seconds['ours']):.2f}"] for name, taken in seconds.items()
-    ]
+        [
+            name, f"{attended if name == 'ours' else 1:.2f}", f"{tokens / median(taken):,.0f}",
+            f"{ratio(taken, seconds['ours']):.2f}",
+        ]
+        for name, taken in seconds.items()
+    ]  # fmt: skip
     stack = f"{model['layers']} layers of width {model['hidden_size']}, {config.precision}"
-    return table(f"{processes} processes, rows of {SLOTS} slots, {stack}", ["", "tokens/s", "ours / this"], rows)
+    header = ["", "pairs / causal pairs", "tokens/s", "ours / this"]
+    return table(f"{processes} processes, rows of {SLOTS} slots, {stack}", header, rows)
+
+
+def stack(layers: int, fp8: str | None, rounds: int, device: torch.device) -> list[str]:
+    """The row of `layers` layers of 7B width, trained on this GPU alone in `fp8` or bf16."""
+    from megatron_nextflow.flops import peak_tflops, step_flops
+    from megatron_nextflow.training import start_parallel
+
+    config, vocabulary = stack_config(layers, fp8)
+    start_parallel(config)
+    step, trainer = ours(config, vocabulary, device, config.model.max_length)
+    first = step()
+    seconds = median(together({"": step}, rounds)[""])
+    rate = step_flops(config.model, vocabulary, first.tokens, first.pairs, first.labels) / seconds / 1e12
+    peak = peak_tflops(torch.cuda.get_device_name(device))
+    share = f"{100 * rate / peak:.1f} %" if peak else "unknown"
+    return [trainer.precision, str(layers), f"{first.tokens / seconds:,.0f}", f"{rate:.0f}", share]
+
+
+def stack_config(layers: int, fp8: str | None) -> tuple[Any, Any]:
+    """The configuration of such a stack, and its vocabulary."""
+    from megatron_nextflow.config import TrainConfig
+    from megatron_nextflow.vocabulary import Vocabulary
+
+    data = {"global_batch_size": MICRO_BATCHES}
+    model = {**WIDTH_7B, "layers": layers}
+    config = TrainConfig.model_validate({"model": model, "precision": "bf16", "fp8": fp8, "data": data})
+    return config, Vocabulary(text=151_936, codes=32_768)
+
+
+def alone(layers: int, fp8: str | None, rounds: int) -> list[str] | None:
+    """`stack` in a process of its own, because what Megatron's wrapper holds is never freed; None where it does not fit."""
+    command = [sys.executable, __file__, "--stack", str(layers), "--rounds", str(rounds), *(["--fp8", fp8] if fp8 else [])]
+    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK")}
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
+    if done.returncode not in (0, NO_ROOM):
+        raise RuntimeError(f"{layers} layers ended with {done.returncode}")
+    return None if done.returncode else list(json.loads(done.stdout.splitlines()[-1]))
 
 
 def on_gpu(rounds: int, device: torch.device) -> Section:
-    """MFU of a stack of 7B width, in bf16 and FP8."""
-    from megatron_nextflow.config import TrainConfig
-    from megatron_nextflow.flops import peak_tflops, step_flops
-    from megatron_nextflow.training import start_parallel
-    from megatron_nextflow.vocabulary import Vocabulary
+    """MFU of as many layers of 7B width as fit with FP8, which needs more memory; in bf16 and FP8 alike."""
+    from megatron_nextflow import flops, memory
 
-    vocabulary = Vocabulary(text=151_936, codes=32_768)
-    slots = 8192
-    seconds: dict[str, float] = {}
+    room = torch.cuda.get_device_properties(device).total_memory
+
+    def fits(layers: int) -> bool:
+        config, vocabulary = stack_config(layers, "auto")
+        parameters = flops.parameter_count(config.model, vocabulary, CODE_WIDTH)
+        return memory.estimate(config, vocabulary, 0, parameters, parameters, 1, fp8=True).total < room
+
     rows: list[list[str]] = []
-    for fp8 in (None, "auto"):
-        for layers in range(12, 0, -1):
-            shape = {"hidden_size": 3584, "layers": layers, "heads": 28, "query_groups": 4, "ffn_size": 18944}
-            config = TrainConfig.model_validate(
-                {
-                    "model": {**shape, "max_length": slots}, "precision": "bf16", "fp8": fp8,
-                    "data": {"global_batch_size": MICRO_BATCHES},
-                }
-            )  # fmt: skip
-            start_parallel(config)
-            try:
-                step, trainer = ours(config, vocabulary, device, slots)
-                first = step()
-                taken = together({"": step}, rounds)[""]
-            except torch.cuda.OutOfMemoryError:
-                torch.cuda.empty_cache()
-                continue
-            name = trainer.precision
-            seconds[name] = median(taken)
-            flops = step_flops(config.model, vocabulary, first.tokens, first.pairs, first.labels)
-            rate, peak = flops / seconds[name] / 1e12, peak_tflops(torch.cuda.get_device_name(device))
-            share = f"{100 * rate / peak:.1f} %" if peak else "unknown"
-            rows.append([name, str(layers), f"{first.tokens / seconds[name]:,.0f}", f"{rate:.0f}", share])
-            del step, trainer
-            torch.cuda.empty_cache()
+    for layers in filter(fits, range(16, 0, -1)):
+        if eight := alone(layers, "auto", rounds):
+            rows = [row for row in (alone(layers, None, rounds), eight) if row]
             break
-    return table(f"7B width, rows of {slots} slots", ["", "layers", "tokens/s", "TFLOP/s", "MFU"], rows)
+    title = f"7B width, rows of {WIDTH_7B['max_length']} slots"
+    return table(title, ["", "layers", "tokens/s", "TFLOP/s", "MFU"], rows)
 
 
 def main() -> None:
@@ -124,7 +155,15 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "reports")
+    parser.add_argument("--stack", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--fp8", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.stack:
+        try:
+            print(json.dumps(stack(options.stack, options.fp8, options.rounds, setup("auto", 1))))
+        except torch.cuda.OutOfMemoryError:
+            sys.exit(NO_ROOM)
+        return
     processes = 1 if gpu() else options.processes
     if not under_torchrun(processes):
         return
@@ -132,11 +171,12 @@ def main() -> None:
     import torch.distributed as dist
 
     torch.manual_seed(dist.get_rank())
-    sections, remarks = [compare(processes, options.rounds, device)], list[str]()
+    sections, remarks = list[Section](), list[str]()
     if device.type == "cuda":
-        sections.append(on_gpu(options.rounds, device))
+        sections.append(on_gpu(options.rounds, device))  # first: what the comparison takes, it keeps
     else:
         remarks.append("No GPU was to be had: MFU in bf16 (goal 50 %) and FP8 over bf16 (goal 1.3) on an H100 are open.")
+    sections.insert(0, compare(processes, options.rounds, device))
     if dist.get_rank() == 0:
         print(report("train", __doc__ or "", sections, remarks, options.out))
     dist.barrier()

@@ -1,9 +1,9 @@
-"""AdamW for the CPU, with the state layout of Transformer Engine's FusedAdam.
+"""AdamW where Transformer Engine is missing, with the state layout of its FusedAdam.
 
 Megatron's distributed optimizer can reload a checkpoint only where the step count lies in the parameter group.
-torch.optim.AdamW keeps one a parameter, and on reload either fails or shares a single step tensor among all of them and
-silently changes the loss. So the count is kept where FusedAdam keeps it, and checkpoints of CPU and GPU runs have one
-layout. The arithmetic is torch's own fused kernel.
+torch.optim.AdamW keeps one a parameter: it fails at the first step where its moments were made before, and on reload either
+fails or shares a single step tensor among all of them and silently changes the loss. So the count is kept where FusedAdam
+keeps it, and checkpoints of all runs have one layout. The arithmetic is torch's own fused kernel.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class GroupStepAdam(torch.optim.Optimizer):
                 [self.state[p]["exp_avg"] for p in params],
                 [self.state[p]["exp_avg_sq"] for p in params],
                 [],
-                [torch.tensor(float(group["step"] - 1)) for _ in params],
+                list(torch.full((len(params),), float(group["step"] - 1), device=params[0].device).unbind()),
                 amsgrad=False,
                 beta1=group["betas"][0],
                 beta2=group["betas"][1],

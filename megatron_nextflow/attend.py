@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -24,8 +25,7 @@ STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 class _Signals:
     """Takes what asks to stop while training runs and gives it back after; does nothing outside the main thread."""
 
-    def __init__(self, agent: subprocess.Popen[bytes]) -> None:
-        self.agent = agent
+    def __init__(self) -> None:
         self.received = 0
         self.again = False
         self._told: set[int] = set()
@@ -46,44 +46,47 @@ class _Signals:
         self.again = number == self.received == signal.SIGINT
         self.received = number
 
-    def pass_on(self) -> None:
+    def pass_on(self, agent: subprocess.Popen[bytes]) -> None:
         """Tells the training processes, each once, also those that begin later; a second Ctrl-C kills them all.
 
         They are the agent's own children: what they started (data loaders, writers of checkpoints) has its work to finish.
         """
         if self.again:
-            for process in _family(self.agent.pid, recursive=True):
+            for process in _family(agent.pid, recursive=True):
                 _send(process, signal.SIGKILL)
         elif self.received:
-            for process in _family(self.agent.pid, recursive=False):
+            for process in _family(agent.pid, recursive=False):
                 if process.pid not in self._told:
                     self._told.add(process.pid)
                     _send(process, self.received if self.received == signal.SIGINT else signal.SIGTERM)
 
 
-def attend(agent: subprocess.Popen[bytes], status: Path) -> int:
-    """Waits for torchrun, passing signals to its processes, and leaves none of them; returns its exit status.
+def attend(command: Sequence[str], environment: Mapping[str, str], status: Path) -> int:
+    """Runs torchrun, passing signals to its processes, and leaves none of them; returns its exit status.
 
-    128 + n where signal n asked to stop. `status` is the file in which a process may say why it ended. The agent must lead a
-    session of its own.
+    128 + n where signal n asked to stop. `status` is the file in which a process may say why it ended.
     """
-    code, received = watch(agent)
+    code, received = watch(command, environment)
     if received:
         return 128 + received
     said = told(status)
     return code if said is None else said
 
 
-def watch(agent: subprocess.Popen[bytes]) -> tuple[int, int]:
-    """The agent's exit status (128 + n where signal n ended it) and the signal that asked to stop, or 0."""
-    with _Signals(agent) as signals:
+def watch(command: Sequence[str], environment: Mapping[str, str]) -> tuple[int, int]:
+    """Runs torchrun, in a session of its own, as `attend` does.
+
+    Returns its exit status (128 + n where signal n ended it), and the signal that asked to stop, or 0.
+    """
+    with _Signals() as signals:
+        agent = subprocess.Popen(command, env=environment, start_new_session=True)
         try:
             while True:
                 try:
                     code = agent.wait(timeout=0.2)
                     break
                 except subprocess.TimeoutExpired:
-                    signals.pass_on()
+                    signals.pass_on(agent)
         finally:
             _end(agent)
     return code if code >= 0 else 128 - code, signals.received

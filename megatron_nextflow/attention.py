@@ -254,7 +254,8 @@ def in_slot_order(part: torch.Tensor, group: torch.distributed.ProcessGroup) -> 
 def _flex() -> Callable[..., torch.Tensor]:
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention)
+    # Few graphs serve all lengths of rows; beyond the limit torch would go on uncompiled, with the whole of the scores.
+    return torch.compile(flex_attention, fullgraph=True, recompile_limit=64)
 
 
 class BlockRangeAttention(MegatronModule):

@@ -1,4 +1,4 @@
-"""Loading a checkpoint: verified by every process together before anything is taken from it.
+"""Loading a checkpoint: one that all processes agree on, verified by them together before anything is taken from it.
 
 What a checkpoint is on disk is in `checkpoint_format`, how one is written in `checkpoint_saver`. Loading reads every file
 twice, once for its hash: the cost of never training on from a damaged one. `common.pt` is loaded by torch with weights_only,
@@ -8,7 +8,7 @@ are JSON and safetensors.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +39,33 @@ __all__ = [
     "CheckpointManifest",
     "CheckpointState",
     "folder",
+    "in_force",
     "latest",
     "load",
     "load_weights",
     "read_manifest",
     "verify",
 ]
+
+
+def in_force(find: Callable[[], Path | None]) -> tuple[Path, CheckpointManifest] | None:
+    """The checkpoint that `find` finds on the first process, and its manifest; every process must call this.
+
+    One looks for all: on a shared disk another machine may for a while see the `latest` of before. Raises what `find` and
+    `read_manifest` raise as CheckpointError, on all of them.
+    """
+    told: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            path = find()
+            told[0] = None if path is None else (path, read_manifest(path))
+        except (OSError, ValueError) as error:
+            told[1] = str(error)
+    dist.broadcast_object_list(told)
+    if told[1] is not None:
+        raise CheckpointError(told[1])
+    found: tuple[Path, CheckpointManifest] | None = told[0]
+    return found
 
 
 def load(trainer: Trainer, path: Path, manifest: CheckpointManifest) -> None:

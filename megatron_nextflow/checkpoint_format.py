@@ -41,7 +41,8 @@ class FileEntry(Section):
 
 
 class RunRecord(Section):
-    """How the run that wrote a checkpoint was set up; for people, compared with nothing."""
+    """How the run that wrote a checkpoint was set up; for people: a run that goes on says what is changed, and refuses
+    nothing."""
 
     recipe: str
     """sha256 of the resolved TrainConfig, as JSON with sorted keys."""
@@ -118,10 +119,15 @@ def steps(output: Path) -> list[int]:
 
 
 def latest(output: Path) -> Path | None:
-    """The checkpoint in force, or None before the first. Raises CheckpointError where `latest` names none that is there."""
+    """The checkpoint in force, or None before the first. Raises CheckpointError where `latest` names none that is there.
+
+    Where `latest` itself is not there (a kill before the first was written, or it was removed), the newest is in force:
+    every folder that has a manifest is whole.
+    """
     pointer = folder(output) / LATEST
     if not pointer.is_file():
-        return None
+        found = steps(output)
+        return folder(output) / folder_name(found[-1]) if found else None
     path = folder(output) / pointer.read_text(encoding="utf-8").strip()
     if (path / MANIFEST).is_file() and path.name.startswith("step-"):
         return path

@@ -163,6 +163,10 @@ class TrainConfig(Section):
             raise ValueError(f"optimizer.min_lr {self.optimizer.min_lr} is above optimizer.lr {self.optimizer.lr}")
         if self.fp8 is not None and self.precision != "bf16":
             raise ValueError("fp8 needs precision: bf16 for all that is not a matrix product")
+        if self.fp8 is not None and self.data.align % 16:
+            raise ValueError(f"data.align {self.data.align}: fp8 needs rows in multiples of 16 slots")
+        if self.first_last_bf16 and self.fp8 is None:
+            raise ValueError("first_last_bf16 keeps layers out of fp8, which is not set: set it, or leave first_last_bf16 out")
         if self.first_last_bf16 and self.fp8 == "delayed":
             raise ValueError("first_last_bf16 does not go with fp8: delayed, whose scaling factors span all layers")
         if self.first_last_bf16 * 2 > model.layers:

@@ -14,7 +14,7 @@ file a tensor and layer. The device must be set up before this module is importe
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -118,8 +118,10 @@ def import_hf(
             f"{text_tokenizer} has {text.vocab_size} ids, {source}'s embedding {language.rows} rows: it is another model's"
         )
     folder = HfFolder(source)
+    if HF_HEAD in folder.tensors:  # whatever config.json says of it, as in transformers
+        language = replace(language, tied=False)
     wanted = language_model_tensors(language.model, language.rows, language.tied)
-    folder.require(wanted, ignored=[HF_HEAD] if language.tied else [])
+    folder.require(wanted)
     dtype = _dtype(folder, wanted, precision)
     vocabulary = Vocabulary(language.rows, len(codebook))
     pieces = [*_language_pieces(folder, language, vocabulary), *_new_pieces(language, vocabulary, codebook, kept)]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -31,6 +32,16 @@ LONG_PROMPT = 256
 
 OnScale = Callable[[int, Sequence[NDArray[np.int64]]], None]
 """Called after each scale, counted from 1, with the codes of all scales so far [Σ_{k≤n} hw] of each document."""
+
+
+class Words(NamedTuple):
+    """What is drawn as words: ids below `ids`, which the text tokenizer has; a text ends before the id `stop`.
+
+    Converted weights have more rows than that, and nothing can be read from an id of those.
+    """
+
+    ids: int
+    stop: int | None = None
 
 
 @dataclass
@@ -111,12 +122,12 @@ def continue_texts(
     model: NextFlowModel,
     prompts: Sequence[Sequence[Part]],
     most: int,
-    stop: int | None,
+    words: Words,
     settings: GenerateConfig,
     config: LayoutConfig,
     seeds: Sequence[int],
 ) -> tuple[list[list[int]], Work]:
-    """Up to `most` text ids after each prompt, one a pass, each ending before the id `stop`; and what they took.
+    """Up to `most` text ids after each prompt, one a pass; and what they took.
 
     A document that has ended takes part in no further pass. Raises GenerationError for a prompt with nothing in it.
     """
@@ -138,11 +149,11 @@ def continue_texts(
     while going:
         waiting = {row.number: row.document.unread() for row in going if row.document.fed < row.document.slots}
         hidden |= cached.feed(waiting) if waiting else {}
-        logits = cached.score(torch.stack([hidden[row.number][-1] for row in going]), 0, model.vocabulary.boi)
+        logits = cached.score(torch.stack([hidden[row.number][-1] for row in going]), 0, words.ids)
         still = []
         for row, scores in zip(going, logits, strict=True):
             token = int(draw(scores[None], settings.text_sampling, row.generator))
-            if token != stop:
+            if token != words.stop:
                 found[row.number].append(token)
                 row.document.add(token)
                 still += [row] * (len(found[row.number]) < most)
@@ -167,7 +178,7 @@ def write_interleaved(
     settings: GenerateConfig,
     config: LayoutConfig,
     seed: int,
-    stop: int | None,
+    words: Words,
     room: int,
 ) -> Written:
     """Text after `prompt` in which the model itself begins images, where it draws ⟨boi⟩ among the words.
@@ -183,21 +194,24 @@ def write_interleaved(
     capacity = min(room, document.slots + settings.max_tokens + settings.max_images * size)
     cached = CachedModel(model, 2 if settings.guidance else 1, capacity)
     row = Row(0, document, torch.Generator(cached.device).manual_seed(seed))
-    words = images = 0
+    written = images = 0
     ended = "max_tokens"
-    while words < settings.max_tokens:
+    while written < settings.max_tokens:
         if document.slots > capacity:
             ended = "room"
             break
         state = cached.feed({0: document.unread()})[0][-1:]
         fits = images < settings.max_images and document.slots + size <= capacity
-        token = int(draw(cached.score(state, 0, boi + fits), settings.text_sampling, row.generator))
-        if token == stop:
+        logits = cached.score(state, 0, words.ids)
+        if fits:
+            logits = torch.cat([logits, cached.score(state, boi, boi + 1)], dim=-1)
+        token = int(draw(logits, settings.text_sampling, row.generator))
+        if token == words.stop:
             ended = "end of text"
             break
-        if token < boi:
+        if token < words.ids:
             document.add(token)
-            words += 1
+            written += 1
             continue
         if settings.guidance:
             row.beside = (1, Document([], model.vocabulary, config))

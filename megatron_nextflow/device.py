@@ -1,9 +1,10 @@
 """The one place that knows whether there is a GPU, and the trainer's only global state.
 
-On a GPU nothing is changed. On a CPU, megatron-core asks torch.cuda for devices, streams and generators in dozens of places
-though its mathematics runs anywhere; rather than fork it, `setup` makes those few questions answer for the CPU and turns a
-request for a CUDA tensor into one for a CPU tensor, in this process only. The cost: about a millisecond a step, and that
-`setup` must run before anything imports megatron.core. Everything else in the package is written once, for both.
+On a GPU nothing is changed but the optimizer, where Transformer Engine is missing. On a CPU, megatron-core asks torch.cuda for
+devices, streams and generators in dozens of places though its mathematics runs anywhere; rather than fork it, `setup` makes
+those few questions answer for the CPU and turns a request for a CUDA tensor into one for a CPU tensor, in this process only.
+The cost: about a millisecond a step, and that `setup` must run before anything imports megatron.core. Everything else in the
+package is written once, for both.
 """
 
 from __future__ import annotations
@@ -27,14 +28,19 @@ def setup(kind: str = "auto", threads: int = 1) -> torch.device:
 
     `kind`: "auto" (the GPU if there is one), "cpu" or "cuda". Reads RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and
     MASTER_PORT as torchrun sets them; without them the process is alone. Raises RuntimeError where "cuda" is asked
-    for and absent, or where megatron.core was imported before the CPU's answers could be put in place.
+    for and absent, where this machine has fewer GPUs than processes, or where megatron.core was imported before the CPU's
+    answers could be put in place.
     """
     torch.set_num_threads(threads)
     gpu = torch.cuda.is_available() and kind != "cpu"
     if kind == "cuda" and not gpu:
         raise RuntimeError("device: cuda was asked for, but torch sees no GPU")
     if gpu:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        local, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        if local >= gpus:
+            raise RuntimeError(f"torch sees {gpus} GPUs on this machine, process {local + 1} has none: start one a GPU")
+        torch.cuda.set_device(local)
+        _install_adam()
     else:
         _install_cpu_answers()
     if not dist.is_initialized():
@@ -44,11 +50,6 @@ def setup(kind: str = "auto", threads: int = 1) -> torch.device:
         else:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     return torch.device("cuda", torch.cuda.current_device()) if gpu else _CPU
-
-
-def is_cpu() -> bool:
-    """Whether `setup` chose the CPU."""
-    return _shim is not None
 
 
 def _names_cuda(device: Any) -> bool:
@@ -138,11 +139,13 @@ def _install_generator() -> None:
 
 
 def _install_adam() -> None:
-    """Give Megatron's optimizers an Adam whose step count can be checkpointed (see `megatron_nextflow.adam`)."""
+    """Where Megatron has but torch's Adam, give it one that it can checkpoint (see `megatron_nextflow.adam`)."""
     import megatron.core.optimizer as optimizer
     import megatron.core.optimizer.distrib_optimizer as distributed
 
     from megatron_nextflow.adam import GroupStepAdam
 
+    if not optimizer.USING_PYTORCH_OPTIMIZER:
+        return
     optimizer.Adam, optimizer.USING_PYTORCH_OPTIMIZER = GroupStepAdam, False
     distributed.Adam, distributed.HAVE_APEX_OR_TE, distributed.USING_APEX_OPTIMIZER = GroupStepAdam, True, True

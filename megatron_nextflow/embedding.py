@@ -68,9 +68,10 @@ class NextFlowEmbedding(MegatronModule):
         """
         hidden = self.word_embeddings(batch.token_ids)
         # Also without an image: overlapped gradient reduction waits for every parameter's gradient, be it zero.
-        scale, count = batch.scale[batch.is_vision], batch.num_scales[batch.is_vision]
+        slots = batch.is_vision.flatten().nonzero().squeeze(1)
+        scale, count = batch.scale.flatten()[slots], batch.num_scales.flatten()[slots]
         vision = self.vision(vision_inputs(self.codebook, batch.images, batch.vision_rows), scale, count)
-        hidden = hidden.masked_scatter(batch.is_vision[..., None], vision)
+        hidden = hidden.flatten(0, 1).index_copy(0, slots, vision).view_as(hidden)
         hidden = hidden.transpose(0, 1).contiguous()
         return scatter_to_sequence_parallel_region(hidden) if self.config.sequence_parallel else hidden
 

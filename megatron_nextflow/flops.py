@@ -36,7 +36,6 @@ def step_flops(
     tokens: int,
     pairs: int,
     labels: int,
-    recompute: bool = False,
     frozen_layers: bool = False,
 ) -> float:
     """Model FLOPs of one training step, forward and backward, over the whole global batch.
@@ -45,14 +44,12 @@ def step_flops(
     query-key pairs of one layer; each costs 4 FLOPs a channel of every head (score and value). `labels`: slots that predict
     something; the head runs only there, over its padded rows. The backward pass is two forward passes. The connector is left
     out: of a 7B model 0.2 % even if every slot were an image's. `frozen_layers`: the layers pass gradients on and have none
-    themselves (the alignment stage), so their matrices' backward pass is one forward pass. `recompute` counts the layers'
-    forward pass once more: what the hardware then does, not what utilisation is reckoned from.
+    themselves (the alignment stage), so their matrices' backward pass is one forward pass.
     """
     matrices = 2 * model.layers * _layer_matrices(model) * tokens
     attention = 4 * model.layers * model.heads * model.head_dim * pairs
     head = 2 * model.hidden_size * vocabulary.padded * labels
-    again = matrices + attention if recompute else 0
-    return float((2 if frozen_layers else 3) * matrices + 3 * (attention + head) + again)
+    return float((2 if frozen_layers else 3) * matrices + 3 * (attention + head))
 
 
 def flops_per_token(model: ModelConfig, vocabulary: Vocabulary, length: int) -> float:

@@ -28,7 +28,7 @@ from megatron_nextflow.generate_cost import Work, generation_flops
 from megatron_nextflow.layout import LayoutConfig
 from megatron_nextflow.prompt import PLACEHOLDER, parse_prompts
 from megatron_nextflow.request import Job, Plan, Request, plan
-from megatron_nextflow.results import Generation, Result, numbered, write_folder, write_png
+from megatron_nextflow.results import Generation, Result, write_folder, write_png
 
 if TYPE_CHECKING:
     from megatron_nextflow.checkpoint_format import CheckpointState
@@ -102,6 +102,7 @@ class _Run:
     def __init__(self, planned: Plan, model: NextFlowModel) -> None:
         self.plan, self.model = planned, model
         self.layout = LayoutConfig(spatial_extent=planned.state.model.rope_extent)
+        self.places = iter(planned.request.places)
         self.results: list[Result] = []
         self.work = Work()
         self.previews: Previews | None = None
@@ -111,7 +112,7 @@ class _Run:
         from megatron_nextflow.decoding import draw_images
 
         schedule = jobs[0].schedule
-        paths = [self._path(number) for number in range(len(jobs))]
+        paths = [next(self.places) for _ in jobs]
         names = [path.stem for path in paths]
 
         def show(scale: int, codes: Sequence[NDArray[np.int64]]) -> None:
@@ -121,32 +122,31 @@ class _Run:
         prompts, seeds = [self.plan.prompts[job.prompt] for job in jobs], [job.seed for job in jobs]
         drawn, work = draw_images(self.model, prompts, schedule, self.plan.request.settings, self.layout, seeds, show)
         for job, path, codes in zip(jobs, paths, drawn, strict=True):
-            image, metadata = self.decode(codes, schedule), self.plan.metadata(job)
+            image, metadata = self.decode(codes, schedule), self.metadata(job)
             write_png(image, path, metadata)
             self.results.append(Result(metadata, path, image, codes, schedule))
         self.work += work
 
     def go_on(self, jobs: Sequence[Job]) -> None:
         """More text for each job."""
-        from megatron_nextflow.decoding import continue_texts
+        from megatron_nextflow.decoding import Words, continue_texts
 
         settings, text = self.plan.request.settings, self.plan.text
         prompts, seeds = [self.plan.prompts[job.prompt] for job in jobs], [job.seed for job in jobs]
-        found, work = continue_texts(self.model, prompts, settings.max_tokens, text.eod_id, settings, self.layout, seeds)
-        self.results += [
-            Result(self.plan.metadata(job), text=text.decode(ids)) for job, ids in zip(jobs, found, strict=True)
-        ]
+        words = Words(text.vocab_size, text.eod_id)
+        found, work = continue_texts(self.model, prompts, settings.max_tokens, words, settings, self.layout, seeds)
+        self.results += [Result(self.metadata(job), text=text.decode(ids)) for job, ids in zip(jobs, found, strict=True)]
         self.work += work
 
     def write(self, jobs: Sequence[Job]) -> None:
         """Text with images for each job, one after the other."""
-        from megatron_nextflow.decoding import write_interleaved
+        from megatron_nextflow.decoding import Words, write_interleaved
 
         text, pictures = self.plan.text, self.plan.pictures
         for job in jobs:
             written = write_interleaved(
                 self.model, self.plan.prompts[job.prompt], job.schedule, self.plan.request.settings, self.layout, job.seed,
-                text.eod_id, self.plan.state.model.max_length,
+                Words(text.vocab_size, text.eod_id), self.plan.state.model.max_length,
             )  # fmt: skip
             pieces = tuple(
                 text.decode(part.ids) if isinstance(part, TextPart) else self.decode(part.codes, part.grids)
@@ -154,11 +154,16 @@ class _Run:
             )
             prompt = self.plan.request.prompts[job.prompt].parts
             shown = [part if isinstance(part, str) else pictures[part].image for part in prompt]
-            path, metadata = self._path(0), self.plan.metadata(job)
+            path, metadata = next(self.places), self.metadata(job)
             write_folder(path, shown, pieces, metadata, written.ended)
             words = "".join(piece if isinstance(piece, str) else PLACEHOLDER for piece in pieces)
             self.results.append(Result(metadata, path, text=words, pieces=pieces, ended=written.ended))
             self.work += written.work
+
+    def metadata(self, job: Job) -> dict[str, str]:
+        """What the files of a result say of themselves: the request, and what "auto" in it came to."""
+        weight = self.model.output_layer.weight
+        return self.plan.metadata(job) | {"computed": f"{str(weight.dtype).removeprefix('torch.')} on {weight.device.type}"}
 
     def decode(self, codes: NDArray[np.int64], schedule: tuple[Grid, ...]) -> Image.Image:
         """The image of `codes`, the first scales of `schedule` or all of them."""
@@ -166,12 +171,6 @@ class _Run:
 
         assert self.plan.vision is not None
         return to_images(self.plan.vision.decode(torch.from_numpy(codes)[None], schedule))[0]
-
-    def _path(self, ahead: int) -> Path:
-        """Where the result goes that is made after `ahead` others."""
-        out = self.plan.request.out
-        assert out is not None
-        return numbered(out, len(self.results) + ahead + 1, len(self.plan.jobs))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -86,6 +86,8 @@ class GenerateConfig(Section):
     taken. None: the ratio of the prompt's last image, or square."""
     max_tokens: int = Field(default=64, ge=1)
     """Text tokens of a continuation, or of a text with images."""
+    end_of_text: str = "<|endoftext|>"
+    """Token at which a text ends: the text tokenizer's own; a model of dialogues may end its responses with another."""
     max_images: int = Field(default=4, ge=0)
     """Images of a text with images; where no room is left for one, none is begun."""
     precision: Literal["auto", "float32", "bf16"] = "auto"

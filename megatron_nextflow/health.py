@@ -1,4 +1,4 @@
-"""When a loss or a gradient norm is a reason to leave a batch out, go back or stop.
+"""When a loss, a gradient norm or a batch that cannot be used is a reason to leave the batch out, go back or stop.
 
 Decided from numbers that are the same on every process, so all of them decide alike without asking each other. A spike is
 judged against the median of the losses before it, which a few bad ones do not move; the window is part of a checkpoint, so a
@@ -22,7 +22,7 @@ from megatron_nextflow.health_config import HealthConfig
 class Finding:
     """What is wrong with a batch and what to do about it. `median` of the losses before it, for a spike only."""
 
-    kind: Literal["nan", "spike"]
+    kind: Literal["nan", "spike", "data"]
     action: Literal["warn", "skip", "rollback", "stop"]
     reason: str
     median: float | None = None
@@ -52,6 +52,10 @@ class Health:
         if math.isfinite(norm):
             return None
         return self._limited(Finding("nan", self.config.nan, "the gradient norm is not a finite number"), left_out)
+
+    def of_data(self, reason: str, lasting: bool, left_out: int) -> Finding:
+        """For a batch that cannot be used, `left_out` such in a row before it; `lasting`: no more could the next."""
+        return self._limited(Finding("data", "stop" if lasting else "skip", reason), left_out)
 
     def accept(self, loss: float) -> None:
         """Remember the loss of a step that was taken."""

@@ -23,7 +23,8 @@ class HealthConfig(Section):
     spike_window: int = Field(default=32, ge=4)
     """Losses that must have been seen before one can be called a spike."""
     most_skipped: int = Field(default=8, ge=1)
-    """Batches left out, by skip or rollback, after which the run stops: more than that is not the data."""
+    """Batches left out, by skip or rollback, after which the run stops: more than that is not the data. And as many in a row
+    with a pack that cannot be used: more than that is not a pack."""
     hang_seconds: float = Field(default=1800.0, gt=0)
     """Time without a finished step after which a process writes down its threads' stacks and ends the run. The first step
     (compiling) and saving have three times as long."""

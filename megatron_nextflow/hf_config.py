@@ -53,14 +53,17 @@ def read_config(folder: Path, own: Mapping[str, Any]) -> LanguageModel:
     if kind not in MODEL_TYPES:
         raise ConvertError(f"{file}: model_type is {kind!r}; {' and '.join(MODEL_TYPES)} can be converted")
     text = content.get("text_config") or content
-    missing = [name for name in _SAME.values() if text.get(name) is None]
-    if missing:
-        raise ConvertError(f"{file} does not say {', '.join(missing)}: it is not whole")
-    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
-    rope = {"rope_theta": text.get("rope_theta"), "rope_type": rope.get("type", "default"), **rope}
-    settings = {ours: text[theirs] for ours, theirs in _SAME.items()}
-    settings |= {"rope_theta": rope["rope_theta"], "rope_sections": rope.get("mrope_section")}
-    problem = _problem({**content, **text}, rope)
+    try:
+        missing = [name for name in _SAME.values() if text.get(name) is None]
+        if missing:
+            raise ConvertError(f"{file} does not say {', '.join(missing)}: it is not whole")
+        rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+        rope = {"rope_theta": text.get("rope_theta"), "rope_type": rope.get("type", "default"), **rope}
+        settings = {ours: text[theirs] for ours, theirs in _SAME.items()}
+        settings |= {"rope_theta": rope["rope_theta"], "rope_sections": rope.get("mrope_section")}
+        problem = _problem({**content, **text}, rope)
+    except (AttributeError, TypeError) as error:
+        raise ConvertError(f"{file} has a setting of the wrong type ({error}): it is another model's, or damaged") from error
     try:
         model = ModelConfig.model_validate({**own, **settings})
     except ValidationError as error:

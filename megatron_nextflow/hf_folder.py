@@ -8,7 +8,7 @@ hold, or of no known use. The cost: bit rot within the weights is not seen, beca
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,14 +67,13 @@ class HfFolder:
             else:
                 self.tensors[bare] = entry
 
-    def require(self, wanted: Mapping[str, Shape], ignored: Iterable[str] = ()) -> None:
-        """Raise ConvertError unless the tensors are `wanted`, of these shapes and of one type of weights; `ignored` may be
-        there besides."""
+    def require(self, wanted: Mapping[str, Shape]) -> None:
+        """Raise ConvertError unless the tensors are `wanted`, of these shapes and of types of weights."""
         missing = sorted(wanted.keys() - self.tensors.keys())
         if missing:
             why = ": this model has no bias on queries, keys and values" if missing[0].endswith("_proj.bias") else ""
             raise ConvertError(f"{self.folder} lacks {_some(missing)}{why}; config.json or the files are another model's")
-        unknown = sorted(self.tensors.keys() - wanted.keys() - set(ignored))
+        unknown = sorted(self.tensors.keys() - wanted.keys())
         if unknown:
             raise ConvertError(f"{self.folder} holds {_some(unknown)}, which Qwen2.5-VL's language model does not have")
         for name, shape in wanted.items():

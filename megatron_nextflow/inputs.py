@@ -65,7 +65,10 @@ def open_inputs(config: TrainConfig) -> Inputs:
 
 
 def vocabulary_of(config: TrainConfig, folder: str, manifest: Manifest) -> Vocabulary:
-    """The joint vocabulary of the shard set in `folder`. Raises InputError where the set and the recipe do not fit."""
+    """The joint vocabulary of the shard set in `folder`.
+
+    Raises InputError where the set and the recipe do not fit, ValueError where the rows cannot be split over `parallel.tp`.
+    """
     if not manifest.totals.samples:
         raise InputError(f"{folder} holds no packs; there is nothing to train on")
     if manifest.budget.max_length > config.model.max_length:
@@ -87,7 +90,9 @@ def vocabulary_of(config: TrainConfig, folder: str, manifest: Manifest) -> Vocab
                     f"{folder} has a codebook of {vision.codebook_size} codes of width {width}, data.{name} is {expected}: "
                     "the model would have another range of codes; correct the recipe, or name the shards it is meant for"
                 )
-    return Vocabulary(text=rows, codes=manifest.codebook_size)
+    vocabulary = Vocabulary(text=rows, codes=manifest.codebook_size)
+    vocabulary.require_split(config.parallel.tp)
+    return vocabulary
 
 
 def verify_files(packs: ShardSet) -> None:

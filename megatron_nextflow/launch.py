@@ -15,7 +15,6 @@ import argparse
 import errno
 import os
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -25,8 +24,8 @@ from pathlib import Path
 from megatron_nextflow import train
 from megatron_nextflow.attend import told, watch
 from megatron_nextflow.config import TrainConfig
-from megatron_nextflow.machine import gpu_present, this_machine
 from megatron_nextflow.launch_record import Hold, LaunchRecord, Status, last_step, own_start, write_record
+from megatron_nextflow.machine import gpu_present, this_machine
 
 CONFIG = "train.json"
 """Name of the resolved configuration, written into the run's output folder."""
@@ -104,10 +103,7 @@ def _ending(code: int, config: TrainConfig) -> Status:
 def _run(config: TrainConfig, processes: int, environment: Mapping[str, str] | None, cluster: Cluster | None) -> int:
     status = config.output / (STATUS if cluster is None else f"{STATUS}-{cluster.node}")
     status.unlink(missing_ok=True)
-    agent = subprocess.Popen(
-        _command(config, processes, cluster), env=_environment(config, status, environment), start_new_session=True
-    )
-    code, received = watch(agent)
+    code, received = watch(_command(config, processes, cluster), _environment(config, status, environment))
     said = told(status)
     if said is not None:
         return said

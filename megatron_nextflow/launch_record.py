@@ -77,14 +77,18 @@ def write_record(output: Path, record: LaunchRecord) -> None:
 
 def alive(record: LaunchRecord) -> bool:
     """Whether the launcher of a record is at work on this machine."""
-    if record.status != "running" or record.host != socket.gethostname():
-        return False
+    here = record.status == "running" and record.host == socket.gethostname()
+    return here and process_alive(record.pid, record.started)
+
+
+def process_alive(pid: int, started: float) -> bool:
+    """Whether the process that had this number and start time is there still."""
     import psutil
 
     try:
-        process = psutil.Process(record.pid)
+        process = psutil.Process(pid)
         # A start time is reckoned from the machine's boot, and that from a clock that may be set meanwhile.
-        return abs(process.create_time() - record.started) < 2 and process.status() != psutil.STATUS_ZOMBIE
+        return abs(process.create_time() - started) < 2 and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
 

@@ -1,10 +1,12 @@
-"""The training run on one process: check, build, resume, step, judge, save, stop when told.
+"""The training run on one process: check, build, resume, read, step, judge, save, stop when told.
 
 Everything that can be refused is refused before the first step: a damaged shard, a tokenizer that is not the shards' or the
 checkpoint's, a layout of processes that does not fit. A request to stop (SIGTERM, SIGINT) on any process is shared among all
-after each step, so that they stop at the same one, save, and leave a checkpoint. A batch with a bad loss is left out, or the
-run goes back to its last checkpoint, as the recipe's `health` says; which batches were left out is part of the checkpoints
-that follow. The cost: one small all-reduce a step, and a checkpoint before the first step where the recipe may go back.
+before each step, so that they stop at the same one, save, and leave a checkpoint; until a run has begun it has nothing to
+save, and the signal ends it. A batch is read whole before its step begins. One that holds a pack that cannot be used is left
+out; so is one with a bad loss, or the run goes back to its last checkpoint, as the recipe's `health` says, and which batches
+those were is part of the checkpoints that follow. The cost: two small all-reduces a step, reading that no step hides, and
+a checkpoint before the first step where the recipe may go back.
 """
 
 from __future__ import annotations
@@ -14,24 +16,25 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from rich.markup import escape
 
-from megatron_nextflow import checkpoint, flops, inputs, resume
+from megatron_nextflow import checkpoint, inputs, resume
+from megatron_nextflow.batch import LayoutBatch
 from megatron_nextflow.checkpoint import CheckpointState
 from megatron_nextflow.checkpoint_saver import Saver
 from megatron_nextflow.config import TrainConfig
-from megatron_nextflow.feed import Feed, Share
+from megatron_nextflow.feed import Feed, FeedError, Share
+from megatron_nextflow.figures import Figures
 from megatron_nextflow.health import Finding, Health
-from megatron_nextflow.loss import logits_bytes
 from megatron_nextflow.metrics import Reporter, Silence
+from megatron_nextflow.reading import Trouble, UnreadableError, of_all, read
 from megatron_nextflow.signals import Stop
 from megatron_nextflow.stragglers import Stragglers
-from megatron_nextflow.training import DivergedError, StepReport, Trainer, start_parallel
+from megatron_nextflow.training import DivergedError, Trainer, start_parallel
 from megatron_nextflow.watchdog import Watchdog
 
 End = Callable[[str], None]
@@ -43,31 +46,33 @@ def train(config: TrainConfig, device: torch.device, end: End | None = None) -> 
     torch.distributed must be running (see `device.setup`); Megatron's process groups are made here and taken down after.
     `end` is called, with a reason of one line and from another thread, when no step ends any more: it must end the process.
     Without it nobody watches. Raises ValueError (CheckpointError, FeedError, InputError, ShardError are such) with a
-    one-line reason for what cannot be trained on, before the first step on every process alike, and DivergedError where a
-    bad loss stops the run.
+    one-line reason for what cannot be trained on, before the first step on every process alike; DivergedError where a bad
+    loss stops the run; and FeedError or UnreadableError, with everything saved, where too many batches cannot be used or the
+    shards cannot be read any more.
     """
     config.check(dist.get_world_size())
     start_parallel(config)
     try:
-        with Stop() as stop:
-            return _train(config, device, stop, end)
+        return _train(config, device, end)
     finally:
         parallel_state.destroy_model_parallel()
 
 
-def _train(config: TrainConfig, device: torch.device, stop: Stop, end: End | None) -> int:
+def _train(config: TrainConfig, device: torch.device, end: End | None) -> int:
     source = inputs.open_inputs(config)
     trainer = Trainer(config, source.vocabulary, source.codebook, device)
     beginning = resume.begin(config, trainer, source)
     state = beginning.state
     trainer.set_step(state.step)
     reporter = _reporter(config, state.step)
-    reporter.say(_opening(config, source, trainer))
-    if beginning.inherited:
-        reporter.say(escape(beginning.inherited))
-    run = _Run(config, source, trainer, state, reporter, end)
+    figures = Figures(config, source, trainer, dist.get_world_size())
+    reporter.say(figures.opening())
+    if beginning.said:
+        reporter.say(escape(beginning.said))
+    run = _Run(config, source, trainer, beginning, reporter, figures, end)
     try:
-        return run.until_done(stop)
+        with Stop() as stop:
+            return run.until_done(stop)
     except BaseException:
         reporter.beat("failed")
         raise
@@ -85,24 +90,23 @@ class _Run:
         config: TrainConfig,
         source: inputs.Inputs,
         trainer: Trainer,
-        state: CheckpointState,
+        beginning: resume.Beginning,
         reporter: Reporter | Silence,
+        figures: Figures,
         end: End | None,
     ) -> None:
         self.config = config
         self.source = source
         self.trainer = trainer
         self.reporter = reporter
+        self.figures = figures
         self.end = end
-        self.saved_step = state.step if checkpoint.latest(config.output) else -1
+        self.saved_step = beginning.state.step if beginning.resumed else -1
         self.saver = Saver(trainer, config)
         self.stragglers = Stragglers(trainer.device, config.health.straggler_factor)
-        self.peak = config.peak_tflops
-        if self.peak is None and trainer.device.type == "cuda":
-            self.peak = flops.peak_tflops(torch.cuda.get_device_name(trainer.device))
         seconds = config.health.hang_seconds
         self.watchdog = Watchdog(seconds, config.output, dist.get_rank(), self._hung) if end else None
-        self._begin_at(state)
+        self._begin_at(beginning.state)
 
     def _begin_at(self, state: CheckpointState) -> None:
         self.state = state
@@ -111,8 +115,7 @@ class _Run:
         self.feed = Feed(self.source.packs, self.config, self.source.vocabulary, share, state.consumed, state.skipped)
 
     def until_done(self, stop: Stop) -> int:
-        """Step until the last one or a signal; returns the step reached, of which a checkpoint then lies there."""
-        stopped = False
+        """Step until the last one or a signal; returns the step reached, of which a checkpoint then lies there, if any."""
         if self.state.step:
             self.reporter.event("resumed", f"going on from step {self.state.step}", self.state.step)
         if self.saved_step < 0 and "rollback" in (self.config.health.nan, self.config.health.spike):
@@ -120,29 +123,27 @@ class _Run:
             self._announce(self.saver.finish())
         if self.watchdog:
             self.watchdog.start()
-        while self.state.step < self.config.steps and not stopped:
+        interval = self.config.health.straggler_interval
+        while (left := self.state.step < self.config.steps) and not stop.anywhere(self.trainer.device):
             self._step()
-            stopped = stop.anywhere(self.trainer.device)
-            if stopped or self.state.step == self.config.steps or self.state.step % self.config.checkpoint_interval == 0:
+            if self.state.step % self.config.checkpoint_interval == 0:
                 self._save()
             self._announce(self.saver.poll())
-            if self.config.health.straggler_interval and self.state.step % self.config.health.straggler_interval == 0:
+            if interval and self.state.step % interval == 0:
                 self._compare()
-        with self._patiently("saving the last checkpoint"):
-            self._announce(self.saver.finish())
+        self._save_last()
         step = self.state.step
-        if stopped:
+        if left:
             self.reporter.event("stop", f"step {step}: stopped by a signal, saved; the same command goes on from here", step)
         else:
             self.reporter.event("finished", f"step {step}: done", step)
-        self.reporter.beat("stopped" if stopped else "finished")
+        self.reporter.beat("stopped" if left else "finished")
         return step
 
     def _step(self) -> None:
         """One batch: its update, or what its loss calls for instead."""
         began = time.perf_counter()
-        batches = self.stragglers.timed(self.feed.next_batch())
-        report = self.trainer.gradients(batches)
+        report = self.trainer.gradients(self._read())
         loss = report.loss
         left_out = len(self.state.skipped)
         finding = self.health.of_loss(loss, left_out)
@@ -163,15 +164,31 @@ class _Run:
             self.watchdog.beat(self.state.step)
         logged = self.state.step % self.config.log_interval == 0 or self.state.step == self.config.steps
         if taken and logged:
-            self.reporter.step(self._row(report, norm, seconds))
+            self.reporter.step(self.figures.row(self.state, report, norm, seconds))
         self.reporter.beat("training", self.state.step, loss, report.tokens / seconds)
 
+    def _read(self) -> list[LayoutBatch]:
+        """This copy's part of the next global batch that all processes can use."""
+        in_a_row = 0
+        while isinstance(found := read(self.feed, self.stragglers, self.trainer.device), Trouble):
+            self._leave_out(found, in_a_row)
+            in_a_row += 1
+        return found
+
+    def _leave_out(self, trouble: Trouble, in_a_row: int) -> None:
+        """Say so of the batch just read, or end the run, saved. No checkpoint names it: whoever comes to it again sees."""
+        place, step = self._place(), self.state.step + 1
+        finding = self.health.of_data(trouble.reason, trouble.lasting, in_a_row)
+        done = "left out" if finding.action == "skip" else "the run ends before it"
+        message = f"step {step}: {finding.reason}; the batch at place {place}: {done}"
+        self.reporter.event("data", message, step, action=finding.action, place=place, keys=list(trouble.keys))
+        if finding.action == "stop":
+            self._save_last()
+            raise UnreadableError(message) if trouble.lasting else FeedError(message)
+
     def _act(self, finding: Finding, loss: float) -> None:
-        place = self.feed.consumed - self.config.data.global_batch_size
-        step = self.state.step + 1
-        keys: list[list[str]] = [[] for _ in range(dist.get_world_size())]
-        dist.all_gather_object(keys, self.feed.keys)
-        packs = sorted(set().union(*keys))
+        place, step = self._place(), self.state.step + 1
+        packs = sorted(set().union(*of_all(self.feed.keys)))
         named = ", ".join(packs[:8]) + (f" and {len(packs) - 8} more" if len(packs) > 8 else "")
         done = {"warn": "", "skip": "left out; ", "rollback": "going back; ", "stop": ""}[finding.action]
         message = f"step {step}: {finding.reason}; {done}the batch at place {place} has the packs {named}"
@@ -189,9 +206,9 @@ class _Run:
         """To the newest checkpoint, from which the batches left out so far are jumped over."""
         with self._patiently("going back to a checkpoint"):
             self._announce(self.saver.finish())
-            path = checkpoint.latest(self.config.output)
-            assert path is not None  # until_done saw to it
-            manifest = checkpoint.read_manifest(path)
+            found = checkpoint.in_force(lambda: checkpoint.latest(self.config.output))
+            assert found is not None  # until_done saw to it
+            path, manifest = found
             checkpoint.load(self.trainer, path, manifest)
             kept = {name: getattr(manifest.state, name) for name in ("step", "consumed", "losses")}
             self._begin_at(self.state.model_copy(update=kept))
@@ -211,6 +228,12 @@ class _Run:
             self.saver.begin(self.state)
         self.saved_step = self.state.step
 
+    def _save_last(self) -> None:
+        with self._patiently("saving the last checkpoint"):
+            if self.state.step:  # else there is nothing yet that a fresh start has not
+                self._save()
+            self._announce(self.saver.finish())
+
     def _announce(self, saved: list[Path]) -> None:
         for path in saved:
             self.reporter.event("saved", f"saved {path}", int(path.name.removeprefix("step-")))
@@ -223,6 +246,10 @@ class _Run:
             details = {"rank": found.rank, "host": host, "what": found.what, "factor": found.factor}
             self.reporter.event("straggler", message, step, **details)
 
+    def _place(self) -> int:
+        """Where the batch that was read last begins in the order of packs."""
+        return self.feed.consumed - self.config.data.global_batch_size
+
     def _patiently(self, what: str) -> AbstractContextManager[None]:
         return self.watchdog.patient(what) if self.watchdog else nullcontext()
 
@@ -234,28 +261,6 @@ class _Run:
         finally:
             if self.end:
                 self.end(reason)
-
-    def _row(self, report: StepReport, norm: float, seconds: float) -> dict[str, Any]:
-        model, vocabulary = self.config.model, self.source.vocabulary
-        frozen = self.config.trainable != "all"
-        work = flops.step_flops(model, vocabulary, report.tokens, report.pairs, report.labels, frozen_layers=frozen)
-        tflops = work / seconds / dist.get_world_size() / 1e12
-        return {
-            "step": self.state.step,
-            "loss": report.loss,
-            "by_kind": report.by_kind,
-            "grad_norm": norm,
-            "lr": self.trainer.learning_rate,
-            "tokens": report.tokens,
-            "labels": report.labels,
-            "pairs": report.pairs,
-            "seconds": seconds,
-            "tokens_per_second": report.tokens / seconds,
-            "tflops": tflops,
-            "mfu": tflops / self.peak if self.peak else None,
-            "consumed": self.state.consumed,
-            "skipped": len(self.state.skipped),
-        }
 
 
 def _reporter(config: TrainConfig, step: int) -> Reporter | Silence:
@@ -271,25 +276,6 @@ def _reporter(config: TrainConfig, step: int) -> Reporter | Silence:
             made = Reporter(config, step)
         except (OSError, ValueError) as error:
             problem = str(error)
-    problems: list[str] = [""] * dist.get_world_size()
-    dist.all_gather_object(problems, problem)
-    if any(problems):
-        raise ValueError("; ".join(filter(None, problems)))
+    if problems := [one for one in of_all(problem) if one]:
+        raise ValueError("; ".join(problems))
     return made
-
-
-def _opening(config: TrainConfig, source: inputs.Inputs, trainer: Trainer) -> str:
-    parallel, copies = config.parallel, parallel_state.get_data_parallel_world_size()
-    layout = [("TP", parallel.tp), ("CP", parallel.cp), ("PP", parallel.pp), ("VPP", parallel.vpp), ("DP", copies)]
-    spread = " × ".join(f"{name} {size}" for name, size in layout if size > 1 or name in ("TP", "PP", "DP"))
-    sequence = ", sequence parallel" if parallel.sequence_parallel else ""
-    a_token = flops.flops_per_token(config.model, source.vocabulary, config.model.max_length)
-    whole, trained = flops.parameter_count(config.model, source.vocabulary, source.codebook.shape[1]), trainer.parameters
-    rows = source.vocabulary.padded // parallel.tp
-    plain, held = logits_bytes(config.model.max_length * config.data.micro_batch_size, rows, config.loss.chunk)
-    return (
-        f"[bold]{whole:,}[/bold] parameters{'' if trained == whole else f', {trained:,} of them trained'}, {a_token:.3g} FLOPs "
-        f"a token of a full pack; {spread}{sequence}, {trainer.precision}; {len(source.packs):,} packs, "
-        f"{config.data.global_batch_size} a step of up to {config.model.max_length} slots; logits take at most "
-        f"{held / 2**20:,.0f} MiB a process, not {plain / 2**20:,.0f}"
-    )

@@ -4,8 +4,8 @@ NextFlow (arXiv 2601.02204, §3) trains one head over text and codes with plain 
 by scale. Weights come with the layout; here they only multiply. At 180,000 ids the logits of one sequence would be the
 largest tensor of a training, so head and cross-entropy are one function that takes `chunk` labels at a time, and computes
 their gradients while their logits are at hand (§4: Liger's fused linear cross-entropy; this one is also vocabulary-parallel
-and skips slots that predict nothing). The cost: a gradient of the head's size in float32 lives from the forward pass to the
-backward pass, and the function cannot be differentiated twice.
+and skips slots that predict nothing). The cost: the head's gradient, added up in float32, lives from the forward pass to the
+backward pass in the head's own type, and the function cannot be differentiated twice.
 
 Megatron's schedules are given a sum and a count (`calculate_per_token_loss`), so the gradient is that of the sum divided by
 the whole global batch's count of labels, however the batch is cut up.
@@ -60,18 +60,17 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             share.reduce(top, dist.ReduceOp.MAX)
             scores -= top.unsqueeze(1)
             own = labels[here] - share.first
-            mine = ((own >= 0) & (own < head.size(0))).nonzero().squeeze(1)
-            target = torch.zeros_like(top)
-            target[mine] = scores[mine, own[mine]]
+            mine = (own >= 0) & (own < head.size(0))
+            own = own.clamp(0, head.size(0) - 1).unsqueeze(1)
+            target = scores.gather(1, own).squeeze(1).where(mine, 0.0)
             scores.exp_()
             sums = torch.stack([scores.sum(-1), target])
             share.reduce(sums)
             losses[here] = sums[0].log() - sums[1]
             if not (want_hidden or want_head):
                 continue
-            scores /= sums[0].unsqueeze(1)
-            scores[mine, own[mine]] -= 1.0
-            scores *= weights[here].unsqueeze(1)
+            scores *= (weights[here] / sums[0]).unsqueeze(1)
+            scores.scatter_add_(1, own, -(weights[here] * mine).unsqueeze(1))
             errors = scores.to(head.dtype)
             if hidden_grad is not None:
                 torch.mm(errors, head, out=hidden_grad[here])

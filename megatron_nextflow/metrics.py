@@ -2,8 +2,9 @@
 
 metrics.jsonl is the record: one JSON object a logged step whose update was made. On resuming or going back, rows after the
 checkpoint's step are cut off, so a step occurs once whatever was killed. events.jsonl is the history, from which nothing is
-cut. Only one process reports: the one that holds the loss (last pipeline stage, first of its other groups). Reading needs no
-torch.
+cut. Only one process reports: the one that holds the loss (last pipeline stage, first of its other groups). Once a run has
+begun, nothing that it says is a reason to lose it: rows that a full disk does not take wait in memory until it does, which
+is the cost, and are lost where it never does. Reading needs no torch.
 """
 
 from __future__ import annotations
@@ -13,19 +14,20 @@ import json
 import logging
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.markup import escape
 
 from megatron_nextflow.config import TrainConfig
 from megatron_nextflow.heartbeat import Heartbeat, State
-from megatron_nextflow.trackers import open_trackers
+from megatron_nextflow.trackers import Tracker, open_trackers
 
 METRICS = "metrics.jsonl"
 EVENTS = "events.jsonl"
-Kind = Literal["nan", "spike", "rollback", "stop", "saved", "resumed", "straggler", "hang", "tracker", "finished"]
+Kind = Literal["nan", "spike", "data", "rollback", "stop", "saved", "resumed", "straggler", "hang", "tracker", "finished"]
 _STYLES = {"saved": "dim", "resumed": "", "finished": "", "stop": ""}
 """Of events on the terminal; those not named are warnings."""
 
@@ -39,7 +41,8 @@ def read_events(output: Path) -> list[dict[str, Any]]:
     """The rows of a run's events.jsonl in order: time (seconds since 1970), step, kind, message, and what the kind adds.
 
     nan and spike add action, place (where the batch begins in the order of packs), loss, median and keys (of its packs);
-    rollback adds place; straggler adds rank, host, what and factor.
+    data adds action, place and keys (of the packs that cannot be used); rollback adds place; straggler adds rank, host, what
+    and factor.
     """
     return _rows(output / EVENTS)
 
@@ -64,6 +67,38 @@ class Silence:
     def close(self) -> None: ...
 
 
+class _Lines:
+    """A file of JSON lines that is added to. What the disk does not take waits, and goes before the next that it takes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.waiting = b""
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Raises OSError where the row, or a part of it, has to wait."""
+        self.waiting += json.dumps(row).encode() + b"\n"
+        self.flush()
+
+    def flush(self) -> None:
+        """Write what waits. Raises OSError."""
+        with open(self.path, "ab", buffering=0) as stream:
+            while self.waiting:
+                self.waiting = self.waiting[stream.write(self.waiting) :]
+
+    def cut(self, step: int) -> None:
+        """Cut off what follows the last row of a step up to `step`, whole rows and parts. Raises OSError."""
+        self.waiting = b""
+        self.path.touch()
+        place = end = 0
+        with open(self.path, "rb") as stream:
+            for line in stream:
+                place += len(line)
+                with contextlib.suppress(ValueError, TypeError, KeyError):  # no row of ours, or cut short
+                    if line.endswith(b"\n") and json.loads(line)["step"] <= step:
+                        end = place
+        os.truncate(self.path, end)
+
+
 class Reporter:
     """Writes what a run says. `step`: steps already done; rows of later ones are removed.
 
@@ -72,34 +107,34 @@ class Reporter:
 
     def __init__(self, config: TrainConfig, step: int) -> None:
         self.console = Console(highlight=False)
-        self.output = config.output
         self.steps = config.steps
-        self.output.mkdir(parents=True, exist_ok=True)
-        self.stream = self._cut(step)
-        self.beat = Heartbeat(config.output, step, config.steps).beat
+        config.output.mkdir(parents=True, exist_ok=True)
+        self.rows, self.events = _Lines(config.output / METRICS), _Lines(config.output / EVENTS)
+        self.rows.cut(step)
+        self.heart = Heartbeat(config.output, step, config.steps)
+        self.beat = self.heart.beat
         self.beat("starting")
         self.trackers = open_trackers(config, step)
 
-    def say(self, text: str) -> None:
+    def say(self, text: str, style: str = "") -> None:
         """A line on the terminal, with rich's markup."""
-        self.console.print(text, soft_wrap=True)
+        with contextlib.suppress(OSError):  # it may be a file on a full disk
+            self.console.print(text, style=style, soft_wrap=True)
 
     def event(self, kind: Kind, message: str, step: int, **details: Any) -> None:
         """A row of events.jsonl, and the message on the terminal."""
-        row = {"time": time.time(), "step": step, "kind": kind, "message": message, **details}
-        with open(self.output / EVENTS, "a", encoding="utf-8") as stream:
-            stream.write(json.dumps(row) + "\n")
+        self._add(self.events, {"time": time.time(), "step": step, "kind": kind, "message": message, **details})
         logging.getLogger(__name__).info("step %d: %s", step, message)
-        self.console.print(escape(message), style=_STYLES.get(kind, "yellow"), soft_wrap=True)
+        self.say(escape(message), _STYLES.get(kind, "yellow"))
 
     def step(self, row: dict[str, Any]) -> None:
         """`row`: step, loss, by_kind {name: nats}, grad_norm, lr, tokens, labels, pairs, seconds, tokens_per_second, tflops
         (of one device), mfu (or None), consumed, skipped (batches of the run so far)."""
-        self.stream.write(json.dumps(row) + "\n")
-        self.stream.flush()
+        self._add(self.rows, row)
         names = ("loss", "grad_norm", "lr", "tokens_per_second", "tflops", "mfu", "skipped")
         values = {name: row[name] for name in names if row[name] is not None}
-        self._track(row["step"], values | {f"loss/{name}": value for name, value in row["by_kind"].items()})
+        values |= {f"loss/{name}": value for name, value in row["by_kind"].items()}
+        self._have(lambda tracker: tracker.scalars(row["step"], values), row["step"])
         scales = [f"{n.partition('/')[2]}:{v:.2f}" for n, v in row["by_kind"].items() if n != "text"]
         text = f"{row['by_kind']['text']:.3f}" if "text" in row["by_kind"] else "–"
         image = f"  [dim]image by scale[/dim] {' '.join(scales)}" if scales else ""
@@ -111,30 +146,29 @@ class Reporter:
         )
 
     def rewind(self, step: int) -> None:
-        """Steps after `step` will come again: forget their rows."""
-        self.stream.close()
-        self.stream = self._cut(step)
-        for tracker in self.trackers:
-            tracker.rewind(step)
+        """Steps after `step` will come again: forget their rows. Raises OSError where the record cannot be cut."""
+        self.rows.cut(step)
+        self._have(lambda tracker: tracker.rewind(step), step)
 
     def close(self) -> None:
-        """Flush and close what is open."""
-        self.stream.close()
-        for tracker in self.trackers:
-            tracker.close()
+        """Write what waits, and close the trackers."""
+        for lines in (self.rows, self.events):
+            with contextlib.suppress(OSError):
+                lines.flush()
+        self._have(lambda tracker: tracker.close(), self.heart.values["step"])
 
-    def _cut(self, step: int) -> TextIO:
-        path = self.output / METRICS
-        beside = path.with_name(f".{METRICS}.writing")
-        kept = [row for row in read_metrics(self.output) if row["step"] <= step]
-        beside.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-        os.replace(beside, path)
-        return open(path, "a", encoding="utf-8")
+    def _add(self, lines: _Lines, row: dict[str, Any]) -> None:
+        begun = bool(lines.waiting)
+        try:
+            lines.add(row)
+        except OSError as error:
+            if not begun:
+                self.say(escape(f"{lines.path}: {error.strerror}; its rows wait in memory until it takes them"), "yellow")
 
-    def _track(self, step: int, values: dict[str, float]) -> None:
+    def _have(self, do: Callable[[Tracker], None], step: int) -> None:
         for tracker in list(self.trackers):
             try:
-                tracker.scalars(step, values)
-            except Exception as error:  # a view of the record is no reason to lose a run
+                do(tracker)
+            except Exception as error:
                 self.trackers.remove(tracker)
                 self.event("tracker", f"{type(tracker).__name__} is left out from here on: {error}", step)

@@ -16,6 +16,8 @@ from nextflow_tokenize.vision.sheets import grid_of
 from numpy.typing import NDArray
 from PIL import Image
 
+from megatron_nextflow.results import is_png
+
 CELL = 160
 """Side in pixels of a cell of the contact sheet."""
 
@@ -34,7 +36,7 @@ class Previews:
     @property
     def is_sheet(self) -> bool:
         """Whether all go on one picture."""
-        return self.target.suffix.lower() == ".png"
+        return is_png(self.target)
 
     def add(self, names: Sequence[str], schedule: tuple[Grid, ...], scale: int, codes: Sequence[NDArray[np.int64]]) -> None:
         """The codes [Σ_{k≤scale} hw] of images called `names`, whose `scale`, counted from 1, has just been drawn."""

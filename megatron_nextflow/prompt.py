@@ -57,6 +57,9 @@ class Picture:
 
 def parse_prompts(texts: Sequence[str], images: Sequence[Path] = ()) -> tuple[Prompt, ...]:
     """Prompts from texts; `images` take the places of `<image>` in the order of the texts. Raises GenerationError."""
+    for text in texts:
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise GenerationError(f"the prompt {text!r} is not in UTF-8: set the terminal, or the file it is from, to that")
     places = sum(text.count(PLACEHOLDER) for text in texts)
     if places != len(images):
         raise GenerationError(
@@ -79,11 +82,12 @@ def parse_prompts(texts: Sequence[str], images: Sequence[Path] = ()) -> tuple[Pr
 
 def read_pictures(prompts: Sequence[Prompt]) -> dict[Path, Picture]:
     """Every image of the prompts, opened with the limits of ingestion. Raises GenerationError, naming the file."""
-    found = {}
+    found, limits = {}, IngestConfig()
     for path in dict.fromkeys(path for prompt in prompts for path in prompt.images):
         try:
-            content = path.read_bytes()
-            found[path] = Picture(open_rgb(content, IngestConfig()), hashlib.sha256(content).hexdigest())
+            with path.open("rb") as stream:
+                content = stream.read(limits.max_image_bytes + 1)  # more is refused
+            found[path] = Picture(open_rgb(content, limits), hashlib.sha256(content).hexdigest())
         except (OSError, ImageRejected) as error:
             raise GenerationError(f"the prompt's image {path} cannot be read: {error}") from None
     return found

@@ -42,6 +42,7 @@ def open_log(output: Path, rank: int) -> Path:
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.getLogger("megatron_nextflow").setLevel(logging.INFO)
     logging.captureWarnings(True)
+    logging.raiseExceptions = False  # a log on a full disk would fill the terminal with tracebacks
     faulthandler.enable(stream)
     sys.excepthook = _log_uncaught
     threading.excepthook = _log_uncaught_in_thread

@@ -26,11 +26,15 @@ from megatron_nextflow.requirements import (
     image_grids_of,
     named_path,
     open_text_tokenizer,
+    require_folder,
+    require_images,
     require_level,
+    require_png,
     require_room,
     require_same,
     step_folder,
 )
+from megatron_nextflow.results import is_png, numbered
 
 if TYPE_CHECKING:
     from nextflow_tokenize.vision.model import VisionTokenizer
@@ -41,8 +45,8 @@ class Request:
     """What to generate. Raises GenerationError for what does not go together.
 
     `checkpoint`: a step folder, or a run's folder for its latest. `prompts`: see `prompt.parse_prompts`. `out`: the PNG, or
-    with `interleaved` the folder, to write (numbered where there are several results); None continues the text. `n` results
-    a prompt, the i-th with seed `settings.seed` + i − 1; `batch` of them go through the model beside each other (with
+    with `interleaved` the new folder, to write (numbered where there are several); None continues the text. `n` results a
+    prompt, the i-th with seed `settings.seed` + i − 1; `batch` of them go through the model beside each other (with
     `interleaved` one). `preview`: folder or PNG for images after each scale. Tokenizers: folder of the vision tokenizer,
     tokenizer.json (or its folder); None takes those that the run's train.json names. `device` and `threads` as in
     TrainConfig.
@@ -66,6 +70,8 @@ class Request:
             raise GenerationError("give at least one prompt, one result of each (n), and one at a time (batch)")
         if self.interleaved and self.out is None:
             raise GenerationError("text with images is written to a folder: say which (out)")
+        if self.out is not None and not self.out.name:
+            raise GenerationError(f"{self.out} is there: name what is to be written (out)")
         if self.preview is not None and not self.draws:
             raise GenerationError("previews show an image after each scale: ask for one (out), not interleaved with text")
         if not self.draws and not all(prompt.parts for prompt in self.prompts):
@@ -75,6 +81,12 @@ class Request:
     def draws(self) -> bool:
         """Whether each result is one image."""
         return self.out is not None and not self.interleaved
+
+    @property
+    def places(self) -> list[Path]:
+        """Where each result goes that is a file or folder."""
+        count = self.n * len(self.prompts)
+        return [] if self.out is None else [numbered(self.out, number, count) for number in range(1, count + 1)]
 
 
 @dataclass(frozen=True)
@@ -131,12 +143,15 @@ def plan(request: Request) -> Plan:
     """
     settings = request.settings
     step = step_folder(request.checkpoint)
+    _require_places(request)
     pictures = read_pictures(request.prompts)
     state = read_manifest(step).state
-    text = open_text_tokenizer(request.text_tokenizer or named_path(step, "text_tokenizer"), state)
+    path = request.text_tokenizer or named_path(step, "text_tokenizer")
+    text = open_text_tokenizer(path, settings.end_of_text, state)
     prompt_level = settings.prompt_level or settings.level
     folder = None
     if pictures or request.out is not None:
+        require_images(state)
         folder = request.vision_tokenizer or named_path(step, "vision_tokenizer")
         require_same("vision tokenizer", folder, identity(folder), state.vision_tokenizer)
         for level, asked in ((prompt_level, pictures), (settings.level, request.out)):
@@ -164,6 +179,22 @@ def plan(request: Request) -> Plan:
         vision = VisionTokenizer.load(folder, setup(request.device, request.threads))
         prompts = [encode_parts(p, parts, pictures, vision) for p, parts in zip(request.prompts, prompts, strict=True)]
     return Plan(request, step, state, text, vision, pictures, prompts, jobs)
+
+
+def _require_places(request: Request) -> None:
+    for place in request.places:
+        if request.draws:
+            require_png(place)
+        else:
+            require_folder(place, new=True)
+    if request.preview is None:
+        return
+    if request.preview in request.places:
+        raise GenerationError(f"{request.preview} is where the image itself goes: name another place for its previews")
+    if is_png(request.preview):
+        require_png(request.preview)
+    else:
+        require_folder(request.preview, new=False)
 
 
 def _schedule(prompt: Prompt, pictures: dict[Path, Picture], settings: GenerateConfig) -> tuple[Grid, ...]:

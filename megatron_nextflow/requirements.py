@@ -8,17 +8,16 @@ checkpoint does not carry them.
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from nextflow_tokenize.schedule import LEVEL_SCALES, Grid, canonical_final, grids, nearest_final
 from nextflow_tokenize.text import TextTokenizer
 from nextflow_tokenize.vision.identity import vision_info
 
+from megatron_nextflow.checkpoint_format import MANIFEST, CheckpointState, latest
 from megatron_nextflow.generate_config import GenerationError
-
-if TYPE_CHECKING:
-    from megatron_nextflow.checkpoint_format import CheckpointState
+from megatron_nextflow.results import is_png
 
 
 def image_grids_of(level: int, ratio: float) -> tuple[Grid, ...]:
@@ -32,15 +31,16 @@ def image_grids_of(level: int, ratio: float) -> tuple[Grid, ...]:
 
 
 def step_folder(path: Path) -> Path:
-    """The checkpoint folder `path` is, or the newest of the run's folder that it is. Raises GenerationError."""
-    if (path / "manifest.json").is_file():
-        return path
-    pointer = path / "checkpoints" / "latest"
-    if not pointer.is_file():
+    """The checkpoint folder `path` is, or the newest of the run's folder that it is, as an absolute path.
+
+    Raises GenerationError where it is neither, CheckpointError where the newest is not there.
+    """
+    found = path if (path / MANIFEST).is_file() else latest(path)
+    if found is None:
         raise GenerationError(
             f"{path} is neither a checkpoint folder nor a run with one; train first, or give a step-* folder"
         )
-    return path / "checkpoints" / pointer.read_text(encoding="utf-8").strip()
+    return found.absolute()
 
 
 def named_path(step: Path, name: str) -> Path:
@@ -55,9 +55,9 @@ def named_path(step: Path, name: str) -> Path:
     return Path(path)
 
 
-def open_text_tokenizer(path: Path, state: CheckpointState) -> TextTokenizer:
+def open_text_tokenizer(path: Path, end_of_text: str, state: CheckpointState) -> TextTokenizer:
     """The text tokenizer at `path`, a tokenizer.json or its folder; GenerationError where it is not the checkpoint's."""
-    tokenizer = TextTokenizer.load(path / "tokenizer.json" if path.is_dir() else path)
+    tokenizer = TextTokenizer.load(path / "tokenizer.json" if path.is_dir() else path, end_of_text)
     require_same("text tokenizer", path, tokenizer.hash, state.text_tokenizer)
     return tokenizer
 
@@ -69,6 +69,34 @@ def require_same(name: str, path: Path, found: str, wanted: str) -> None:
             f"the {name} at {path} is {found[:12]}…, the checkpoint was trained with {wanted[:12]}…: its ids would mean "
             "something else; give the one that the checkpoint's shards were made with"
         )
+
+
+def require_png(path: Path) -> None:
+    """Raise GenerationError where no PNG can be written at `path`; one that is there is written over."""
+    if path.is_dir():
+        raise GenerationError(f"{path} is a folder: name the PNG to write")
+    if not is_png(path):
+        raise GenerationError(f"an image is written as PNG: name it {path.with_suffix('.png')}, not {path}")
+    _require_parent(path)
+
+
+def require_folder(path: Path, new: bool) -> None:
+    """Raise GenerationError where no folder can be made at `path`, or, if it is to be `new`, something is there."""
+    if path.exists() and (new or not path.is_dir()):
+        raise GenerationError(f"{path} exists and is not written over: name another folder or remove it")
+    _require_parent(path)
+
+
+def _require_parent(path: Path) -> None:
+    there = next(parent for parent in path.absolute().parents if parent.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        raise GenerationError(f"{path} cannot be written: {there} is no folder, or not yours to write to")
+
+
+def require_images(state: CheckpointState) -> None:
+    """Raise GenerationError where a checkpoint was trained on texts alone."""
+    if not state.vision_tokenizer:
+        raise GenerationError("the checkpoint was trained on texts alone: it neither draws images nor reads them")
 
 
 def require_room(slots: int, state: CheckpointState) -> None:

@@ -1,8 +1,8 @@
 """What was generated, and how it is kept: PNG files that say where they came from, text, or a folder with both in order.
 
 Every file repeats the request: the checkpoint by the hash of its manifest, the tokenizers by theirs, the prompt, the images
-in it by hash, settings and seed, so a picture says what is needed to make it again. The cost: it also tells its prompt to
-whoever it is given to.
+in it by hash, settings and seed, precision and device, so a picture says what is needed to make it again. The cost: it also
+tells its prompt to whoever it is given to.
 """
 
 from __future__ import annotations
@@ -66,6 +66,11 @@ class Generation:
         every = [result.record() for result in self.results]
         took = {"passes": self.passes, "flops": self.flops, "seconds": self.seconds}
         return every[0] | took | {"results": every, "previews": [str(path) for path in self.previews]}
+
+
+def is_png(path: Path) -> bool:
+    """Whether `path` is called a PNG."""
+    return path.suffix.lower() == ".png"
 
 
 def numbered(path: Path, number: int, count: int) -> Path:

@@ -17,7 +17,9 @@ from torch import Tensor
 
 from megatron_nextflow import checkpoint, inputs
 from megatron_nextflow.checkpoint import CheckpointError, CheckpointManifest, CheckpointState
+from megatron_nextflow.checkpoint_format import RunRecord
 from megatron_nextflow.config import TrainConfig
+from megatron_nextflow.files import replace_file
 from megatron_nextflow.model_config import ModelConfig
 from megatron_nextflow.training import Trainer
 
@@ -29,10 +31,12 @@ _TOLD = ("rope_extent", "max_length", "train_codebook")
 
 @dataclass(frozen=True)
 class Beginning:
-    """`state` is what the run goes on from; `inherited` says what it has of another run, "" where it has nothing."""
+    """`state` is what the run goes on from, that of a checkpoint of its own where `resumed`; `said` tells what it has of
+    another run, or what was changed since the checkpoint, and is "" where there is nothing to tell."""
 
     state: CheckpointState
-    inherited: str = ""
+    resumed: bool = False
+    said: str = ""
 
 
 def begin(config: TrainConfig, trainer: Trainer, source: inputs.Inputs) -> Beginning:
@@ -53,18 +57,37 @@ def begin(config: TrainConfig, trainer: Trainer, source: inputs.Inputs) -> Begin
         model=config.model,
         trainable=config.trainable,
     )
-    path = checkpoint.latest(config.output)
-    if path is not None:
+    found = checkpoint.in_force(lambda: _own(config.output))
+    if found is not None:
         if not config.resume:
-            raise CheckpointError(f"{path} exists and resume is false; choose another output folder or remove it")
-        return Beginning(_go_on(path, fresh, trainer))
+            raise CheckpointError(f"{found[0]} exists and resume is false; choose another output folder or remove it")
+        return Beginning(_go_on(*found, fresh, trainer), resumed=True, said=_changed(found[1].state.run, trainer))
     if config.init_from is not None:
-        return Beginning(fresh, _inherit(config.init_from, fresh, trainer))
+        return Beginning(fresh, said=_inherit(config.init_from, fresh, trainer))
     return Beginning(fresh)
 
 
-def _go_on(path: Path, fresh: CheckpointState, trainer: Trainer) -> CheckpointState:
-    manifest = checkpoint.read_manifest(path)
+def _own(output: Path) -> Path | None:
+    """The run's checkpoint in force; one that nothing points to is pointed to, because others look there."""
+    path = checkpoint.latest(output)
+    pointer = checkpoint.folder(output) / checkpoint.LATEST
+    if path is not None and not pointer.is_file():
+        replace_file(pointer, path.name + "\n")
+    return path
+
+
+def _changed(before: RunRecord | None, trainer: Trainer) -> str:
+    """What of schedule and precision is not as it was: it may be changed, and may be seen in the loss."""
+    if before is None:
+        return ""
+    config = trainer.config
+    now = {"steps": config.steps, "precision": trainer.precision, **config.optimizer.model_dump(mode="json")}
+    old = {"steps": before.steps, "precision": before.precision, **before.optimizer}
+    changed = [f"{name} {old.get(name)} → {value}" for name, value in now.items() if old.get(name) != value]
+    return f"changed since the checkpoint: {', '.join(changed)}" if changed else ""
+
+
+def _go_on(path: Path, manifest: CheckpointManifest, fresh: CheckpointState, trainer: Trainer) -> CheckpointState:
     old = manifest.state
     _require_tokenizers(path, old, fresh)
     changed = {k: v for k, v in old.model.model_dump().items() if v != getattr(fresh.model, k)}
@@ -86,10 +109,10 @@ def _go_on(path: Path, fresh: CheckpointState, trainer: Trainer) -> CheckpointSt
 
 def _inherit(path: Path, fresh: CheckpointState, trainer: Trainer) -> str:
     """Fill the model with another run's weights; says what came from where."""
-    found = path if (path / checkpoint.MANIFEST).is_file() else checkpoint.latest(path)
-    if found is None:
+    given = checkpoint.in_force(lambda: path if (path / checkpoint.MANIFEST).is_file() else checkpoint.latest(path))
+    if given is None:
         raise CheckpointError(f"init_from: {path} holds no checkpoint")
-    manifest = checkpoint.read_manifest(found)
+    found, manifest = given
     old, new = manifest.state.model, fresh.model
     _require_tokenizers(found, manifest.state, fresh)
     _require_same_model(found, old, new)

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from megatron_nextflow.config import TrainConfig
 from megatron_nextflow.launch import CONFIG, resolve
-from megatron_nextflow.rank_log import LOGS
 from megatron_nextflow.launch_record import RECORD
+from megatron_nextflow.rank_log import LOGS
 
 SCRIPT = "train.sbatch"
 NO_REQUEUE = "no-requeue"

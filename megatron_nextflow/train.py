@@ -16,11 +16,13 @@ import sys
 import textwrap
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from megatron_nextflow.config import TrainConfig
+from megatron_nextflow.launch_record import last_step
 from megatron_nextflow.rank_log import open_log
 
 FAILED = 1
@@ -65,29 +67,34 @@ def _train(config: TrainConfig, log: Path) -> int:
     # megatron.core may be imported only now that the device is set up.
     from megatron_nextflow.checkpoint_saver import SaveError
     from megatron_nextflow.loop import train
+    from megatron_nextflow.reading import UnreadableError
     from megatron_nextflow.training import DivergedError
 
     try:
-        train(config, target, _hung)
+        train(config, target, partial(_hung, config.output))
     except Exception as error:
         logging.getLogger(__name__).exception("the training ended")
         if isinstance(error, DivergedError):
-            return _end(DIVERGED, f"{error}; the checkpoint before it is whole")
-        if isinstance(error, SaveError):
+            return _end(DIVERGED, f"{error}; {_kept(config.output)}")
+        if isinstance(error, (SaveError, UnreadableError)):
             return _end(FAILED, str(error))
         if isinstance(error, (ValueError, FileNotFoundError)):
             return _end(REFUSED, str(error))
         words = str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
         words = textwrap.shorten(words, 300, placeholder="…")
-        kept = f"its traceback is in {log}; the last checkpoint under {config.output} is whole"
-        return _end(FAILED, f"rank {dist.get_rank()} failed: {words}; {kept}")
+        return _end(FAILED, f"rank {dist.get_rank()} failed: {words}; its traceback is in {log}; {_kept(config.output)}")
     dist.destroy_process_group()
     return 0
 
 
-def _hung(reason: str) -> None:
+def _hung(output: Path, reason: str) -> None:
     """End this process from the watchdog's thread; the launcher then ends the others."""
-    os._exit(_end(HUNG, f"{reason}; the last checkpoint is whole"))
+    os._exit(_end(HUNG, f"{reason}; {_kept(output)}"))
+
+
+def _kept(output: Path) -> str:
+    step = last_step(output)
+    return f"the checkpoint of step {step} is whole" if step else "there is no checkpoint of a step yet"
 
 
 def _end(status: int, reason: str) -> int:
@@ -105,6 +112,8 @@ def _end(status: int, reason: str) -> int:
             speaks = True
         except FileExistsError:
             speaks = False
+        except OSError:  # a full disk: better said by every process than by none
+            speaks = True
     if speaks:
         print(f"train: {reason}", file=sys.stderr, flush=True)
     return status

@@ -50,17 +50,17 @@ class Watchdog:
         self._thread.start()
 
     def beat(self, step: int) -> None:
-        """`step` is done, the next one under way."""
-        self._doing, self._factor, self._last = f"step {step + 1}", 1.0, time.monotonic()
+        """`step` is done, the next one under way. The time is set first here: the watching thread may look in between."""
+        self._last, self._doing, self._factor = time.monotonic(), f"step {step + 1}", 1.0
 
     @contextlib.contextmanager
     def patient(self, what: str) -> Iterator[None]:
         """`what` is under way instead of a step, and may take longer."""
         before = self._doing, self._factor
-        self._doing, self._factor, self._last = what, PATIENCE, time.monotonic()
+        self._last, self._doing, self._factor = time.monotonic(), what, PATIENCE
         yield
-        self._doing, self._factor = before
         self._last = time.monotonic()
+        self._doing, self._factor = before
 
     def close(self) -> None:
         """Stop watching."""
@@ -78,7 +78,8 @@ class Watchdog:
                 continue
             limit, folder = self._factor * self.seconds, self.file.parent
             reason = f"rank {self.rank}: {self._doing} has not ended in {limit:g} s; every process's stacks are in {folder}"
-            self._dump(reason)
+            with contextlib.suppress(OSError):  # a disk that is full or gone must not keep a hung run alive
+                self._dump(reason)
             if not self._closed.wait(min(GRACE, limit / 4)) and self.left(time.monotonic()) <= 0:
                 self.on_hang(reason)
                 return

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from nextflow_orchestration import checkpoint_cli, convert_cli, tokenizer_cli
+from nextflow_orchestration import checkpoint_cli, convert_cli, tokenizer_cli, training_cli
 from nextflow_orchestration.cli_common import RecipeArg, SetOption, plain_errors
 
 app = typer.Typer(
@@ -39,18 +39,8 @@ def run(recipe: RecipeArg, set_: SetOption = None) -> None:
         run_recipe(recipe, set_ or [])
 
 
-@app.command()
-def train(
-    recipe: RecipeArg,
-    set_: SetOption = None,
-    shards: Annotated[Path | None, typer.Option(help="shard set (default: the one this recipe's last run made)")] = None,
-    out: Annotated[Path | None, typer.Option(help="folder for checkpoints and metrics")] = None,
-) -> None:
-    """Trains on a shard set with torchrun and Megatron-Core; resumes where the last run of the same folder stopped."""
-    with plain_errors():
-        from nextflow_orchestration.training import train_recipe
-
-        train_recipe(recipe, set_ or [], shards, out)
+app.command()(training_cli.train)
+app.command()(training_cli.page)
 
 
 @app.command()
@@ -153,9 +143,9 @@ def recipe(recipe: RecipeArg, set_: SetOption = None) -> None:
     with plain_errors():
         import yaml
 
-        from nextflow_orchestration.recipe import load_recipe
+        from nextflow_orchestration.training_recipe import load_either
 
-        loaded = load_recipe(recipe, set_ or [])
+        loaded = load_either(recipe, set_ or [])
         typer.echo(yaml.safe_dump(loaded.model_dump(mode="json"), sort_keys=False), nl=False)
 
 

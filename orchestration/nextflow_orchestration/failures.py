@@ -14,7 +14,7 @@ def describe(error: Exception) -> tuple[str, int]:
         return f"the disk is full ({error.filename or error}); finished partitions are kept: free space, then run again", 1
     name = type(error).__name__
     module = type(error).__module__
-    if name == "RecipeError":
+    if name in ("RecipeError", "TrainingRefused"):
         return str(error), 2
     if isinstance(error, FileNotFoundError):
         return f"not found: {error.filename or error}", 2

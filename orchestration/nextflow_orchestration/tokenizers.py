@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -79,8 +78,7 @@ def _launch(file: Path, processes: int, device: str) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     command += ["--max-restarts", "0", "-m", "nextflow_tokenize.vision.run", str(file), "--device", device]
     values = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "PYTHONUNBUFFERED": "1", "LOGLEVEL": "ERROR"}
-    agent = subprocess.Popen(command, env={**os.environ, **values}, start_new_session=True)
-    status = attend(agent, file.with_name(".exit-status"))
+    status = attend(command, {**os.environ, **values}, file.with_name(".exit-status"))
     if status > 128:
         raise KeyboardInterrupt
     if status:

@@ -22,6 +22,7 @@ from megatron_nextflow.config import TrainConfig
 from megatron_nextflow.launch import resolve as absolute
 from megatron_nextflow.launch_record import LaunchRecord, read_record, write_record
 from nextflow_orchestration.lineage import NoRun, chain
+from nextflow_orchestration.prefect_server import send_what_is_queued, server
 from nextflow_orchestration.recipe import Recipe
 from nextflow_orchestration.recipe_error import RecipeError
 from nextflow_orchestration.training import TrainingRefused, resolve, run_training, training_folder
@@ -81,15 +82,42 @@ def train_here(prepared: Prepared, processes: int | None) -> None:
     console.print(f"{outcome}\ncheckpoints, metrics.jsonl, logs and run.html in {outcome.output}", markup=False)
 
 
+def train_on_slurm(prepared: Prepared, submit: bool) -> None:
+    """Writes the job script, and puts it into the queue where `submit`. Raises TrainingRefused, SlurmError."""
+    if not submit:
+        console.print(f"{write_script(prepared)}: look at it, then submit it with sbatch or --submit", markup=False)
+        return
+    job, script = queue(prepared)
+    console.print(f"{script}: Slurm job {job}; watch it with --flow, or `mnf page {prepared.config.output}`", markup=False)
+
+
+def watch(
+    recipe_path: Path, overrides: list[str], shards: Path | None, out: Path | None, processes: int | None, on_slurm: bool
+) -> None:
+    """Trains as a Prefect flow; a stop that saved is no error. Raises what the flow raises."""
+    prepared = prepare(recipe_path, overrides, shards, out)
+    with server(prepared.home) as ui:
+        console.print(f"[dim]Prefect UI while this runs: {ui}[/]")
+        from nextflow_orchestration.training_flow import nextflow_training
+
+        given = (str(recipe_path), overrides, *(None if path is None else str(path) for path in (shards, out)))
+        try:
+            state = nextflow_training(*given, processes, on_slurm, return_state=True)
+        finally:
+            send_what_is_queued()
+    console.print(str(state.message if state.is_cancelled() else state.result()), markup=False)
+    console.print(f"the run page: {prepared.config.output / 'run.html'}", markup=False)
+
+
 def queue(prepared: Prepared) -> tuple[str, Path]:
-    """Writes the job script and puts it into the queue: the job's number and the script. Raises TrainingRefused, SlurmError."""
+    """Writes the job script and queues it; returns the job's number and the script. Raises TrainingRefused, SlurmError."""
     output = prepared.config.output
     record = read_record(output)
     if record is not None and record.job is not None:
         state = slurm_queue.state(record.job)
         if state in slurm_queue.WAITING | slurm_queue.AT_WORK:
             raise TrainingRefused(
-                f"Slurm job {record.job} ({state}) trains into {output} already: let it, `scancel` it, or name another folder"
+                f"Slurm job {record.job} ({state}) trains into {output} already: let it, `scancel` it, or name another"
             )
     script = write_script(prepared)
     job = slurm_queue.submit(script)
@@ -105,7 +133,9 @@ def queue(prepared: Prepared) -> tuple[str, Path]:
         status="submitted",
         began=now,
     )
-    write_record(output, submitted)
+    begun = read_record(output)
+    if begun is None or begun.job != job:  # else it runs already and says so itself
+        write_record(output, submitted)
     return job, script
 
 

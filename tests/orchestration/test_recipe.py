@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from nextflow_orchestration.recipe import Recipe, load, load_recipe
 from nextflow_orchestration.recipe_error import RecipeError
+from nextflow_orchestration.training_recipe import TrainingRecipe
 from nextflow_tokenize.vision_recipe import TokenizerRecipe
 
 
@@ -66,4 +67,5 @@ def test_every_recipe_of_the_repository_is_valid() -> None:
     recipes = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
     assert recipes
     for path in recipes:
-        load(TokenizerRecipe if path.name.startswith("tokenizer") else Recipe, path)
+        kinds = {"tokenizer": TokenizerRecipe, "nextflow": TrainingRecipe}
+        load(kinds.get(path.name.partition("_")[0], Recipe), path)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -166,6 +169,30 @@ def test_the_gpu_block_mask_names_every_block_that_is_seen_and_calls_whole_only_
         queries = torch.arange(length)[:, None]
         zero = torch.zeros((), dtype=torch.int64)
         assert torch.equal(mask.mask_mod(zero + row, zero, queries, j[:length]), seen[:length, :length])
+
+
+_LENGTHS = """
+import torch
+from torch.nn.attention.flex_attention import flex_attention
+from megatron_nextflow.attention import block_mask_of
+
+compiled = torch.compile(flex_attention, backend="eager", fullgraph=True, recompile_limit=4)
+for length in (512, 272, 1040, 48, 192, 256, 656, 400, 128, 2048, 640, 1008):
+    visible = torch.stack([torch.zeros(length), torch.arange(1, length + 1)]).int()[:, None]
+    q, k, v = (torch.randn(1, heads, length, 16) for heads in (4, 2, 2))
+    with torch.no_grad():
+        found = compiled(q, k, v, block_mask=block_mask_of(visible), enable_gqa=True)
+    wanted = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    torch.testing.assert_close(found, wanted)
+"""
+
+
+@pytest.mark.slow
+def test_rows_of_many_lengths_share_few_graphs() -> None:
+    """torch compiles one graph for the first length, one for all others, one for a single block; beyond the limit it raises."""
+    environment = {name: value for name, value in os.environ.items() if name != "TORCH_COMPILE_DISABLE"}
+    done = subprocess.run([sys.executable, "-c", _LENGTHS], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 @settings(max_examples=40, deadline=None)

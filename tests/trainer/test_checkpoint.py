@@ -116,6 +116,15 @@ def test_a_pointer_to_no_checkpoint_is_refused(text: str, run: Path) -> None:
         checkpoint.latest(run)
 
 
+def test_without_a_pointer_the_newest_is_gone_on_from(run: Path, make_config: Config, training_data: Any) -> None:
+    """As after a kill before the first one was written; beginning anew would write over what there is."""
+    before = (run / "metrics.jsonl").read_bytes()
+    (checkpoint.folder(run) / "latest").unlink()
+    assert loop.train(make_config(training_data, run, steps=6), CPU) == 6
+    assert (run / "metrics.jsonl").read_bytes() == before
+    assert (checkpoint.folder(run) / "latest").read_text(encoding="utf-8") == "step-00000006\n"
+
+
 def test_a_manifest_that_is_none_is_named(run: Path, make_config: Config, training_data: Any) -> None:
     (checkpoint.folder(run) / "step-00000006" / "manifest.json").write_text('{"files": {}}', encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"manifest\.json cannot be read as a checkpoint manifest"):
@@ -193,11 +202,15 @@ def test_beginning_from_other_weights(trained: Path, make_config: Config, traini
         loop.train(make_config(training_data, tmp_path / "none", init_from=tmp_path / "nothing"), CPU)
 
 
-def test_a_changed_learning_rate_holds_after_resuming(run: Path, make_config: Config, training_data: Any) -> None:
+def test_a_changed_learning_rate_holds_after_resuming_and_is_said(
+    run: Path, make_config: Config, training_data: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = make_config(training_data, run, steps=7)
     optimizer = config.optimizer.model_copy(update={"lr": 1e-4, "decay": "constant"})
     loop.train(config.model_copy(update={"optimizer": optimizer}), CPU)
     assert read_metrics(run)[-1]["lr"] == pytest.approx(1e-4)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "changed since the checkpoint: steps 6 → 7, lr 0.003 → 0.0001, decay cosine → constant " in said
 
 
 def test_bfloat16_saves_and_goes_on(make_config: Config, training_data: Any, tmp_path: Path) -> None:

@@ -175,6 +175,13 @@ def test_a_tied_head_is_a_copy_and_stays_tied(given: Any, tmp_path: Path) -> Non
     assert json.loads((tmp_path / "back" / "config.json").read_text())["tie_word_embeddings"] is True
 
 
+def test_a_head_that_is_there_counts_though_config_calls_it_tied(given: Any, tmp_path: Path) -> None:
+    """As in transformers, which keeps it where it differs and warns of the config."""
+    source = qwen.write(tmp_path / "hf", given.language, {**qwen.CONFIG, "tie_word_embeddings": True})
+    assert not given.into(tmp_path / "run", source, max_length=192).tied
+    assert _files(tmp_path / "run") == _files(given.run)
+
+
 def test_weights_may_be_rounded_on_the_way(given: Any, tmp_path: Path) -> None:
     assert given.into(tmp_path / "run", precision="bf16").precision == "bf16"
     found = qwen.plain(tmp_path / "run")

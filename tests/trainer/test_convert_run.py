@@ -99,15 +99,19 @@ def test_another_layout_gives_the_same_losses(
         assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-5)
 
 
-def test_an_imported_model_continues_a_text(given: Any) -> None:
+def test_an_imported_model_continues_a_text(given: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In words that its tokenizer has: the embedding has rows for more."""
     from megatron_nextflow.generate import generate
     from megatron_nextflow.generate_config import GenerateConfig
     from megatron_nextflow.prompt import parse_prompts
     from megatron_nextflow.request import Request
 
-    prompts = parse_prompts(["a red square"])
-    (result,) = generate(Request(given.run, prompts, settings=GenerateConfig(max_tokens=3), device="cpu")).results
-    assert result.text is not None
+    ids: list[int] = []
+    monkeypatch.setattr(TextTokenizer, "decode", lambda self, drawn: ids.extend(drawn) or "words")
+    wild = GenerateConfig(max_tokens=80, text_temperature=50, text_top_p=1)
+    (result,) = generate(Request(given.run, parse_prompts(["a red square"]), settings=wild, device="cpu")).results
+    known = TextTokenizer.load(given.text).vocab_size
+    assert result.text == "words" and len(ids) > 40 and max(ids) < known < qwen.ROWS - 20
 
 
 def test_memory_does_not_grow_with_the_layers(

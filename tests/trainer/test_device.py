@@ -10,7 +10,6 @@ from megatron_nextflow.adam import GroupStepAdam
 
 
 def test_cuda_tensors_are_made_on_the_cpu() -> None:
-    assert device.is_cpu()
     assert torch.zeros(2, device="cuda").device.type == "cpu"
     assert torch.zeros(2, device=torch.cuda.current_device()).device.type == "cpu"
     assert torch.ones(2).cuda().to("cuda:0").pin_memory().device.type == "cpu"
@@ -40,6 +39,26 @@ def test_a_gpu_that_is_not_there_is_not_replaced() -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     with pytest.raises(RuntimeError, match="torch sees no GPU"):
+        device.setup("cuda")
+
+
+def test_on_a_gpu_without_transformer_engine_adam_is_ours_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's own has no step count beside moments that were made for it: a KeyError at the first step."""
+    import megatron.core.optimizer as optimizer
+    import megatron.core.optimizer.distrib_optimizer as distributed
+
+    for name, answer in (("is_available", True), ("device_count", 2), ("current_device", 1), ("set_device", None)):
+        monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    torchs, fused = torch.optim.AdamW, type("FusedAdam", (), {})
+    for found, missing, expected in ((torchs, True, GroupStepAdam), (fused, False, fused)):
+        monkeypatch.setattr(optimizer, "Adam", found)
+        monkeypatch.setattr(optimizer, "USING_PYTORCH_OPTIMIZER", missing)
+        monkeypatch.setattr(distributed, "Adam", found)
+        assert device.setup("cuda") == torch.device("cuda", 1)
+        assert optimizer.Adam is distributed.Adam is expected and not optimizer.USING_PYTORCH_OPTIMIZER
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(RuntimeError, match="torch sees 2 GPUs on this machine, process 3 has none"):
         device.setup("cuda")
 
 

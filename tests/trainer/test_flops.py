@@ -76,13 +76,6 @@ def test_step_flops_are_those_that_torch_counts(frozen: bool) -> None:
     assert found == counter.get_total_flops()
 
 
-def test_recomputation_is_one_more_forward_pass_of_the_layers() -> None:
-    plain = step_flops(MODEL, VOCABULARY, 100, 5050, 0)
-    assert step_flops(MODEL, VOCABULARY, 100, 5050, 0, recompute=True) == pytest.approx(plain * 4 / 3)
-    head = step_flops(MODEL, VOCABULARY, 100, 5050, 90) - plain
-    assert step_flops(MODEL, VOCABULARY, 100, 5050, 90, recompute=True) == pytest.approx(plain * 4 / 3 + head)
-
-
 def test_a_packs_cost_is_what_its_step_takes() -> None:
     """Packing counts the head at every slot; so the two agree where every slot has a label."""
     model = ModelConfig(hidden_size=96, layers=3, heads=6, query_groups=2, ffn_size=256)

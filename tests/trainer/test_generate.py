@@ -29,7 +29,7 @@ from PIL import Image
 
 from megatron_nextflow.attention import BlockRangeParams
 from megatron_nextflow.batch import collate
-from megatron_nextflow.checkpoint import CheckpointError, CheckpointState, read_manifest
+from megatron_nextflow.checkpoint import CheckpointError, CheckpointManifest, CheckpointState, read_manifest
 from megatron_nextflow.checkpoint_saver import Saver
 from megatron_nextflow.config import FeedConfig, TrainConfig
 from megatron_nextflow.document import ImagePart, TextPart, layout_of
@@ -39,7 +39,7 @@ from megatron_nextflow.generate_cost import Work, generation_flops
 from megatron_nextflow.layout import LayoutConfig
 from megatron_nextflow.model_config import ModelConfig
 from megatron_nextflow.prompt import parse_prompts
-from megatron_nextflow.request import Request
+from megatron_nextflow.request import Request, plan
 from megatron_nextflow.requirements import image_grids_of
 from megatron_nextflow.training import Trainer, start_parallel
 from megatron_nextflow.vocabulary import Vocabulary
@@ -109,6 +109,7 @@ def test_a_checkpoint_draws_an_image_and_says_where_it_came_from(run: Run, tmp_p
     assert np.abs(np.asarray(written) / 127.5 - 1 - pixels.numpy()).max() < 0.51 / 127.5
     said = written.text  # type: ignore[attr-defined]
     assert said["checkpoint"] == hashlib.sha256((run.step / "manifest.json").read_bytes()).hexdigest()
+    assert said["computed"] == "float32 on cpu"
     assert said["vision_tokenizer"] == tokenizer.identity and json.loads(said["settings"])["seed"] == 3
     again = run.request(
         "a red square", checkpoint=run.step, out=tmp_path / "again.png", settings=settings, vision_tokenizer=run.vision
@@ -225,8 +226,11 @@ def test_requests_that_cannot_be_met_are_refused_before_the_model_is_loaded(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("megatron_nextflow.generate.load_model", lambda *_: pytest.fail("the model was loaded"))
-    out, broken = tmp_path / "x.png", tmp_path / "broken.png"
+    out, broken, huge, folder = (tmp_path / name for name in ("x.png", "broken.png", "huge.png", "folder.png"))
     broken.write_bytes(b"\x89PNG nothing")
+    folder.mkdir()
+    with huge.open("wb") as stream:
+        stream.truncate(80 << 20)
     refused: list[tuple[str, Callable[[], Request]]] = [
         ("level 256 is not one of", lambda: run.request("a", out=out, settings=GenerateConfig(level=256))),
         ("level 256 is not one of", lambda: run.request("<image>", run.wide, settings=GenerateConfig(prompt_level=256))),
@@ -238,6 +242,17 @@ def test_requests_that_cannot_be_met_are_refused_before_the_model_is_loaded(
         ("0 <image> for 1 images", lambda: run.request("a cat", run.wide)),
         ("nowhere.png cannot be read", lambda: run.request("<image>", tmp_path / "nowhere.png")),
         ("broken.png cannot be read: unsupported-format", lambda: run.request("<image>", broken)),
+        ("huge.png cannot be read: image-too-large: 67108865 bytes", lambda: run.request("<image>", huge)),
+        ("is not in UTF-8", lambda: run.request("caf\udce9", out=out)),
+        ("folder.png is a folder: name the PNG", lambda: run.request("a", out=folder)),
+        ("x-1.png, not .*x-1.jpg", lambda: run.request("a", out=tmp_path / "x.jpg", n=2)),
+        ("huge.png is no folder, or not yours", lambda: run.request("a", out=huge / "new" / "x.png")),
+        ("folder.png exists and is not written over", lambda: run.request("a", out=folder, interleaved=True)),
+        ("story cannot be written: .*huge.png is no folder", lambda: run.request("a", out=huge / "story", interleaved=True)),
+        ("name what is to be written", lambda: run.request("a", out=Path("."))),
+        ("the image itself goes", lambda: run.request("a", out=out, preview=out)),
+        ("folder.png is a folder", lambda: run.request("a", out=out, preview=folder)),
+        ("tokenizer.json exists and is not", lambda: run.request("a", out=out, preview=run.text)),
         ("at least a word or an image", lambda: run.request("")),
         ("at least a word or an image", lambda: run.request("", out=out, interleaved=True)),
         ("written to a folder", lambda: run.request("a", interleaved=True)),
@@ -252,7 +267,23 @@ def test_requests_that_cannot_be_met_are_refused_before_the_model_is_loaded(
     shutil.copytree(run.step, tmp_path / "alone" / "checkpoints" / "step-00000001")
     with pytest.raises(GenerationError, match="give its path"):
         generate(run.request("a", checkpoint=tmp_path / "alone" / "checkpoints" / "step-00000001"))
+    texts = CheckpointManifest(state=read_manifest(run.step).state.model_copy(update={"vision_tokenizer": ""}), files={})
+    (tmp_path / "manifest.json").write_text(texts.model_dump_json(), encoding="utf-8")
+    alone: dict[str, Any] = {"checkpoint": tmp_path, "text_tokenizer": run.text}
+    for request in (run.request("a", out=out, **alone), run.request("<image>", run.wide, **alone)):
+        with pytest.raises(GenerationError, match="trained on texts alone"):
+            generate(request)
     assert not out.exists()
+
+
+def test_a_checkpoint_may_be_named_in_any_way(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(run.step)
+    end = plan(run.request("a", checkpoint=Path("."), settings=GenerateConfig(end_of_text="a"))).text.eod_id
+    assert end == TextTokenizer.load(run.text, "a").eod_id != TextTokenizer.load(run.text).eod_id
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "latest").write_text("step-00000007\n", encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"latest names step-00000007, which has no manifest\.json"):
+        generate(run.request("a", checkpoint=tmp_path))
 
 
 def test_a_damaged_checkpoint_is_refused(run: Run, tmp_path: Path) -> None:

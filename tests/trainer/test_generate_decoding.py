@@ -17,7 +17,7 @@ from megatron_nextflow.attention import BlockRangeParams
 from megatron_nextflow.batch import collate
 from megatron_nextflow.cache import CachedModel, KeyValueCache
 from megatron_nextflow.config import TrainConfig
-from megatron_nextflow.decoding import LONG_PROMPT, continue_texts, draw_images, write_interleaved
+from megatron_nextflow.decoding import LONG_PROMPT, Words, continue_texts, draw_images, write_interleaved
 from megatron_nextflow.document import Document, ImagePart, Part, TextPart, layout_of
 from megatron_nextflow.generate_config import GenerateConfig, GenerationError
 from megatron_nextflow.generate_cost import Work
@@ -32,6 +32,8 @@ from megatron_nextflow.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary(text=40, codes=24)
 CODES = slice(VOCABULARY.code_offset, VOCABULARY.size)
+IDS = 31
+"""Ids of the text tokenizer, where the vocabulary has 40 rows for text."""
 LAYOUT = LayoutConfig()
 Schedule = tuple[Grid, ...]
 
@@ -210,32 +212,33 @@ def test_continuations_are_text_only_and_equal_whole_passes(model: NextFlowModel
     """Beside each other, of different lengths, one after an image; one ends early and the others go on."""
     prompts: list[list[Part]] = [[TextPart((5, 6, 7))], [TextPart((8,)), image(grids((64, 64), 4), 5)], [TextPart((9, 9))]]
     greedy = GenerateConfig(top_k=1)
-    found, _ = continue_texts(model, prompts, 6, None, greedy, LAYOUT, [0, 0, 0])
+    found, _ = continue_texts(model, prompts, 6, Words(IDS), greedy, LAYOUT, [0, 0, 0])
     for prompt, ids in zip(prompts, found, strict=True):
         assert len(ids) == 6
         for n, token in enumerate(ids):
-            assert token == int(whole(model, [*prompt, TextPart(tuple(ids[:n]))])[-1, :40].argmax())
+            assert token == int(whole(model, [*prompt, TextPart(tuple(ids[:n]))])[-1, :IDS].argmax())
     stop = found[0][2]
-    ended, _ = continue_texts(model, prompts, 6, stop, greedy, LAYOUT, [0, 0, 0])
+    ended, _ = continue_texts(model, prompts, 6, Words(IDS, stop), greedy, LAYOUT, [0, 0, 0])
     assert ended == [ids[: ids.index(stop)] if stop in ids else ids for ids in found]
-    (drawn,), _ = continue_texts(model, [prompts[0]], 60, None, GenerateConfig(text_temperature=10), LAYOUT, [0])
-    assert len(drawn) == 60 and max(drawn) < 40
+    (drawn,), _ = continue_texts(model, [prompts[0]], 60, Words(IDS), GenerateConfig(text_temperature=10), LAYOUT, [0])
+    assert len(drawn) == 60 and max(drawn) < IDS
     with pytest.raises(GenerationError, match="at least a word or an image"):
-        continue_texts(model, [[TextPart(())]], 5, None, greedy, LAYOUT, [0])
+        continue_texts(model, [[TextPart(())]], 5, Words(IDS), greedy, LAYOUT, [0])
 
 
 def test_text_with_images_equals_whole_passes_with_the_same_draws(model: NextFlowModel) -> None:
-    """Words over 41 ids, ⟨boi⟩ among them; an image where it is drawn; ⟨eoi⟩ given; and on."""
+    """Words over the tokenizer's ids and ⟨boi⟩; an image where it is drawn; ⟨eoi⟩ given; and on."""
     schedule = grids((64, 64), 3)
     settings = GenerateConfig(text_temperature=8, text_top_k=0, text_top_p=1, top_k=5, max_tokens=50, max_images=2)
     prompt: list[Part] = [TextPart((1, 2)), image(schedule, 7)]
-    seed = 4
-    found = write_interleaved(model, prompt, schedule, settings, LAYOUT, seed, None, 500)
+    seed = 1
+    found = write_interleaved(model, prompt, schedule, settings, LAYOUT, seed, Words(IDS), 500)
     generator = torch.Generator().manual_seed(seed)
     parts, words, images = list(prompt), 0, 0
     while words < 50:
-        token = int(draw(whole(model, parts)[-1:, : 40 + (images < 2)], settings.text_sampling, generator))
-        if token == 40:
+        ids = [*range(IDS), *([VOCABULARY.boi] if images < 2 else [])]
+        token = int(draw(whole(model, parts)[-1:, ids], settings.text_sampling, generator))
+        if token == IDS:
             parts.append(ImagePart(schedule, uncached_image(model, parts, schedule, settings, generator)))
             images += 1
         else:
@@ -254,14 +257,14 @@ def test_text_with_images_ends_where_training_ended(model: NextFlowModel) -> Non
     schedule = grids((64, 64), 3)
     settings = GenerateConfig(text_temperature=8, text_top_p=1, max_tokens=50, max_images=9, guidance=0)
     prompt = [TextPart((1, 2))]
-    found = write_interleaved(model, prompt, schedule, settings, LAYOUT, 4, None, 40)
+    found = write_interleaved(model, prompt, schedule, settings, LAYOUT, 4, Words(40), 40)
     slots = 2 + sum(part.slots for part in found.parts)
     assert found.ended == "room" and slots == 41 and found.work.slots == 40
     assert 1 <= sum(isinstance(part, ImagePart) for part in found.parts) <= 2
-    (text,) = write_interleaved(model, prompt, schedule, settings, LAYOUT, 4, None, 16).parts
+    (text,) = write_interleaved(model, prompt, schedule, settings, LAYOUT, 4, Words(40), 16).parts
     assert isinstance(text, TextPart) and len(text.ids) == 15
     stop = next(token for token in text.ids if token != text.ids[0])
-    stopped = write_interleaved(model, prompt, schedule, settings, LAYOUT, 4, stop, 16)
+    stopped = write_interleaved(model, prompt, schedule, settings, LAYOUT, 4, Words(40, stop), 16)
     assert stopped.ended == "end of text" and stopped.parts == (TextPart(text.ids[: text.ids.index(stop)]),)
 
 

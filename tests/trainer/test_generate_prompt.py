@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from megatron_nextflow.generate_config import GenerationError
-from megatron_nextflow.prompt import parse_prompts
+from megatron_nextflow.prompt import parse_prompts, picture_grids, read_pictures
 from megatron_nextflow.requirements import image_grids_of
 
 A, B, C = Path("a.png"), Path("b.png"), Path("c.png")
@@ -25,6 +26,16 @@ def test_images_take_their_places_in_order_over_all_prompts() -> None:
 def test_as_many_images_as_places(texts: list[str], images: list[Path]) -> None:
     with pytest.raises(GenerationError, match=r"<image> for \d images: write <image> where each is to go"):
         parse_prompts(texts, images)
+
+
+def test_a_photograph_is_taken_upright(tmp_path: Path) -> None:
+    """A camera held upright writes lying pixels and says so (EXIF orientation 6)."""
+    photograph = tmp_path / "a.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (160, 40)).save(photograph, exif=exif)
+    picture = read_pictures(parse_prompts(["<image>"], [photograph]))[photograph]
+    assert picture.image.size == (40, 160) and picture_grids(picture, 256)[-1] == image_grids_of(256, 4.0)[-1] == (32, 8)
 
 
 @pytest.mark.parametrize(

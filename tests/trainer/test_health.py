@@ -1,18 +1,20 @@
-"""Bad losses: when one is seen, and what real runs then do with weights, data and checkpoints.
+"""Bad losses and bad packs: when one is seen, and what real runs then do with weights, data and checkpoints.
 
-Bad batches are made where they come from: the loss weights of the batch at a place of the order are multiplied, so that loss
+Bad losses are made where they come from: the loss weights of the batch at a place of the order are multiplied, so that loss
 and gradients pass through everything that follows.
 """
 
 from __future__ import annotations
 
 import math
+import shutil
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from nextflow_tokenize.shards import ShardSet
@@ -20,12 +22,13 @@ from nextflow_tokenize.shards import ShardSet
 from megatron_nextflow import checkpoint, loop
 from megatron_nextflow.batch import LayoutBatch
 from megatron_nextflow.config import TrainConfig
-from megatron_nextflow.feed import Feed
+from megatron_nextflow.feed import Feed, FeedError
 from megatron_nextflow.health import Health
 from megatron_nextflow.health_config import HealthConfig
 from megatron_nextflow.heartbeat import read_heartbeat
 from megatron_nextflow.metrics import read_events, read_metrics
 from megatron_nextflow.order import shuffled
+from megatron_nextflow.reading import UnreadableError
 from megatron_nextflow.training import DivergedError, Trainer
 
 Config = Callable[..., TrainConfig]
@@ -63,6 +66,12 @@ def test_no_number_is_found_in_loss_and_norm(value: float) -> None:
     for found in (health.of_loss(value, 7), health.of_norm(value, 7)):
         assert found is not None and (found.kind, found.action) == ("nan", "skip")
     assert health.of_norm(1e30, 0) is None
+
+
+def test_what_no_next_batch_would_mend_ends_the_run_at_once() -> None:
+    health = Health(HealthConfig(most_skipped=2))
+    assert [health.of_data("why", lasting=False, left_out=count).action for count in (1, 2)] == ["skip", "stop"]
+    assert health.of_data("why", lasting=True, left_out=0).action == "stop"
 
 
 def test_too_many_left_out_stop_the_run() -> None:
@@ -207,3 +216,82 @@ def test_a_spike_is_judged_alike_after_a_restart(
     loop.train(config.model_copy(update={"steps": 7}), CPU)
     assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2, 3, 4, 5, 7]
     assert _kinds(tmp_path) == ["saved", "finished", "resumed", "spike", "saved", "finished"]
+
+
+@pytest.fixture
+def damaged(training_data: Any, tmp_path: Path) -> Callable[[int], Any]:
+    """A copy of the shard set in which a byte of the pack at a place of the order is not what was written."""
+
+    def damage(place: int) -> Any:
+        copy = Path(shutil.copytree(training_data.shards, tmp_path / "shards"))
+        packs = ShardSet.open(copy)
+        shard, sample = packs.locate(shuffled(place, len(packs), 0))
+        offsets = np.fromfile(copy / shard.index_name, dtype="<u8")
+        with open(copy / shard.name, "r+b") as stream:
+            stream.seek(int(offsets[sample + 1]) - 1)
+            stream.write(b"\x07")
+        return replace(training_data, shards=copy)
+
+    return damage
+
+
+def test_a_pack_that_went_bad_is_left_out_with_its_batch(
+    damaged: Callable[[int], Any], make_config: Config, training_data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the shards were verified, so it is met in the third batch."""
+    config = make_config(damaged(9), tmp_path / "bad", steps=3)
+    config = config.model_copy(update={"data": config.data.model_copy(update={"verify": False})})
+    assert loop.train(config, CPU) == 3
+    begin = Feed.__init__
+
+    def without(self: Feed, *args: Any) -> None:
+        begin(self, *args)
+        self.skip |= {8}
+
+    monkeypatch.setattr(Feed, "__init__", without)
+    assert loop.train(make_config(training_data, tmp_path / "never", steps=3), CPU) == 3
+    found, expected = read_metrics(tmp_path / "bad"), read_metrics(tmp_path / "never")
+    assert [row["consumed"] for row in found] == [4, 8, 16]
+    assert [row["loss"] for row in found] == [row["loss"] for row in expected]
+    (event,) = (event for event in read_events(tmp_path / "bad") if event["kind"] == "data")
+    packs = ShardSet.open(training_data.shards)
+    key = packs.key(shuffled(9, len(packs), 0))
+    assert (event["step"], event["place"], event["action"], event["keys"]) == (3, 8, "skip", [key])
+    assert key in event["message"] and "restore the shard" in event["message"]
+    saved = checkpoint.latest(tmp_path / "bad")
+    assert saved is not None and checkpoint.read_manifest(saved).state.skipped == []  # not the loss's doing
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "said"),
+    [
+        (OSError(5, "Input/output error"), UnreadableError, r"step 3: rank 0 cannot read .*shards: .*Input/output error"),
+        (FeedError("pack 7: no use"), FeedError, r"pack 7: no use, and 2 batches were left out before it \(health\.most_sk"),
+    ],
+)
+def test_shards_that_give_nothing_more_end_the_run_with_everything_saved(
+    error: Exception,
+    raised: type[Exception],
+    said: str,
+    make_config: Config,
+    training_data: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lay_out = Feed._lay_out
+
+    def fail(self: Feed, index: int) -> Any:
+        laid_out = lay_out(self, index)
+        if self.consumed > 8:
+            raise error
+        return laid_out
+
+    monkeypatch.setattr(Feed, "_lay_out", fail)
+    config = make_config(training_data, tmp_path, steps=9, health=HealthConfig(most_skipped=2))
+    with pytest.raises(raised, match=said):
+        loop.train(config, CPU)
+    saved = checkpoint.latest(tmp_path)
+    assert saved is not None and saved.name == "step-00000002"
+    assert [event["action"] for event in read_events(tmp_path) if event["kind"] == "data"][-1] == "stop"
+    monkeypatch.undo()
+    assert loop.train(config.model_copy(update={"steps": 3}), CPU) == 3

@@ -23,8 +23,8 @@ from megatron_nextflow.attend import attend, watch
 from megatron_nextflow.config import TrainConfig
 from megatron_nextflow.files import file_problem
 from megatron_nextflow.launch import launch
-from megatron_nextflow.metrics import read_metrics
 from megatron_nextflow.launch_record import AlreadyRunning, Hold, LaunchRecord, alive, last_step, own_start, read_record
+from megatron_nextflow.metrics import read_metrics
 
 Config = Callable[..., TrainConfig]
 
@@ -64,50 +64,53 @@ def test_a_record_knows_its_process_from_another_with_its_number() -> None:
 
 
 _WORKER = """
-import signal, subprocess, sys, time
-helper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1.5)"])
+import pathlib, signal, subprocess, sys, time
+helper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1)"])
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(0 if helper.wait() == 0 else 9))
-print("ready", flush=True)
+pathlib.Path(sys.argv[1]).touch()
 time.sleep(60)
 """
-_AGENT = f"""
-import signal, subprocess, sys, time
+_AGENT = """
+import pathlib, signal, subprocess, sys, time
 for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, lambda *_: None)
-workers = []
-for _ in range(2):
-    workers.append(subprocess.Popen([sys.executable, "-c", {_WORKER!r}], stdout=subprocess.PIPE))
-    workers[-1].stdout.readline()
-    print("ready", flush=True)
-sys.exit(max(w.wait() for w in workers))
+worker, folder = sys.argv[1], pathlib.Path(sys.argv[2])
+first = subprocess.Popen([sys.executable, "-c", worker, folder / "ready"])
+while not (folder / "told").exists():
+    time.sleep(0.01)
+second = subprocess.Popen([sys.executable, "-c", worker, folder / "second"])
+sys.exit(first.wait() if second.wait() in (0, -signal.SIGTERM) else 8)
 """
 
 
-def _agent() -> subprocess.Popen[bytes]:
-    agent = subprocess.Popen([sys.executable, "-c", _AGENT], stdout=subprocess.PIPE, start_new_session=True)
-    assert agent.stdout is not None
-    agent.stdout.readline()
-    return agent
+def _send_when_ready(folder: Path, *numbers: signal.Signals) -> list[str]:
+    """A command that plays torchrun with two processes, and in a thread the signals that come when the first is ready."""
+
+    def send() -> None:
+        while not (folder / "ready").exists():
+            time.sleep(0.01)
+        for number in numbers:
+            os.kill(os.getpid(), number)
+            time.sleep(0.5)
+        (folder / "told").touch()
+
+    threading.Thread(target=send, daemon=True).start()
+    return [sys.executable, "-c", _AGENT, _WORKER, str(folder)]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_stop_reaches_each_process_once_and_no_helper_of_theirs(number: signal.Signals) -> None:
-    """The second process begins after the signal; each waits for a helper, as for a writer of checkpoints."""
-    agent = _agent()
-    for delay in (0.1, 0.9):
-        threading.Timer(delay, os.kill, (os.getpid(), number)).start()
+def test_a_stop_reaches_each_process_once_and_no_helper_of_theirs(number: signal.Signals, tmp_path: Path) -> None:
+    """It comes twice, as from Slurm; the second process begins after it; each waits for a helper, as for a writer."""
     before = signal.getsignal(number)
-    assert watch(agent) == (0, number)
+    assert watch(_send_when_ready(tmp_path, number, number), os.environ) == (0, number)
     assert signal.getsignal(number) == before
 
 
 def test_a_second_interrupt_kills(tmp_path: Path) -> None:
-    agent = _agent()
-    family = psutil.Process(agent.pid).children(recursive=True)
-    for delay in (0.1, 0.6):
-        threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT)).start()
-    assert attend(agent, tmp_path / "none") == 128 + signal.SIGINT
-    assert not psutil.wait_procs(family, timeout=20)[1]
+    status = attend(_send_when_ready(tmp_path, signal.SIGINT, signal.SIGINT), os.environ, tmp_path / "none")
+    assert status == 128 + signal.SIGINT
+    left = [p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(p.info["cmdline"] or ())]
+    assert not left
 
 
 def test_the_rank_that_was_killed_is_named_before_those_that_lost_it() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import socket
 import subprocess
 import sys
@@ -132,6 +133,54 @@ def test_steps_that_come_again_are_forgotten(make_config: Config, training_data:
     reporter.close()
     assert [(r["step"], r["loss"]) for r in read_metrics(tmp_path)] == [(1, 1.0), (2, 7.0)]
     assert _curves(tmp_path)["loss"] == [(1, 1.0), (2, 7.0)]
+
+
+def test_rows_that_a_full_disk_does_not_take_wait_for_it(
+    make_config: Config, training_data: Any, tmp_path: Path, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No file of this process may grow beyond a row and a half, as on a full disk."""
+    row = read_metrics(run)[0]
+    reporter = Reporter(make_config(training_data, tmp_path, tensorboard=False), 0)
+    reporter.step({**row, "step": 1})
+    size, before = (tmp_path / "metrics.jsonl").stat().st_size, resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + size // 2, before[1]))
+    try:
+        for step in (2, 3):
+            reporter.step({**row, "step": step})
+            reporter.event("saved", "x" * size, step)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [r["step"] for r in read_metrics(tmp_path)] == [1]
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.count("metrics.jsonl: File too large; its rows wait in memory") == 1 and said.count("events.jsonl: ") == 1
+    reporter.step({**row, "step": 4})
+    reporter.close()
+    assert [r["step"] for r in read_metrics(tmp_path)] == [1, 2, 3, 4]
+    assert [e["step"] for e in read_events(tmp_path)] == [2, 3]
+
+
+@pytest.mark.parametrize("tail", [b"", b'{"step": 3, "lo', b"\0\0\0", b"7\n"])
+def test_what_a_kill_left_behind_is_cut_off(
+    tail: bytes, make_config: Config, training_data: Any, tmp_path: Path, run: Path
+) -> None:
+    rows = read_metrics(run)
+    (tmp_path / "metrics.jsonl").write_bytes((run / "metrics.jsonl").read_bytes() + tail)
+    reporter = Reporter(make_config(training_data, tmp_path, tensorboard=False), 2)
+    reporter.step({**rows[2], "loss": 7.0})
+    reporter.close()
+    assert read_metrics(tmp_path) == [*rows[:2], {**rows[2], "loss": 7.0}]
+
+
+def test_a_tracker_that_cannot_end_loses_no_run(
+    make_config: Config, training_data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(trackers.TensorBoard, "close", fail)
+    assert loop.train(make_config(training_data, tmp_path, steps=1), CPU) == 1
+    last = read_events(tmp_path)[-1]
+    assert (last["kind"], last["step"]) == ("tracker", 1) and "No space left" in last["message"]
 
 
 def test_a_tracker_that_fails_is_left_out_and_the_run_goes_on(

@@ -69,6 +69,17 @@ def test_the_vocabulary_lies_as_the_layout_needs_it() -> None:
         Vocabulary(text=0, codes=5)
 
 
+def test_rows_that_tensor_parallelism_cannot_split_are_refused_with_the_shards(training_data) -> None:  # type: ignore[no-untyped-def]
+    from megatron_nextflow.inputs import vocabulary_of
+
+    folder = str(training_data.shards)
+    manifest = ShardSet.open(folder).manifest
+    model = MODEL.model_copy(update={"hidden_size": 48, "heads": 3, "query_groups": 3})
+    assert vocabulary_of(TrainConfig(model=model), folder, manifest).padded == 128
+    with pytest.raises(ValueError, match="output head's 128 rows are not divisible by parallel.tp 3: take a power of two"):
+        vocabulary_of(TrainConfig(model=model, parallel=ParallelConfig(tp=3)), folder, manifest)
+
+
 def test_the_sinusoid_is_the_published_one() -> None:
     """Vaswani et al., §3.5, by hand for a width of 4: rates 1 and 1/100."""
     row = sinusoid(torch.tensor([8]), 4)[0]

@@ -74,6 +74,8 @@ def test_what_does_not_go_together() -> None:
         ({"fp8": "auto", "precision": "float32"}, "needs precision: bf16"),
         ({"fp8": "delayed", "first_last_bf16": 1}, "does not go with fp8: delayed"),
         ({"fp8": "auto", "first_last_bf16": 3}, "twice is more than model.layers 4"),
+        ({"first_last_bf16": 1}, "first_last_bf16 keeps layers out of fp8, which is not set"),
+        ({"fp8": "auto", "data": {"align": 8}}, "data.align 8: fp8 needs rows in multiples of 16"),
     ):
         with pytest.raises(ValidationError, match=message):
             TrainConfig(**{"precision": "bf16", **settings})

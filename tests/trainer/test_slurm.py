@@ -22,8 +22,8 @@ from pydantic import ValidationError
 
 from megatron_nextflow import slurm_queue
 from megatron_nextflow.config import TrainConfig
-from megatron_nextflow.metrics import read_metrics
 from megatron_nextflow.launch_record import last_step, read_record
+from megatron_nextflow.metrics import read_metrics
 from megatron_nextflow.slurm import script, write_script
 from megatron_nextflow.slurm_config import SlurmConfig
 
@@ -31,17 +31,27 @@ Config = Callable[..., TrainConfig]
 ONE = SlurmConfig(gpus_per_node=1, cpus_per_gpu=1)
 
 _SRUN = """
-import os, signal, subprocess, sys
+import os, signal, subprocess, sys, time
 words = sys.argv[1:]
 options = []
 while words[0].startswith("--"):
     options.append(words.pop(0))
 print(*options, sep=chr(10), file=open(os.environ["PLAYED"] + "/srun-options", "w"))
-child = subprocess.Popen(words, env={**os.environ, "SLURM_NODEID": "0"})
-signal.signal(signal.SIGTERM, lambda *_: child.kill())
-signal.signal(signal.SIGUSR1, lambda *_: child.send_signal(signal.SIGUSR1))
-code = child.wait()
-sys.exit(code if code >= 0 else 128 - code)
+tasks = []
+def to_all(number):
+    for task in tasks:
+        task.send_signal(number)
+signal.signal(signal.SIGTERM, lambda *_: to_all(signal.SIGKILL))
+signal.signal(signal.SIGUSR1, lambda *_: to_all(signal.SIGUSR1))
+nodes = int(options[0].partition("=")[2])
+for node in range(nodes):
+    tasks.append(subprocess.Popen(words, env={**os.environ, "SLURM_NODEID": str(node)}))
+    # Here all nodes are one machine: the others come when the first has looked whether its port is free.
+    record = words[words.index("--config") + 1].replace("train.json", "run.json")
+    while node < nodes - 1 and not (os.path.exists(record) and '"running"' in open(record).read()):
+        time.sleep(0.05)
+codes = [task.wait() for task in tasks]
+sys.exit(max(code if code >= 0 else 128 - code for code in codes))
 """
 _PLAYED = {
     "srun": f'exec "{sys.executable}" "$PLAYED/srun.py" "$@"\n',
@@ -114,9 +124,13 @@ def test_a_job_whose_time_is_up_saves_and_returns_to_the_queue(
 
 
 @pytest.mark.slow
-def test_the_next_run_of_the_job_goes_on(played: Played, make_config: Config, training_data: Any, tmp_path: Path) -> None:
-    output, job = tmp_path / "run", _job()
-    path = _stopped_job(played, make_config(training_data, output, steps=100_000, slurm=ONE), job)
+def test_the_next_run_of_a_job_on_two_nodes_goes_on(
+    played: Played, make_config: Config, training_data: Any, tmp_path: Path
+) -> None:
+    output, job, two = tmp_path / "run", _job(), ONE.model_copy(update={"nodes": 2})
+    path = _stopped_job(played, make_config(training_data, output, steps=100_000, slurm=two), job)
+    record = read_record(output)
+    assert record is not None and (record.processes, record.nodes, record.status) == (2, 2, "stopped")
     step, settings = last_step(output), json.loads((output / "train.json").read_text())
     (output / "train.json").write_text(json.dumps(settings | {"steps": step + 1}))
     again = {**played.environment(job), "SLURM_RESTART_COUNT": "1"}

@@ -99,7 +99,7 @@ def test_more_scales_begin_as_the_last_and_fewer_are_the_first(
     trainer = Trainer(config, source.vocabulary, source.codebook, CPU)
     beginning = resume.begin(config, trainer, source)
     assert (beginning.state.step, beginning.state.consumed) == (0, 0)
-    assert ("3 rows of its 4" if scales == 3 else f"4 of {scales} rows") in beginning.inherited
+    assert ("3 rows of its 4" if scales == 3 else f"4 of {scales} rows") in beginning.said
     trainer.set_step(0)
     trainer.update()
     stored = _weights(aligned)

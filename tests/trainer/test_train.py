@@ -22,7 +22,7 @@ from nextflow_tokenize.pack_config import PackConfig
 from nextflow_tokenize.shard_writer import write_manifest
 from nextflow_tokenize.shards import ShardSet
 
-from megatron_nextflow import checkpoint, loop, train
+from megatron_nextflow import checkpoint, inputs, loop, train
 from megatron_nextflow.checkpoint_saver import SaveError
 from megatron_nextflow.config import TrainConfig
 from megatron_nextflow.feed import Feed, FeedError
@@ -30,6 +30,8 @@ from megatron_nextflow.heartbeat import read_heartbeat
 from megatron_nextflow.inputs import InputError
 from megatron_nextflow.metrics import read_events, read_metrics
 from megatron_nextflow.rank_log import log_path, open_log
+from megatron_nextflow.reading import UnreadableError
+from megatron_nextflow.signals import Stop
 from megatron_nextflow.training import DivergedError, Trainer
 
 Config = Callable[..., TrainConfig]
@@ -62,6 +64,7 @@ def program(monkeypatch: pytest.MonkeyPatch) -> Iterator[Program]:
     root.handlers[:], (sys.excepthook, threading.excepthook) = handlers, hooks
     root.setLevel(level)
     logging.captureWarnings(False)
+    logging.raiseExceptions = True
     signal.signal(signal.SIGINT, interrupt)
     faulthandler.enable()
 
@@ -148,12 +151,38 @@ def test_a_stop_signal_saves_and_ends_with_0(
     assert heartbeat is not None and (heartbeat["state"], heartbeat["step"]) == ("stopped", 3)
 
 
+def test_a_signal_before_the_first_step_waits_for_no_step(
+    data: Any, make_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: Program
+) -> None:
+    """And one while inputs are verified and weights are loaded is not even caught: it ends the process."""
+    handlers: list[Any] = []
+    open_inputs, enter = inputs.open_inputs, Stop.__enter__
+
+    def opened(config: TrainConfig) -> inputs.Inputs:
+        handlers.append(signal.getsignal(signal.SIGTERM))
+        return open_inputs(config)
+
+    def entered(self: Stop) -> Stop:
+        stop = enter(self)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return stop
+
+    monkeypatch.setattr(inputs, "open_inputs", opened)
+    monkeypatch.setattr(Stop, "__enter__", entered)
+    config = make_config(data, tmp_path / "run")
+    assert program(config) == 0
+    assert handlers == [signal.SIG_DFL]
+    assert read_metrics(config.output) == [] and checkpoint.latest(config.output) is None
+    assert [event["kind"] for event in read_events(config.output)] == ["stop"]
+
+
 @pytest.mark.parametrize(
     ("error", "status", "words"),
     [
         (RuntimeError("a kernel failed"), 1, "rank 0 failed: RuntimeError: a kernel failed; its traceback is in {log}"),
         (OSError(28, "No space left on device"), 1, "rank 0 failed: [Errno 28] No space left on device"),
         (SaveError("checkpoint step-00000002 could not be saved"), 1, "checkpoint step-00000002 could not be saved"),
+        (UnreadableError("rank 1 cannot read /shards: gone"), 1, "train: rank 1 cannot read /shards: gone"),
         (FeedError("pack 7: an image has 9 scales"), 2, "pack 7: an image has 9 scales"),
         (DivergedError("step 3: the loss is not a finite number"), 3, "step 3: the loss is not a finite number"),
     ],
@@ -182,6 +211,8 @@ def test_the_status_says_what_kind_of_end_it_was(
     assert said.count("\n") == 1 and words.format(log=log) in said
     assert f"{type(error).__name__}: " in log.read_text(encoding="utf-8")
     assert program(config) == status and capfd.readouterr().err == ""  # said once, by whoever was first
+    monkeypatch.setenv(train.STATUS_FILE, str(tmp_path / "gone" / "status"))
+    assert program(config) == status and words.format(log=log) in capfd.readouterr().err
 
 
 def test_a_log_has_what_nobody_caught(tmp_path: Path, program: Program) -> None:

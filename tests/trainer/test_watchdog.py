@@ -1,6 +1,7 @@
 """Hangs, stragglers and rank logs: alone by the clock, then two real processes of which one stops feeding.
 
-The two-process run is one launch for all: a bad batch that both go back from, a slow process, a hang.
+The two-process run is one launch for all: a bad loss that both go back from, a batch that one cannot read, a slow process, a
+hang.
 """
 
 from __future__ import annotations
@@ -56,6 +57,15 @@ def test_a_thread_that_hangs_is_found_and_shown(tmp_path: Path) -> None:
     assert "a_collective_nobody_enters" in stacks
 
 
+def test_a_disk_that_takes_no_stacks_keeps_no_run_alive(tmp_path: Path) -> None:
+    told = threading.Event()
+    (tmp_path / "logs").write_text("no folder", encoding="utf-8")
+    dog = Watchdog(0.01, tmp_path, 0, lambda reason: told.set())
+    dog.start()
+    assert told.wait(60)
+    dog.close()
+
+
 def test_how_long_it_waits(tmp_path: Path) -> None:
     """Three times as long for the first step and while saving; each beat begins anew."""
     dog = Watchdog(100.0, tmp_path, 0, lambda reason: None)
@@ -98,25 +108,38 @@ _PROGRAM = """
 import dataclasses, math, os, sys, threading
 from megatron_nextflow import device, train
 device.setup("cpu")
-from megatron_nextflow import feed, stragglers
+from nextflow_tokenize.shards import ShardError
+from megatron_nextflow import checkpoint, feed, stragglers, watchdog
 SECOND = os.environ["RANK"] == "1"
-give = feed.Feed.next_batch
+give, beat = feed.Feed.next_batch, watchdog.Watchdog.beat
 
 def nobody_sends_the_next_pack():
     threading.Event().wait()
+
+def nothing_but_damage():
+    raise ShardError("shard-000000.tar is damaged", key="000000-000001")
+    yield
+
+def hurried(self, step):
+    self.seconds = 5 if step == 3 else self.seconds
+    beat(self, step)
 
 def next_batch(self):
     batches = give(self)
     place = self.consumed - self.config.data.global_batch_size
     if place == 4 and SECOND:
         batches = (dataclasses.replace(batch, weights=batch.weights * math.nan) for batch in batches)
-    if place == 16 and SECOND:
+    if place == 8 and SECOND:
+        batches = nothing_but_damage()
+    if place == 20 and SECOND:
         nobody_sends_the_next_pack()
     return batches
 
 feed.Feed.next_batch = next_batch
+watchdog.Watchdog.beat = hurried
 if SECOND:
     stragglers.probe = lambda device: 1000.0
+    checkpoint.latest = lambda output: None  # as a machine sees it that has not looked into the folder again
 sys.exit(train.main(sys.argv[1:]))
 """
 
@@ -133,9 +156,10 @@ class Hung:
 
 @pytest.fixture(scope="module")
 def hung(make_config: Config, training_data: Any, tmp_path_factory: pytest.TempPathFactory) -> Hung:
-    """Copy 1's part of the second batch has no finite loss; it is slow; and at place 16 it waits for ever."""
+    """Copy 1's part of the second batch has no finite loss, of the third it has none; it is slow; and at place 20 it waits
+    for ever."""
     folder = tmp_path_factory.mktemp("hung")
-    health = HealthConfig(nan="rollback", hang_seconds=5, straggler_interval=2)
+    health = HealthConfig(nan="rollback", straggler_interval=2)
     config = make_config(training_data, folder / "run", steps=50, checkpoint_interval=1, health=health)
     (folder / "train.json").write_text(config.model_dump_json(), encoding="utf-8")
     (folder / "program.py").write_text(_PROGRAM, encoding="utf-8")
@@ -182,12 +206,12 @@ def test_the_stacks_say_who_is_missing_in_the_collective(hung: Hung) -> None:
         assert "Current thread" in log
 
 
-def test_both_copies_went_back_from_the_batch_that_one_saw(hung: Hung) -> None:
+def test_both_copies_left_the_batches_that_one_could_not_use(hung: Hung) -> None:
     assert [row["step"] for row in read_metrics(hung.output)] == [1, 2, 3]
-    assert [row["consumed"] for row in read_metrics(hung.output)] == [4, 12, 16]
-    events = [event for event in read_events(hung.output) if event["kind"] in ("nan", "rollback")]
-    assert [(event["kind"], event["place"]) for event in events] == [("nan", 4), ("rollback", 4)]
-    assert events[0]["keys"] == hung.keys
+    assert [row["consumed"] for row in read_metrics(hung.output)] == [4, 16, 20]
+    events = [event for event in read_events(hung.output) if event["kind"] in ("nan", "rollback", "data")]
+    assert [(event["kind"], event["place"]) for event in events] == [("nan", 4), ("rollback", 4), ("data", 8)]
+    assert events[0]["keys"] == hung.keys and events[2]["keys"] == ["000000-000001"]
 
 
 def test_the_slow_process_is_named(hung: Hung) -> None:

@@ -82,9 +82,9 @@ class _Frame:
         for tick in ticks(self.x0, self.x1, 6):
             if whole_x and tick != round(tick):
                 continue
-            out.append(
-                f'<text class="tick mid" x="{self.x(tick):.1f}" y="{HEIGHT - _BOTTOM + 15}">{escape(short(tick))}</text>'
-            )
+            label, x = escape(short(tick)), self.x(tick)
+            side, x = ("end", WIDTH - 2) if x + 3.2 * len(label) > WIDTH - 2 else ("mid", x)
+            out.append(f'<text class="tick {side}" x="{x:.1f}" y="{HEIGHT - _BOTTOM + 15}">{label}</text>')
         base = HEIGHT - _BOTTOM
         out.append(f'<line class="axis" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{base}" y2="{base}"/>')
         out.append(f'<text class="label mid" x="{(WIDTH + _LEFT - _RIGHT) / 2}" y="{HEIGHT - 6}">{escape(x_label)}</text>')
@@ -140,32 +140,50 @@ def lines(
     Points that are not finite are left out; `zero` makes the y axis begin at 0; `log` makes it logarithmic, and then what is
     not above 0 is left out too. `marks`: places on the x axis and what was there. No points: an empty string.
     """
-    kept = [(c.name, [(x, y) for x, y in c.points if math.isfinite(x) and math.isfinite(y)]) for c in curves]
-    if log:
-        kept = [(name, [(x, math.log10(y)) for x, y in points if y > 0]) for name, points in kept]
-    kept = [(name, points) for name, points in kept if points]
+    kept = [_usable(curve, log) for curve in curves]
+    kept = [curve for curve in kept if curve.points]
     if not kept:
         return Markup("")
-    xs = [x for _, points in kept for x, _ in points]
-    ys = [y for _, points in kept for _, y in points]
+    xs = [x for curve in kept for x, _ in curve.points]
+    ys = [y for curve in kept for _, y in curve.points] + [y for curve in kept for _, *both in curve.spread for y in both]
     low, high = (0.0 if zero else min(ys)), max(ys)
     margin = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
     frame = _Frame((min(xs), max(xs)), (low if zero else low - margin, high + margin), log)
     parts = frame.grid(x_label, y_label, whole_x=True)
     for place, what in marks:
         if min(xs) <= place <= max(xs):
-            x = f"{frame.x(place):.1f}"
-            line = f'<line class="limit" x1="{x}" x2="{x}" y1="{_TOP}" y2="{HEIGHT - _BOTTOM}">'
+            at = f"{frame.x(place):.1f}"
+            line = f'<line class="mark" x1="{at}" x2="{at}" y1="{_TOP}" y2="{HEIGHT - _BOTTOM}">'
             parts.append(f"{line}<title>{escape(what)}</title></line>")
-    for i, (name, points) in enumerate(kept):
+    for i, curve in enumerate(kept):
         style = shade(i, len(kept), ramp)
-        path = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in thin(points))
-        parts.append(f'<polyline class="line {style}" points="{path}"><title>{escape(name)}</title></polyline>')
-        if len(points) == 1:
-            parts.append(
-                f'<circle class="dot {style}" cx="{frame.x(points[0][0]):.1f}" cy="{frame.y(points[0][1]):.1f}" r="3"/>'
-            )
+        if curve.spread:
+            edge = [(x, high) for x, _, high in curve.spread] + [(x, low) for x, low, _ in reversed(curve.spread)]
+            parts.append(f'<polygon class="band {style}" points="{_path(frame, edge)}"/>')
+        path = _path(frame, thin(list(curve.points)))
+        parts.append(f'<polyline class="line {style}" points="{path}"><title>{escape(curve.name)}</title></polyline>')
+        if len(curve.points) == 1:
+            ((x, y),) = curve.points
+            parts.append(f'<circle class="dot {style}" cx="{frame.x(x):.1f}" cy="{frame.y(y):.1f}" r="3"/>')
     return _svg(parts, title)
+
+
+def _path(frame: _Frame, points: Sequence[tuple[float, float]]) -> str:
+    return " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in points)
+
+
+def _usable(curve: Curve, log: bool) -> Curve:
+    """The curve without what cannot be drawn, and as logarithms where `log`."""
+
+    def drawn(*values: float) -> bool:
+        return all(math.isfinite(value) for value in values) and (not log or min(values) > 0)
+
+    def y(value: float) -> float:
+        return math.log10(value) if log else value
+
+    points = tuple((x, y(value)) for x, value in curve.points if math.isfinite(x) and drawn(value))
+    spread = tuple((x, y(low), y(high)) for x, low, high in curve.spread if drawn(low, high))
+    return Curve(curve.name, points, spread)
 
 
 def shade(index: int, count: int, ramp: bool) -> str:

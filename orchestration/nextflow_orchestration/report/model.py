@@ -132,10 +132,11 @@ class ScaleUse:
 
 @dataclass(frozen=True)
 class Curve:
-    """One line of a chart: (x, y) points."""
+    """One line of a chart: (x, y) points; and where each stands for many, their (x, lowest, highest)."""
 
     name: str
     points: tuple[tuple[float, float], ...]
+    spread: tuple[tuple[float, float, float], ...] = ()
 
 
 @dataclass(frozen=True)

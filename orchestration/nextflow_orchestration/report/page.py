@@ -48,15 +48,16 @@ def render(report: Report) -> str:
         values |= _packing(report.packing)
     if report.training:
         values |= _training(report.training, report.tokenizer.codebook if report.tokenizer else None)
-    return _environment().get_template("report.html.j2").render(values)
+    return environment().get_template("report.html.j2").render(values)
 
 
-def _environment() -> Environment:
-    environment = Environment(
+def environment() -> Environment:
+    """The templates' environment: everything escaped, a missing value an error."""
+    made = Environment(
         loader=PackageLoader("nextflow_orchestration.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.filters |= {"n": _n, "short": short, "percent": _percent, "seconds": _seconds}
-    return environment
+    made.filters |= {"n": _n, "short": short, "percent": _percent, "seconds": _seconds, "size": _size}
+    return made
 
 
 def _n(value: int | float) -> str:
@@ -70,6 +71,10 @@ def _percent(part: float, whole: float) -> str:
 
 def _seconds(value: float) -> str:
     return f"{value:.1f} s" if value < 60 else f"{int(value // 60)} min {int(value % 60):02d} s"
+
+
+def _size(value: int) -> str:
+    return f"{short(value)}B" if value >= 1e6 else f"{short(value / 1e3)} kB"
 
 
 def _width(part: float, whole: float) -> str:

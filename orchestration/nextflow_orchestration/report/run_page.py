@@ -1,0 +1,144 @@
+"""`mnf page`: a training as one HTML file beside its checkpoints.
+
+The same frame, style and care as the report (`page`): no scripts, nothing loaded, every value escaped. It is written anew
+while a training is watched and once at its end, and read again by the browser while it is at work. The cost: it is a picture
+of a moment, not a live view; TensorBoard is that.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+from nextflow_pipelines.units import write_durably
+from rich.console import Console
+
+from megatron_nextflow.launch_record import last_step
+from nextflow_orchestration.report.charts import lines, shade
+from nextflow_orchestration.report.from_run import run_page
+from nextflow_orchestration.report.model import Chart, Fact, Generated, RunPage
+from nextflow_orchestration.report.page import environment
+
+PAGE = "run.html"
+SAMPLES = "samples"
+MOST_SAMPLES = 24
+SIDE = 320
+"""Longest side of a sample on the page, in pixels."""
+_TONES = {"nan": "drop", "hang": "drop", "spike": "edit", "rollback": "edit", "straggler": "edit", "finished": "ok"}
+_SECTIONS = (
+    ("run_curves", "Curves", lambda p: p.charts),
+    ("run_samples", "Samples", lambda p: p.samples),
+    ("run_events", "Events", lambda p: p.events),
+    ("run_checkpoints", "Checkpoints", lambda p: p.checkpoints),
+    ("run_setup", "Layout and machine", lambda p: p.layout),
+    ("settings", "Settings", lambda p: p.settings),
+)
+
+
+def write_run_page(output: Path) -> Path:
+    """Writes run.html into a training's folder; returns it. Raises FileNotFoundError where there is no training."""
+    samples, notes = _samples(output / SAMPLES)
+    page = replace(run_page(output), samples=samples, notes=notes)
+    path = output / PAGE
+    write_durably(path, render(page, _codebook(output)).encode())
+    return path
+
+
+def render(page: RunPage, codebook: int | None = None) -> str:
+    """The page as a complete HTML document."""
+    guess = "a model that guesses evenly among n tokens has ln n."
+    if codebook:
+        guess = f"guessing evenly among the {codebook:,} image codes costs {math.log(codebook):.2f}."
+    drawn = [
+        (c, lines(c.curves, c.title, "step", c.unit, ramp=c.ramp, zero=c.zero, log=c.log, marks=page.marks))
+        for c in page.charts
+    ]
+    long = any(curve.spread for chart in page.charts for curve in chart.curves)
+    values: dict[str, Any] = {
+        "report": page,
+        "sections": [(name, title) for name, title, has in _SECTIONS if has(page)],
+        "shade": shade,
+        "charts": [pair for pair in drawn if pair[1]],
+        "guess": guess,
+        "thinned": "A point stands for the mean of many steps, a band for their lowest and highest." if long else "",
+        "tone": _TONES,
+    }
+    return environment().get_template("run.html.j2").render(values)
+
+
+def _draw(chart: Chart, marks: Sequence[tuple[float, str]]) -> Markup:
+    options: dict[str, Any] = {"ramp": chart.ramp, "zero": chart.zero, "log": chart.log, "marks": marks}
+    return lines(chart.curves, chart.title, "step", chart.unit, **options)
+
+
+def _samples(folder: Path) -> tuple[tuple[Generated, ...], tuple[str, ...]]:
+    """The newest images of a folder, with what their files say of themselves; and why some are not shown."""
+    newest = sorted(folder.glob("*.png"), key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
+    if not newest:
+        return (), ()
+    try:
+        from PIL import Image
+
+        from nextflow_orchestration.report.pictures import data_uri
+    except ImportError:
+        return (), ("Samples are not shown: Pillow is not installed (pip install 'megatron-nextflow[train]').",)
+    found, notes = [], []
+    for path in newest[:MOST_SAMPLES]:
+        try:
+            with Image.open(path) as picture:
+                said = {key: str(value) for key, value in picture.info.items()}
+                facts = [Fact("step", path.name.removeprefix("step-").partition("-")[0].removesuffix(".png").lstrip("0"))]
+                facts += [Fact(key, said[key]) for key in ("seed",) if key in said]
+                found.append(Generated(said.get("prompt", path.name), data_uri(picture, SIDE), tuple(facts)))
+        except OSError as error:
+            notes.append(f"{path.name} is not shown: {error}")
+    return tuple(found), tuple(notes)
+
+
+def _codebook(output: Path) -> int | None:
+    """Codes of the run's vision tokenizer, from its newest checkpoint."""
+    try:
+        manifest = output / "checkpoints" / (output / "checkpoints" / "latest").read_text().strip() / "manifest.json"
+        return int(json.loads(manifest.read_text(encoding="utf-8"))["state"]["codebook_size"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def make_samples(output: Path, count: int, prompts: list[str], level: int | None) -> list[Path]:
+    """Images from the newest checkpoint, `count` a prompt, kept in the run's folder. Raises NoRun, StageError.
+
+    Without prompts, the prompt and the sampling of the whole run that the training belongs to, or the defaults.
+    """
+    from megatron_nextflow.generate_config import GenerateConfig
+    from nextflow_orchestration.final_stages import generate_in_process
+    from nextflow_orchestration.recipe import GenerateSection
+    from nextflow_orchestration.training import last_checkpoint
+
+    settings = _of_run(output.parent) | ({} if level is None else {"level": level})
+    prompts = prompts or [settings.get("prompt", GenerateSection().prompt)]
+    config = GenerateConfig.of({key: value for key, value in settings.items() if key != "prompt"})
+    file = output / SAMPLES / f"step-{last_step(output):08d}.png"
+    done = generate_in_process(last_checkpoint(output), prompts, file, config, threads=2, options=[f"--n={count}"])
+    return [Path(result["path"]) for result in done["results"]]
+
+
+def _of_run(root: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads((root / "recipe.json").read_text(encoding="utf-8"))["generate"])
+    except (OSError, ValueError, KeyError):
+        return {}
+
+
+def show_page(output: Path, samples: int, prompts: list[str], level: int | None) -> None:
+    """`mnf page`."""
+    console = Console(highlight=False, soft_wrap=True)
+    if samples:
+        with console.status("generating…"):
+            made = make_samples(output, samples, prompts, level)
+        console.print(f"{len(made)} samples in {output / SAMPLES}", markup=False)
+    console.print(str(write_run_page(output)), markup=False)
