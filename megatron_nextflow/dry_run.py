@@ -59,8 +59,8 @@ class Stage:
 class DryRun:
     """What a run would be.
 
-    `parameters` and `trained` count the whole model. `step_flops` and `step_tokens` are of the global batch, as the mean of
-    the shards' `packs` packs has it or, where there are no shards, at most.
+    `parameters` and `trained` count the whole model. `step_flops` and `step_tokens` are of the global batch: of the shards'
+    `packs` packs, as their mean has it, or where there are no shards of full packs of text. Every slot counts as a label.
     """
 
     processes: int
@@ -101,7 +101,7 @@ def reckon(config: TrainConfig, processes: int) -> DryRun:
     copies = _check(config, processes)
     sizes = _sizes(config, notes)
     vocabulary = sizes.vocabulary
-    _require_vocabulary(config, vocabulary)
+    vocabulary.require_split(config.parallel.tp)
     stages, parameters, trained = [], 0, 0
     for number in range(config.parallel.pp):
         held = held_by(config, vocabulary, sizes.codebook_dim, number)
@@ -156,13 +156,6 @@ def _sizes(config: TrainConfig, notes: list[str]) -> Sizes:
         raise DryRunError(f"there are no shards to tell the sizes of the vocabulary: set {', '.join(missing)}")
     text, codes, width = (int(value or 0) for value in wanted.values())
     return Sizes(Vocabulary(text, codes), width, None)
-
-
-def _require_vocabulary(config: TrainConfig, vocabulary: Vocabulary) -> None:
-    tp = config.parallel.tp
-    for name, rows in (("output head", vocabulary.padded), ("input embedding", vocabulary.padded_words)):
-        if rows % tp:
-            raise DryRunError(f"the {name}'s {rows} rows are not divisible by parallel.tp {tp}: take a power of two")
 
 
 def _pack(config: TrainConfig, manifest: Manifest | None) -> tuple[float, float]:

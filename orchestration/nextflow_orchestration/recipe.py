@@ -14,6 +14,7 @@ import yaml
 from nextflow_data.config import CaptionConfig, DedupConfig, FilterConfig, IngestConfig, Section
 from nextflow_pipelines.config import SparkConfig
 from nextflow_tokenize.config import PackConfig, TextTokenizerConfig, TokenizeConfig, VisionTokenizerConfig
+from nextflow_tokenize.schedule import LEVEL_SCALES, grids, token_count
 from nextflow_tokenize.vision.usable import check_levels, read_tokenizer_config
 from nextflow_tokenize.vision_config import missing_weights
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -41,6 +42,13 @@ class GenerateSection(GenerateConfig):
     """The image that a run makes at its end."""
 
     prompt: str = Field(default="A photograph of a coffee cup", description="what it should show")
+
+    @field_validator("prompt")
+    @classmethod
+    def _words_alone(cls, value: str) -> str:
+        if "<image>" in value:
+            raise ValueError("a run's own prompt has no images; say it in words, and use `mnf generate --image` afterwards")
+        return value
 
 
 class ReportConfig(Section):
@@ -82,6 +90,15 @@ class Recipe(Section):
                 f"pack.max_length {self.pack.max_length} is more than train.model.max_length {self.train.model.max_length}: "
                 "the model could not hold the packs"
             )
+        model, level = self.train.model, self.generate.level
+        scales = LEVEL_SCALES[level]
+        if scales > model.max_scales:
+            raise ValueError(
+                f"generate.level {level} has {scales} scales, train.model.max_scales is {model.max_scales}: the model could "
+                "not make the run's image"
+            )
+        if token_count(grids((64, 64), scales)) > model.max_length:
+            raise ValueError(f"an image of generate.level {level} does not fit train.model.max_length {model.max_length}")
         return self
 
     def sections(self) -> dict[str, Section]:
@@ -105,6 +122,10 @@ class Recipe(Section):
             check_levels(config, [self.tokenize.level, *self.tokenize.lower_levels])
         except ValueError as error:
             raise RecipeError(f"tokenize: {error}") from None
+        if self.generate.level not in config.levels:
+            raise RecipeError(
+                f"generate: the vision tokenizer is made for levels {list(config.levels)}, not for {self.generate.level}"
+            )
 
 
 def _override(tree: dict[str, Any], assignment: str) -> tuple[str, ...]:

@@ -63,6 +63,29 @@ def test_weights_that_are_not_there_are_named_before_any_work(tmp_path: Path) ->
         load_recipe(write(tmp_path, text)).check_inputs()
 
 
+@pytest.mark.parametrize(
+    ("generate", "message"),
+    [
+        ("{prompt: 'a <image>'}", "a run's own prompt has no images"),
+        ("{level: 512}", "generate.level 512 has 16 scales, train.model.max_scales is 12"),
+        ("{level: 256}", "does not fit train.model.max_length 800"),
+    ],
+)
+def test_an_image_that_the_run_could_not_make_is_refused_before_any_work(
+    generate: str, message: str, tmp_path: Path
+) -> None:
+    text = "name: tiny\nroot: runs/tiny\ninput: sample\npack: {max_length: 800}\n"
+    text += f"train: {{model: {{max_scales: 12, max_length: 800}}}}\ngenerate: {generate}\n"
+    assert message in refuse(tmp_path, text)
+
+
+def test_a_level_that_the_vision_tokenizer_is_not_made_for_is_refused(tmp_path: Path) -> None:
+    text = "name: tiny\nroot: r\ninput: sample\nvision_tokenizer: {levels: [128, 256]}\ngenerate: {level: 512}\n"
+    text += "tokenize: {level: 256, lower_levels: [128]}\n"
+    with pytest.raises(RecipeError, match=r"generate: .*levels \[128, 256\], not for 512"):
+        load_recipe(write(tmp_path, text)).check_inputs()
+
+
 def test_every_recipe_of_the_repository_is_valid() -> None:
     recipes = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
     assert recipes

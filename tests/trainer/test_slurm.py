@@ -49,6 +49,8 @@ for node in range(nodes):
     # Here all nodes are one machine: the others come when the first has looked whether its port is free.
     record = words[words.index("--config") + 1].replace("train.json", "run.json")
     while node < nodes - 1 and not (os.path.exists(record) and '"running"' in open(record).read()):
+        if tasks[0].poll() is not None:
+            sys.exit(1)
         time.sleep(0.05)
 codes = [task.wait() for task in tasks]
 sys.exit(max(code if code >= 0 else 128 - code for code in codes))
