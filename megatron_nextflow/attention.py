@@ -13,9 +13,8 @@ recomputation, where it drops a mask that is not a tensor. `qkv_format` "sbhd" k
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
@@ -28,13 +27,13 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from numpy.typing import NDArray
 from torch.nn.functional import scaled_dot_product_attention
 
+from megatron_nextflow.flex import block_mask_of, compiled
+
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
 CHUNK = 128
 """Queries a masked call aims at: enough to fill the kernel, few enough that masked-out products stay rare."""
-
-_FLEX_BLOCK = 128
 
 
 @dataclass(frozen=True)
@@ -207,55 +206,11 @@ def run_calls(
     return torch.cat(parts)
 
 
-def block_mask_of(visible: torch.Tensor, keys: int | None = None) -> BlockMask:
-    """FlexAttention's block mask for ranges [2, b, s], from block minima and maxima: memory (s/128)², never s².
-
-    A query block may see a key block that holds any of its ranges' hull; whole blocks inside every range need no test.
-    `keys`: how many there are, where the queries are only some of the slots.
-    """
-    from torch.nn.attention.flex_attention import BlockMask
-
-    start, end = visible.int()
-    rows, length = start.shape
-    keys = keys or length
-    blocks, key_blocks = -(-length // _FLEX_BLOCK), -(-keys // _FLEX_BLOCK)
-    padding = (0, blocks * _FLEX_BLOCK - length)
-    high = torch.iinfo(torch.int32).max
-
-    def reduced(values: torch.Tensor, fill: int, largest: bool) -> torch.Tensor:
-        tiled = torch.nn.functional.pad(values, padding, value=fill).view(rows, blocks, _FLEX_BLOCK)
-        return (tiled.amax(-1) if largest else tiled.amin(-1)).unsqueeze(-1)
-
-    left = torch.arange(key_blocks, device=visible.device, dtype=torch.int32) * _FLEX_BLOCK
-    right = left + _FLEX_BLOCK
-    some = (right > reduced(start, high, False)) & (left < reduced(end, 0, True))
-    full = (left >= reduced(start, -1, True)) & (right <= reduced(end, high, False))
-
-    def listed(chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        order = torch.argsort(chosen.int(), dim=-1, descending=True, stable=True).int()
-        return chosen.sum(-1, dtype=torch.int32).unsqueeze(1), order.unsqueeze(1)
-
-    def allowed(b: torch.Tensor, h: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-        return (k >= start[b, q]) & (k < end[b, q])
-
-    return BlockMask.from_kv_blocks(
-        *listed(some & ~full), *listed(full), BLOCK_SIZE=_FLEX_BLOCK, mask_mod=allowed, seq_lengths=(length, keys)
-    )
-
-
 def in_slot_order(part: torch.Tensor, group: torch.distributed.ProcessGroup) -> torch.Tensor:
     """All slots [s·n, …] from each context-parallel process's two stretches [s, …]; gradients are summed on the way back."""
     gathered = gather_from_sequence_parallel_region(part.contiguous(), group=group)
     stretches = gathered.chunk(2 * group.size())
     return torch.cat([*stretches[::2], *stretches[::-2]])
-
-
-@cache
-def _flex() -> Callable[..., torch.Tensor]:
-    from torch.nn.attention.flex_attention import flex_attention
-
-    # Few graphs serve all lengths of rows; beyond the limit torch would go on uncompiled, with the whole of the scores.
-    return torch.compile(flex_attention, fullgraph=True, recompile_limit=64)
 
 
 class BlockRangeAttention(MegatronModule):
@@ -305,7 +260,7 @@ class BlockRangeAttention(MegatronModule):
             key, value = in_slot_order(key, self.context), in_slot_order(value, self.context)
         if params.block_mask is not None:
             q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
-            out = _flex()(
+            out = compiled()(
                 q, k, v, block_mask=params.block_mask, scale=self.softmax_scale, enable_gqa=q.size(1) != k.size(1)
             ).permute(2, 0, 1, 3)
         else:

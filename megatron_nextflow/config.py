@@ -137,7 +137,7 @@ class TrainConfig(Section):
     threads: int = Field(default=1, ge=1)
     """CPU threads of each process."""
     master_port: int | None = Field(default=None, ge=1, le=65535)
-    """Port on which the processes find each other; None takes a free one. Set it for more than one machine."""
+    """Port on which the processes find each other; None takes a free one, in a Slurm job one by the job's number."""
 
     @model_validator(mode="after")
     def _divides(self) -> TrainConfig:
@@ -166,7 +166,7 @@ class TrainConfig(Section):
         if self.fp8 is not None and self.data.align % 16:
             raise ValueError(f"data.align {self.data.align}: fp8 needs rows in multiples of 16 slots")
         if self.first_last_bf16 and self.fp8 is None:
-            raise ValueError("first_last_bf16 keeps layers out of fp8, which is not set: set it, or leave first_last_bf16 out")
+            raise ValueError("first_last_bf16 keeps layers out of fp8, which is not set: set it, or leave this out")
         if self.first_last_bf16 and self.fp8 == "delayed":
             raise ValueError("first_last_bf16 does not go with fp8: delayed, whose scaling factors span all layers")
         if self.first_last_bf16 * 2 > model.layers:

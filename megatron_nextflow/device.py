@@ -1,10 +1,10 @@
 """The one place that knows whether there is a GPU, and the trainer's only global state.
 
-On a GPU nothing is changed but the optimizer, where Transformer Engine is missing. On a CPU, megatron-core asks torch.cuda for
-devices, streams and generators in dozens of places though its mathematics runs anywhere; rather than fork it, `setup` makes
-those few questions answer for the CPU and turns a request for a CUDA tensor into one for a CPU tensor, in this process only.
-The cost: about a millisecond a step, and that `setup` must run before anything imports megatron.core. Everything else in the
-package is written once, for both.
+On a GPU nothing is changed but the optimizer, where Transformer Engine is missing. On a CPU, megatron-core asks torch.cuda
+for devices, streams and generators in dozens of places though its mathematics runs anywhere; rather than fork it, `setup`
+makes those few questions answer for the CPU and turns a request for a CUDA tensor into one for a CPU tensor, in this process
+only. The cost: about a millisecond a step, and that `setup` must run before anything imports megatron.core. Everything else
+in the package is written once, for both.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import contextlib
 import logging
 import os
 import sys
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -23,10 +24,10 @@ _CPU = torch.device("cpu")
 _shim: TorchFunctionMode | None = None
 
 
-def setup(kind: str = "auto", threads: int = 1) -> torch.device:
+def setup(kind: str = "auto", threads: int = 1, timeout_minutes: float = 30) -> torch.device:
     """Choose this process's device, start torch.distributed, and return the device.
 
-    `kind`: "auto" (the GPU if there is one), "cpu" or "cuda". Reads RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and
+    `kind`: "auto" (the GPU if there is one), "cpu" or "cuda". `timeout_minutes`: how long a collective may take. Reads RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and
     MASTER_PORT as torchrun sets them; without them the process is alone. Raises RuntimeError where "cuda" is asked
     for and absent, where this machine has fewer GPUs than processes, or where megatron.core was imported before the CPU's
     answers could be put in place.
@@ -46,7 +47,7 @@ def setup(kind: str = "auto", threads: int = 1) -> torch.device:
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
         if "RANK" in os.environ:
-            dist.init_process_group(backend)
+            dist.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
         else:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     return torch.device("cuda", torch.cuda.current_device()) if gpu else _CPU

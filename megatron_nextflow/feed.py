@@ -8,6 +8,7 @@ pipeline-parallel peers each read and lay out the same packs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -68,9 +69,9 @@ class Feed:
             spatial_extent=config.model.rope_extent, scale_alpha=config.loss.alpha, predict_boi=config.loss.predict_boi
         )
         parallel = config.parallel
-        # Each process's part of a row must be whole, and under context parallelism made of two equal stretches.
-        parts = (parallel.tp if parallel.sequence_parallel else 1) * (2 * parallel.cp if parallel.cp > 1 else 1)
-        self.multiple = config.data.align * parts
+        # Each process's part of a row is a multiple of `align`; under context parallelism it is two equal stretches.
+        part = config.data.align * parallel.cp * (parallel.tp if parallel.sequence_parallel else 1)
+        self.multiple = math.lcm(part, 2 * parallel.cp) if parallel.cp > 1 else part
 
     def places(self) -> list[int]:
         """Places of the order that this process's copy takes of the next global batch."""

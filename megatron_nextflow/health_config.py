@@ -5,10 +5,14 @@ The defaults stop for what is certainly broken and only say what is suspicious. 
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from nextflow_data.config import Section
 from pydantic import Field
+
+PATIENCE = 3.0
+"""How many times as long the first step, loading and saving may take."""
 
 
 class HealthConfig(Section):
@@ -32,3 +36,8 @@ class HealthConfig(Section):
     """Steps between comparisons of the processes' own speed; 0 for none."""
     straggler_factor: float = Field(default=1.5, gt=1)
     """A process whose own work takes this much longer than the median's is named."""
+
+    @property
+    def timeout_minutes(self) -> int:
+        """After which torch gives up on a collective: later than the watchdog, which says more."""
+        return math.ceil(PATIENCE * self.hang_seconds / 60) + 5

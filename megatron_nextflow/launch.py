@@ -12,6 +12,7 @@ of its own, and what a Slurm job starts on each of its machines.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import os
 import socket
@@ -90,7 +91,8 @@ def launch(
             code = _run(resolved, processes, environment, cluster)
         finally:
             end = {"status": _ending(code, resolved), "exit_code": code, "ended": time.time()}
-            write_record(output, record.model_copy(update=end))
+            with contextlib.suppress(OSError):  # a full disk has been told; the record then says running, of nobody alive
+                write_record(output, record.model_copy(update=end))
     return code
 
 

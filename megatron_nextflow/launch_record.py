@@ -4,11 +4,12 @@ Written by the launcher into the training's folder, read by whoever wants to kno
 that was restarted, `mnf page`, a second `mnf train`. A process is known by its number together with its start time, because
 numbers are used again. That two launchers never train into one folder is not left to this file: they hold a lock (`Hold`).
 The cost: on a file system whose locks do not reach over machines, only launchers of one machine keep out of each other's
-way.
+way, and on one that has none, nobody does.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import socket
@@ -120,6 +121,9 @@ class Hold:
             raise AlreadyRunning(
                 f"{who} is training into {self.output}: wait for it, stop it with SIGTERM (it saves), or name another folder"
             ) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
+                raise
         return self
 
     def __exit__(self, *_: object) -> None:

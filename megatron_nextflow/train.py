@@ -61,7 +61,7 @@ def _train(config: TrainConfig, log: Path) -> int:
     from megatron_nextflow import device
 
     try:
-        target = device.setup(config.device, config.threads)
+        target = device.setup(config.device, config.threads, config.health.timeout_minutes)
     except RuntimeError as error:
         return _end(REFUSED, str(error))
     # megatron.core may be imported only now that the device is set up.

@@ -66,7 +66,11 @@ def start_parallel(config: TrainConfig) -> None:
         parallel_state.destroy_model_parallel()
     parallel = config.parallel
     parallel_state.initialize_model_parallel(
-        parallel.tp, parallel.pp, parallel.vpp if parallel.vpp > 1 else None, context_parallel_size=parallel.cp
+        parallel.tp,
+        parallel.pp,
+        parallel.vpp if parallel.vpp > 1 else None,
+        context_parallel_size=parallel.cp,
+        distributed_timeout_minutes=config.health.timeout_minutes,
     )
     model_parallel_cuda_manual_seed(config.model.seed)
 

@@ -17,10 +17,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from megatron_nextflow.health_config import PATIENCE
 from megatron_nextflow.rank_log import LOGS
 
-PATIENCE = 3.0
-"""How much longer the first step (compiling) and saving may take than another step. Our choice."""
 GRACE = 30.0
 """Longest time, in seconds, between the dump and the end, in which the other processes find out too and dump theirs: the
 first that ends takes the rest with it."""

@@ -65,6 +65,9 @@ def generate(
     seed: Annotated[int | None, typer.Option(help="seed of the sampling")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="tokens of text")] = None,
     max_images: Annotated[int | None, typer.Option(help="images of --interleaved text")] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, float32 or bf16")] = None,
+    text_tokenizer: Annotated[Path | None, typer.Option(help="tokenizer.json (default: the training's)")] = None,
+    vision_tokenizer: Annotated[Path | None, typer.Option(help="tokenizer's folder (default: the training's)")] = None,
 ) -> None:
     """Images from prompts of text and images, scale by scale; text with images; or with no --out, more text.
 
@@ -74,9 +77,11 @@ def generate(
         from nextflow_orchestration.training import generate_from_run
 
         generate_from_run(
-            root, checkpoint, prompt, out, images=image or [], interleaved=interleaved, n=n, batch=batch, preview=preview,
+            root, checkpoint, prompt, out, images=image or [], interleaved=interleaved, n=n, batch=batch,
+            files={"preview": preview, "text-tokenizer": text_tokenizer, "vision-tokenizer": vision_tokenizer},
             level=level, prompt_level=prompt_level, aspect=aspect, guidance=guidance, guidance_schedule=guidance_schedule,
             temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, max_tokens=max_tokens, max_images=max_images,
+            precision=precision,
         )  # fmt: skip
 
 

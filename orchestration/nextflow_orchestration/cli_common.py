@@ -21,7 +21,7 @@ EXTRAS = {
     "pyspark": "data", "prefect": "data", "fastwarc": "data", "lxml": "data", "datatrove": "data", "tokenizers": "data",
     "py3langid": "data", "scipy": "data", "xxhash": "data", "PIL": "data", "torch": "train", "megatron": "train",
     "safetensors": "train", "tensorboard": "train", "skimage": "train", "transformers": "siglip",
-    "transformer_engine": "gpu",
+    "transformer_engine": "gpu", "psutil": "data",
 }  # fmt: skip
 """Which extra brings a package, for the error when it is missing."""
 

@@ -36,7 +36,8 @@ def train_stage(recipe: Recipe, pack: StageResult, tokenizer: Path, text_tokeniz
 
 def generate_stage(recipe: Recipe, training: Path) -> StageResult:
     """One image from the recipe's prompt, under the stage contract: another checkpoint or setting makes another image."""
-    settings = GenerateConfig.model_validate(recipe.generate.model_dump(exclude={"prompt"}))
+    given = recipe.generate.model_dump(exclude={"prompt"})
+    settings = GenerateConfig.model_validate(given | {"end_of_text": recipe.text_tokenizer.end_of_text})
     checkpoint = last_checkpoint(training)
     parameters = {"prompt": recipe.generate.prompt, "settings": settings.model_dump(mode="json")}
     plan = StagePlan("generate", GENERATE_VERSION, parameters, {"checkpoint": sha256_file(checkpoint / "manifest.json")})

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,7 @@ def run_training(config: TrainConfig, processes: int | None = None) -> TrainingO
     if status > 128:
         raise KeyboardInterrupt
     if status == REFUSED:
-        raise TrainingRefused(f"nothing was trained in {config.output}: the line above says why")
+        raise TrainingRefused(f"the training in {config.output} cannot go on: the line above says why")
     if status:
         raise TrainingFailed(status, config.output)
     return TrainingOutcome(config.output, last_step(config.output), config.steps)
@@ -138,17 +139,21 @@ def generate_from_run(
     interleaved: bool,
     n: int,
     batch: int,
-    preview: Path | None,
+    files: Mapping[str, Path | None],
     **overrides: Any,
 ) -> None:
-    """`mnf generate`: from `checkpoint`, or the newest of the run in `root`; settings left out are the run's own."""
+    """`mnf generate`: from `checkpoint`, or the newest of the run in `root`; settings left out are the run's own.
+
+    `files`: options of `megatron_nextflow.generate` that name a file, and the file.
+    """
     from nextflow_orchestration.final_stages import generate_in_process
     from nextflow_orchestration.report.charts import short
 
     path = checkpoint or last_checkpoint(newest_training(root))
-    settings = GenerateConfig.of(_run_settings(root) | {key: value for key, value in overrides.items() if value is not None})
+    given = run_settings(root) | {key: value for key, value in overrides.items() if value is not None}
+    settings = GenerateConfig.of({key: value for key, value in given.items() if key != "prompt"})
     options = [f"--image={image}" for image in images] + [f"--n={n}", f"--batch={batch}"] + ["--interleaved"] * interleaved
-    options += [] if preview is None else [f"--preview={preview}"]
+    options += [f"--{name}={path}" for name, path in files.items() if path is not None]
     console = Console(highlight=False, soft_wrap=True)
     with console.status("generating…"):
         done = generate_in_process(path, prompts, out, settings, threads=2, options=options)
@@ -163,10 +168,10 @@ def generate_from_run(
     Console(stderr=True, highlight=False).print(took)
 
 
-def _run_settings(root: Path) -> dict[str, Any]:
+def run_settings(root: Path) -> dict[str, Any]:
+    """How the run in `root` samples, and its `prompt`, as its stored recipe says; nothing where there is none."""
     try:
-        settings = dict(json.loads((root / "recipe.json").read_text(encoding="utf-8"))["generate"])
-    except (OSError, ValueError, KeyError):
+        tree = json.loads((root / "recipe.json").read_text(encoding="utf-8"))
+        return {**tree["generate"], "end_of_text": tree["text_tokenizer"]["end_of_text"]}
+    except (OSError, ValueError, KeyError, TypeError):
         return {}
-    settings.pop("prompt", None)
-    return settings

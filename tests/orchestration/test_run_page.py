@@ -158,15 +158,16 @@ def test_samples_are_asked_of_the_newest_checkpoint(long_run: Path, monkeypatch:
     asked: list[Any] = []
 
     def generate(checkpoint: Path, prompts: list[str], out: Path, settings: Any, threads: int, options: list[str]) -> Any:
-        asked.append((checkpoint.name, prompts, out.name, settings.level, options))
+        asked.append((checkpoint.name, prompts, out.name, settings.level, settings.end_of_text, options))
         return {"results": [{"path": str(out)}]}
 
     monkeypatch.setattr(final_stages, "generate_in_process", generate)
-    (long_run.parent / "recipe.json").write_text(json.dumps({"generate": {"prompt": "the run's", "level": 256}}))
+    recipe = {"generate": {"prompt": "the run's", "level": 256}, "text_tokenizer": {"end_of_text": "<end>"}}
+    (long_run.parent / "recipe.json").write_text(json.dumps(recipe))
     assert make_samples(long_run, 2, [], None) == [long_run / "samples" / "step-00010000.png"]
     make_samples(long_run, 1, ["mine", "other"], 512)
     assert asked == [
-        ("step-00010000", ["the run's"], "step-00010000.png", 256, ["--n=2"]),
-        ("step-00010000", ["mine", "other"], "step-00010000.png", 512, ["--n=1"]),
+        ("step-00010000", ["the run's"], "step-00010000.png", 256, "<end>", ["--n=2"]),
+        ("step-00010000", ["mine", "other"], "step-00010000.png", 512, "<end>", ["--n=1"]),
     ]
     assert page_module.SAMPLES == "samples"

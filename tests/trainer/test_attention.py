@@ -16,7 +16,8 @@ from megatron.core.tensor_parallel import checkpoint
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from megatron_nextflow.attention import BlockRangeAttention, BlockRangeParams, block_mask_of, plan_calls
+from megatron_nextflow.attention import BlockRangeAttention, BlockRangeParams, plan_calls
+from megatron_nextflow.flex import block_mask_of
 
 Ranges = list[tuple[int, int]]
 
@@ -153,7 +154,7 @@ def test_the_gpu_block_mask_names_every_block_that_is_seen_and_calls_whole_only_
     visible = visible_of(rows)
     mask = block_mask_of(visible)
     length = visible.shape[2]
-    blocks = -(-length // 128)
+    blocks = max(2, -(-length // 128))
     j = torch.arange(blocks * 128)
     for row in range(len(rows)):
         seen = torch.zeros(blocks * 128, blocks * 128, dtype=torch.bool)
@@ -163,7 +164,8 @@ def test_the_gpu_block_mask_names_every_block_that_is_seen_and_calls_whole_only_
             partial = set(mask.kv_indices[row, 0, q, : mask.kv_num_blocks[row, 0, q]].tolist())
             whole = set(mask.full_kv_indices[row, 0, q, : mask.full_kv_num_blocks[row, 0, q]].tolist())
             assert not partial & whole
-            real = length - q * 128
+            real = max(0, length - q * 128)
+            assert real or not partial | whole
             assert all(tiles[q, k][:real].all() for k in whole)
             assert {k for k in range(blocks) if tiles[q, k].any()} <= partial | whole
         queries = torch.arange(length)[:, None]
@@ -174,9 +176,9 @@ def test_the_gpu_block_mask_names_every_block_that_is_seen_and_calls_whole_only_
 _LENGTHS = """
 import torch
 from torch.nn.attention.flex_attention import flex_attention
-from megatron_nextflow.attention import block_mask_of
+from megatron_nextflow.flex import block_mask_of
 
-compiled = torch.compile(flex_attention, backend="eager", fullgraph=True, recompile_limit=4)
+compiled = torch.compile(flex_attention, backend="eager", fullgraph=True, recompile_limit=2)
 for length in (512, 272, 1040, 48, 192, 256, 656, 400, 128, 2048, 640, 1008):
     visible = torch.stack([torch.zeros(length), torch.arange(1, length + 1)]).int()[:, None]
     q, k, v = (torch.randn(1, heads, length, 16) for heads in (4, 2, 2))
@@ -189,7 +191,7 @@ for length in (512, 272, 1040, 48, 192, 256, 656, 400, 128, 2048, 640, 1008):
 
 @pytest.mark.slow
 def test_rows_of_many_lengths_share_few_graphs() -> None:
-    """torch compiles one graph for the first length, one for all others, one for a single block; beyond the limit it raises."""
+    """torch compiles one graph for the first length and one for all others; at a third it raises."""
     environment = {name: value for name, value in os.environ.items() if name != "TORCH_COMPILE_DISABLE"}
     done = subprocess.run([sys.executable, "-c", _LENGTHS], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -15,7 +15,7 @@ from nextflow_tokenize.segments import ImageSegment, Segment, TextSegment, image
 from torch.nn.functional import interpolate
 
 from megatron_nextflow.batch import collate, vision_inputs
-from megatron_nextflow.layout import (IGNORED, ImageInput, LayoutConfig, PackLayout, build_layout, scale_weights)
+from megatron_nextflow.layout import IGNORED, ImageInput, LayoutConfig, PackLayout, build_layout, scale_weights
 from megatron_nextflow.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary(text=50, codes=64)

@@ -22,6 +22,7 @@ import yaml
 from megatron_nextflow.heartbeat import read_heartbeat
 from megatron_nextflow.launch_record import LaunchRecord, alive, read_record
 from megatron_nextflow.metrics import read_events, read_metrics
+from megatron_nextflow.train import REFUSED
 from nextflow_orchestration.in_short import plural
 from nextflow_orchestration.report.charts import short
 from nextflow_orchestration.report.model import Chart, Curve, Fact, Moment, RunPage, Saved, Tile
@@ -31,7 +32,7 @@ BUCKETS = 240
 MOST_EVENTS = 60
 IMAGE = "image/"
 """What the names of the image losses begin with; the number of the scale follows."""
-MARKED = ("nan", "spike", "rollback", "resumed", "hang")
+MARKED = ("data", "nan", "spike", "rollback", "resumed", "hang")
 """Kinds of events that are drawn into the charts."""
 REFRESH = 30
 """Seconds after which the page of a training at work is read again."""
@@ -145,7 +146,9 @@ def _tiles(
     status = record.status if record is not None else str(beat.get("state", ""))
     if record is not None and record.status == "running" and not at_work:
         status = "ended without a word"
-    tone = {"finished": "good", "failed": "bad", "ended without a word": "bad"}.get(status, "")
+    if record is not None and (record.status, record.exit_code) == ("failed", REFUSED):
+        status = "refused"
+    tone = {"finished": "good", "failed": "bad", "refused": "bad", "ended without a word": "bad"}.get(status, "")
     if status:
         took = span((record.ended or time.time()) - record.began) if record is not None else ""
         yield Tile("Status", status, f"{took} so far" if at_work else f"after {took}" if took else "", tone)
@@ -179,12 +182,15 @@ def _subtitle(record: LaunchRecord | None, beat: dict[str, Any], at_work: bool) 
     if record is not None:
         where = f"Slurm job {record.job}" if record.job else record.host
         begun = "submitted" if record.status == "submitted" else "begun"
-        many = "1 process" if record.processes == 1 else f"{record.processes:,} processes"
-        words.append(f"{many} on {where}, {begun} {clock(record.began)} UTC.")
+        words.append(f"{_processes(record.processes)} on {where}, {begun} {clock(record.began)} UTC.")
     if beat.get("time"):
         last = f"Last word: {beat.get('state')}, step {beat.get('step')}, {clock(float(beat['time']))} UTC"
         words.append(f"{last}." if at_work else f"{last}; nothing is at work now.")
     return " ".join(words)
+
+
+def _processes(count: int) -> str:
+    return "1 process" if count == 1 else f"{count:,} processes"
 
 
 def _moment(event: dict[str, Any]) -> Moment:
@@ -199,7 +205,7 @@ def _checkpoints(output: Path) -> Iterable[Saved]:
             state = manifest.get("state", {})
             layout = " × ".join(f"{name.upper()} {size}" for name, size in (state.get("parallel") or {}).items())
             size = sum(int(entry.get("size", 0)) for entry in manifest.get("files", {}).values())
-            on = f"{layout} on {state.get('processes', '?')} processes" if layout else ""
+            on = f"{layout}, {_processes(state.get('processes', 1))}" if layout else ""
             yield Saved(int(state.get("step", 0)), size, clock((folder / "manifest.json").stat().st_mtime), on)
 
 

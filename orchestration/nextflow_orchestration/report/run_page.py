@@ -117,21 +117,14 @@ def make_samples(output: Path, count: int, prompts: list[str], level: int | None
     from megatron_nextflow.generate_config import GenerateConfig
     from nextflow_orchestration.final_stages import generate_in_process
     from nextflow_orchestration.recipe import GenerateSection
-    from nextflow_orchestration.training import last_checkpoint
+    from nextflow_orchestration.training import last_checkpoint, run_settings
 
-    settings = _of_run(output.parent) | ({} if level is None else {"level": level})
+    settings = run_settings(output.parent) | ({} if level is None else {"level": level})
     prompts = prompts or [settings.get("prompt", GenerateSection().prompt)]
     config = GenerateConfig.of({key: value for key, value in settings.items() if key != "prompt"})
     file = output / SAMPLES / f"step-{last_step(output):08d}.png"
     done = generate_in_process(last_checkpoint(output), prompts, file, config, threads=2, options=[f"--n={count}"])
     return [Path(result["path"]) for result in done["results"]]
-
-
-def _of_run(root: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads((root / "recipe.json").read_text(encoding="utf-8"))["generate"])
-    except (OSError, ValueError, KeyError):
-        return {}
 
 
 def show_page(output: Path, samples: int, prompts: list[str], level: int | None) -> None:
