@@ -27,10 +27,10 @@ _shim: TorchFunctionMode | None = None
 def setup(kind: str = "auto", threads: int = 1, timeout_minutes: float = 30) -> torch.device:
     """Choose this process's device, start torch.distributed, and return the device.
 
-    `kind`: "auto" (the GPU if there is one), "cpu" or "cuda". `timeout_minutes`: how long a collective may take. Reads RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and
-    MASTER_PORT as torchrun sets them; without them the process is alone. Raises RuntimeError where "cuda" is asked
-    for and absent, where this machine has fewer GPUs than processes, or where megatron.core was imported before the CPU's
-    answers could be put in place.
+    `kind`: "auto" (the GPU if there is one), "cpu" or "cuda". `timeout_minutes`: how long a collective may take. Reads RANK,
+    WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT as torchrun sets them; without them the process is alone. Raises
+    RuntimeError where "cuda" is asked for and absent, where this machine has fewer GPUs than processes, or where
+    megatron.core was imported before the CPU's answers could be put in place.
     """
     torch.set_num_threads(threads)
     gpu = torch.cuda.is_available() and kind != "cpu"

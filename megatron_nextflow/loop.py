@@ -43,22 +43,15 @@ End = Callable[[str], None]
 def train(config: TrainConfig, device: torch.device, end: End | None = None) -> int:
     """Run until `config.steps` steps are done or a signal asks to stop; returns the step reached.
 
-    torch.distributed must be running (see `device.setup`); Megatron's process groups are made here and taken down after.
-    `end` is called, with a reason of one line and from another thread, when no step ends any more: it must end the process.
-    Without it nobody watches. Raises ValueError (CheckpointError, FeedError, InputError, ShardError are such) with a
-    one-line reason for what cannot be trained on, before the first step on every process alike; DivergedError where a bad
-    loss stops the run; and FeedError or UnreadableError, with everything saved, where too many batches cannot be used or the
-    shards cannot be read any more.
+    torch.distributed must be running (see `device.setup`); Megatron's process groups are made here, and left for another
+    run in this process. `end` is called, with a reason of one line and from another thread, when no step ends any more: it
+    must end the process. Without it nobody watches. Raises ValueError (CheckpointError, FeedError, InputError, ShardError
+    are such) with a one-line reason for what cannot be trained on, before the first step on every process alike;
+    DivergedError where a bad loss stops the run; and FeedError or UnreadableError, with everything saved, where too many
+    batches cannot be used or the shards cannot be read any more.
     """
     config.check(dist.get_world_size())
     start_parallel(config)
-    try:
-        return _train(config, device, end)
-    finally:
-        parallel_state.destroy_model_parallel()
-
-
-def _train(config: TrainConfig, device: torch.device, end: End | None) -> int:
     source = inputs.open_inputs(config)
     trainer = Trainer(config, source.vocabulary, source.codebook, device)
     beginning = resume.begin(config, trainer, source)

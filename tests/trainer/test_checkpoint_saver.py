@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from megatron.core import dist_checkpointing, parallel_state
+from megatron.core import dist_checkpointing
 
 from megatron_nextflow import checkpoint, checkpoint_saver, checkpoint_staging, checkpoint_tensors, files, inputs, resume
 from megatron_nextflow.checkpoint import CheckpointError
@@ -51,9 +51,8 @@ class Run:
 
 
 @pytest.fixture
-def make_run(make_config: Config, training_data: Any) -> Iterator[Callable[..., Run]]:
-    yield lambda output, **settings: Run(make_config(training_data, output, **settings))
-    parallel_state.destroy_model_parallel()
+def make_run(make_config: Config, training_data: Any) -> Callable[..., Run]:
+    return lambda output, **settings: Run(make_config(training_data, output, **settings))
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -28,15 +27,10 @@ CODE_WIDTH = 10
 
 
 @pytest.fixture(scope="module", autouse=True)
-def parallel() -> Iterator[None]:
-    from megatron.core import parallel_state
-
+def parallel() -> None:
     from megatron_nextflow.training import start_parallel
 
-    parallel_state.destroy_model_parallel()
     start_parallel(TrainConfig(model=MODEL))
-    yield
-    parallel_state.destroy_model_parallel()
 
 
 def _model() -> NextFlowModel:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 import torch
-from megatron.core import parallel_state
 from nextflow_tokenize.cost import attended_pairs
 from nextflow_tokenize.schedule import Grid, canonical_final, grids, token_count
 from nextflow_tokenize.segments import ImageSegment, TextSegment
@@ -39,19 +38,15 @@ Schedule = tuple[Grid, ...]
 
 
 @pytest.fixture(scope="module")
-def model() -> Iterator[NextFlowModel]:
-    mine = not parallel_state.model_parallel_is_initialized()
+def model() -> NextFlowModel:
     config = TrainConfig(
         model=ModelConfig(hidden_size=48, layers=3, heads=4, query_groups=2, ffn_size=96, init_std=0.3, seed=5)
     )
-    if mine:
-        start_parallel(config)
+    start_parallel(config)
     codebook = torch.nn.functional.normalize(torch.randn(24, 6, generator=torch.Generator().manual_seed(0)), dim=-1)
     built = NextFlowModel(transformer_config(config), config.model, VOCABULARY, codebook)
     initialise(built.sharded_state_dict(), config.model)
-    yield built.eval()
-    if mine:
-        parallel_state.destroy_model_parallel()
+    return built.eval()
 
 
 def schedule_ending(final: Grid, scales: int) -> Schedule:

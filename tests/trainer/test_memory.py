@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -28,12 +28,6 @@ from megatron_nextflow.vocabulary import Vocabulary
 CPU = torch.device("cpu")
 VOCABULARY = Vocabulary(61, 48)
 LENGTH = 600
-
-
-@pytest.fixture(autouse=True)
-def parallel() -> Iterator[None]:
-    yield
-    parallel_state.destroy_model_parallel()
 
 
 def _config(layers: int, **settings: Any) -> TrainConfig:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
@@ -24,15 +22,10 @@ MODEL = ModelConfig(hidden_size=32, layers=2, heads=4, query_groups=2, ffn_size=
 
 
 @pytest.fixture(scope="module", autouse=True)
-def parallel() -> Iterator[None]:
-    from megatron.core import parallel_state
-
+def parallel() -> None:
     from megatron_nextflow.training import start_parallel
 
-    parallel_state.destroy_model_parallel()
     start_parallel(TrainConfig(model=MODEL))
-    yield
-    parallel_state.destroy_model_parallel()
 
 
 def _model(model: ModelConfig = MODEL, precision: str = "float32"):  # type: ignore[no-untyped-def]

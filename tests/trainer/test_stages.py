@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from megatron.core import parallel_state
 from megatron.core.dist_checkpointing import load_plain_tensors
 from torch import Tensor
 
@@ -80,15 +79,9 @@ def test_pretraining_after_it_learns_everything(
     assert "scale embeddings 4 of 6 rows (2 new ones begin as row 4)" in said
 
 
-@pytest.fixture
-def parallel() -> Iterator[None]:
-    yield
-    parallel_state.destroy_model_parallel()
-
-
 @pytest.mark.parametrize(("precision", "scales"), [("float32", 6), ("bf16", 7), ("float32", 3)])
 def test_more_scales_begin_as_the_last_and_fewer_are_the_first(
-    precision: str, scales: int, aligned: Path, make_config: Config, training_data: Any, tmp_path: Path, parallel: None
+    precision: str, scales: int, aligned: Path, make_config: Config, training_data: Any, tmp_path: Path
 ) -> None:
     """Also after an update that moves nothing: in bf16 the optimizer holds the weights too, and would put its own back."""
     optimizer = OptimizerConfig(lr=1e-30, min_lr=0, warmup_steps=0)
