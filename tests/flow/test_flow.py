@@ -159,5 +159,5 @@ def test_a_flipped_byte_is_named_by_the_audit_and_refused_by_the_trainer(whole: 
         str(tmp_path / "out"),
     )  # fmt: skip
     said = train.communicate()[0]
-    assert train.returncode == 1 and "shard-000000.tar" in said and "Traceback" not in said
+    assert train.returncode == 2 and "shard-000000.tar" in said and "Traceback" not in said
     assert not (tmp_path / "out" / "checkpoints" / "latest").exists()

@@ -34,6 +34,12 @@ PAPER = {
 @pytest.fixture(scope="module", autouse=True)
 def no_processes() -> Iterator[None]:
     """A dry run pretends to be in a process group of its own, so there must be none."""
+    from megatron.core import parallel_state
+
+    from megatron_nextflow.training import stop_parallel
+
+    if parallel_state.model_parallel_is_initialized():
+        stop_parallel()
     dist.destroy_process_group()
     yield
     device.setup("cpu")

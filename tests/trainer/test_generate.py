@@ -326,8 +326,9 @@ def test_the_verb_hands_everything_on_and_shows_every_result(
 
     monkeypatch.setattr(final_stages.subprocess, "run", here)
     recipe = {"generate": {"prompt": "a", "top_k": [3, 2], "guidance": 0, "seed": 1}}
+    recipe["text_tokenizer"] = {"end_of_text": GenerateConfig().end_of_text}
     (tmp_path / "recipe.json").write_text(json.dumps(recipe), encoding="utf-8")
-    given: dict[str, Any] = {"images": [run.wide, run.tall], "interleaved": False, "n": 2, "batch": 3, "preview": None}
+    given: dict[str, Any] = {"images": [run.wide, run.tall], "interleaved": False, "n": 2, "batch": 3, "files": {}}
     out = tmp_path / "x.png"
     generate_from_run(tmp_path, run.step, ["-a <image>", "<image> b"], out, **given, aspect="2:1", seed=None, top_p="1,0.9")
     said = json.loads(Image.open(tmp_path / "x-4.png").text["settings"])  # type: ignore[attr-defined]

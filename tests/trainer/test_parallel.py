@@ -68,14 +68,6 @@ def test_tensor_parallel_equals_one_process(split: Path, alone: Path) -> None:
     _assert_equal_runs(split, alone)
 
 
-@pytest.mark.parametrize(("tp", "pp", "processes"), [(1, 2, 2), (2, 2, 4)])
-def test_other_layouts_equal_one_process(
-    tp: int, pp: int, processes: int, make_config: Config, training_data: Any, alone: Path, tmp_path: Path
-) -> None:
-    assert launch(make_config(training_data, tmp_path, parallel=_layout(tp, pp)), tmp_path, processes) == 0
-    _assert_equal_runs(tmp_path, alone)
-
-
 def test_losses_move(alone: Path) -> None:
     """The comparison above would also pass for a model that does not learn."""
     rows = _rows(alone)
