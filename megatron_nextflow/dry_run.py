@@ -180,7 +180,7 @@ def show(run: DryRun, config: TrainConfig, console: Console) -> None:
     ways = {"sequence parallel": parallel.sequence_parallel, "layers recomputed": config.recompute}
     precision = f"{config.precision}, FP8 {config.fp8}" if config.fp8 else config.precision
     said = ", ".join([layout, precision, *(way for way, used in ways.items() if used)])
-    console.print(f"{run.processes} processes: {said}", soft_wrap=True)
+    console.print(f"{run.processes} process{'' if run.processes == 1 else 'es'}: {said}", soft_wrap=True)
     console.print(_table(run, config))
     most = "at most" if run.packs is None else "on average"
     console.print(

@@ -2,7 +2,8 @@
 
 megatron-core is not forked: its TransformerBlock builds whatever a spec names. Ours names the block-range attention and a
 norm; the linear layers are Megatron's own, or Transformer Engine's where FP8 is asked for. Fusions that need Transformer
-Engine or APEX are off, so a CPU run and a GPU run without them execute the same code.
+Engine or APEX, or that torch compiles at the first step, are off, so a CPU run and a GPU run execute the same code. The
+cost: on a GPU the unfused SwiGLU keeps more activations than it must.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ import pytest
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "bench_generate.py"
 
 
+@pytest.mark.slow
 def test_the_tiny_shape(tmp_path):
     command = [sys.executable, SCRIPT, "--small", "--level", "128", "--rounds", "1", "--reports", tmp_path]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)

@@ -229,6 +229,7 @@ class _Killed(BaseException):
     """As kill -9: nothing after it is done."""
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_moment_of_the_commit_leaves_a_whole_checkpoint_in_force(
     make_run: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

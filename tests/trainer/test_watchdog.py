@@ -186,6 +186,7 @@ def hung(make_config: Config, training_data: Any, tmp_path_factory: pytest.TempP
     return Hung(folder / "run", said, (folder / "status").read_text(encoding="utf-8"), keys)
 
 
+@pytest.mark.slow
 def test_a_hang_ends_the_run_with_its_own_status(hung: Hung) -> None:
     assert hung.status == f"{train.HUNG}\n"
     said = [line for line in hung.stderr.splitlines() if line.startswith("train: ")]
@@ -196,6 +197,7 @@ def test_a_hang_ends_the_run_with_its_own_status(hung: Hung) -> None:
     assert heartbeat is not None and (heartbeat["state"], heartbeat["step"]) == ("failed", 3)
 
 
+@pytest.mark.slow
 def test_the_stacks_say_who_is_missing_in_the_collective(hung: Hung) -> None:
     stacks = [(hung.output / "logs" / f"hang-rank-0000{rank}.txt").read_text(encoding="utf-8") for rank in (0, 1)]
     assert ["nobody_sends_the_next_pack" in text for text in stacks] == [False, True]
@@ -206,6 +208,7 @@ def test_the_stacks_say_who_is_missing_in_the_collective(hung: Hung) -> None:
         assert "Current thread" in log
 
 
+@pytest.mark.slow
 def test_both_copies_left_the_batches_that_one_could_not_use(hung: Hung) -> None:
     assert [row["step"] for row in read_metrics(hung.output)] == [1, 2, 3]
     assert [row["consumed"] for row in read_metrics(hung.output)] == [4, 16, 20]
@@ -214,6 +217,7 @@ def test_both_copies_left_the_batches_that_one_could_not_use(hung: Hung) -> None
     assert events[0]["keys"] == hung.keys and events[2]["keys"] == ["000000-000001"]
 
 
+@pytest.mark.slow
 def test_the_slow_process_is_named(hung: Hung) -> None:
     (event,) = (event for event in read_events(hung.output) if event["kind"] == "straggler")
     assert (event["step"], event["rank"], event["what"]) == (2, 1, "computing")
