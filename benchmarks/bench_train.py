@@ -2,8 +2,8 @@
 
 Both train on the same processes, in turns, on rows of the same number of slots, with data parallelism and the distributed
 optimizer: ours with block-range attention, the connector, weights by scale and the chunked loss, on rows of documents with
-256-level images, and on rows of one text, which attend as many pairs as the peer's; Megatron's GPT on random ids with a plain
-causal mask, once with its own attention and once with torch's causal one. The goal on a CPU is a ratio of at least 0.9
+256-level images, and on rows of one text, which attend as many pairs as the peer's; Megatron's GPT on random ids with a
+plain causal mask, once with its own attention and once with torch's causal one. The goal on a CPU is a ratio of at least 0.9
 tokens/s. On a GPU a stack of 7B width of as many layers as fit is trained in bf16 and in FP8: MFU (goal: at least 50 %) and
 FP8 over bf16 (goal: at least 1.3). Model FLOPs count what each slot really attends, and the head where there is a label.
 Run: python benchmarks/bench_train.py [--processes 2]
