@@ -10,39 +10,30 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import psutil
+
+from megatron_nextflow.handlers import Handlers
 
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 """What asks to save and stop. SIGUSR1 is what a Slurm job's script can pass on: `srun` answers SIGTERM by killing."""
 
 
-class _Signals:
+class _Signals(Handlers):
     """Takes what asks to stop while training runs and gives it back after; does nothing outside the main thread."""
 
     def __init__(self) -> None:
+        ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # nohup
+        super().__init__(number for number in STOPS if number != signal.SIGHUP or not ignored)
         self.received = 0
         self.again = False
         self._told: set[int] = set()
-        self._previous: dict[int, Any] = {}
 
-    def __enter__(self) -> _Signals:
-        if threading.current_thread() is threading.main_thread():
-            for number in STOPS:
-                if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
-                    self._previous[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """Remembers it, and whether it is a second Ctrl-C."""
         self.again = number == self.received == signal.SIGINT
         self.received = number
 

@@ -13,11 +13,10 @@ import contextlib
 import json
 import os
 import signal
-import threading
 import time
 from pathlib import Path
 from types import FrameType
-from typing import Any, Self
+from typing import Any
 from uuid import UUID
 
 from nextflow_pipelines.units import write_durably
@@ -31,6 +30,7 @@ from prefect.states import Cancelled, Crashed, State
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from megatron_nextflow.handlers import Handlers
 from megatron_nextflow.launch_record import last_step, own_start, process_alive, read_record
 from megatron_nextflow.metrics import METRICS
 from megatron_nextflow.train import REFUSED
@@ -73,24 +73,15 @@ def nextflow_training(
     return watching.outcome(prepared.config.steps)
 
 
-class _Asked:
+class _Asked(Handlers):
     """Remembers SIGINT and SIGTERM while entered; a second SIGINT is KeyboardInterrupt. Does nothing in another thread."""
 
     def __init__(self) -> None:
+        super().__init__((signal.SIGINT, signal.SIGTERM))
         self.to_stop = False
-        self._previous: dict[int, Any] = {}
 
-    def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """Remembers it."""
         if self.to_stop and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.to_stop = True
