@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch.distributed as dist
 from safetensors.torch import load as from_safetensors
 
+from megatron_nextflow.agreement import of_all, on_first
 from megatron_nextflow.checkpoint_format import (
     LATEST,
     MANIFEST,
@@ -54,18 +54,12 @@ def in_force(find: Callable[[], Path | None]) -> tuple[Path, CheckpointManifest]
     One looks for all: on a shared disk another machine may for a while see the `latest` of before. Raises what `find` and
     `read_manifest` raise as CheckpointError, on all of them.
     """
-    told: list[Any] = [None, None]
-    if dist.get_rank() == 0:
-        try:
-            path = find()
-            told[0] = None if path is None else (path, read_manifest(path))
-        except (OSError, ValueError) as error:
-            told[1] = str(error)
-    dist.broadcast_object_list(told)
-    if told[1] is not None:
-        raise CheckpointError(told[1])
-    found: tuple[Path, CheckpointManifest] | None = told[0]
-    return found
+
+    def look() -> tuple[Path, CheckpointManifest] | None:
+        path = find()
+        return None if path is None else (path, read_manifest(path))
+
+    return on_first(look, lambda error: CheckpointError(str(error)))
 
 
 def load(trainer: Trainer, path: Path, manifest: CheckpointManifest) -> None:
@@ -98,16 +92,14 @@ def verify(path: Path, manifest: CheckpointManifest) -> None:
     for name in sorted(manifest.files)[dist.get_rank() :: dist.get_world_size()]:
         if problem := file_problem(path / name, manifest.files[name].size, manifest.files[name].sha256):
             mine[name] = problem
-    parts: list[dict[str, str]] = [{} for _ in range(dist.get_world_size())]
-    dist.all_gather_object(parts, mine)
-    found = {name: problem for part in parts for name, problem in part.items()}
-    reason: list[Any] = [None]
-    if found:
-        name, problem = sorted(found.items())[0]
-        reason = [f"{name} {problem}" + (f" (and {len(found) - 1} more)" if len(found) > 1 else "")]
-    elif problem := tensor_problem(read_metadata(path), manifest.files):
-        reason = [problem]
-    if reason[0] is not None:
-        advice = [way_back(path) if dist.get_rank() == 0 else ""]
-        dist.broadcast_object_list(advice)
-        raise CheckpointError(f"checkpoint {path}: {reason[0]}; {advice[0]}")
+    found = {name: problem for part in of_all(mine) for name, problem in part.items()}
+
+    def whole() -> None:
+        problem = tensor_problem(read_metadata(path), manifest.files) if not found else None
+        if found:
+            name, first = sorted(found.items())[0]
+            problem = f"{name} {first}" + (f" (and {len(found) - 1} more)" if len(found) > 1 else "")
+        if problem:
+            raise CheckpointError(f"checkpoint {path}: {problem}")
+
+    on_first(whole, lambda error: CheckpointError(f"{error}; {way_back(path)}"))

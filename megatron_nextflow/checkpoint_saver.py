@@ -23,6 +23,7 @@ import torch.distributed as dist
 from megatron.core.dist_checkpointing.core import CONFIG_FNAME, CheckpointingConfig
 
 from megatron_nextflow import checkpoint_policy
+from megatron_nextflow.agreement import on_first
 from megatron_nextflow.checkpoint_format import (
     LATEST,
     MANIFEST,
@@ -203,18 +204,12 @@ def _gather(mine: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _together(work: Callable[[], T], final: Path) -> T:
-    """What `work` returns on the first process, which alone does it; where it fails, SaveError on every process."""
-    told: list[Any] = [None, None]
-    if dist.get_rank() == 0:
-        try:
-            told[0] = work()
-        except (OSError, ValueError) as error:
-            told[1] = _reason(error, final) + _in_force(final)
-    dist.broadcast_object_list(told)
-    if told[1] is not None:
-        raise SaveError(f"saving checkpoint {final.name} failed: {told[1]}")
-    done: T = told[0]
-    return done
+    """What `work` returns on the first process; where it fails, SaveError on every process."""
+
+    def failed(error: Exception) -> SaveError:
+        return SaveError(f"saving checkpoint {final.name} failed: {_reason(error, final)}{_in_force(final)}")
+
+    return on_first(work, failed)
 
 
 def _reason(error: BaseException, path: Path) -> str:

@@ -22,6 +22,7 @@ from megatron.core.dist_checkpointing.state_dict_utils import load_preprocess
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
 from torch import Tensor
 
+from megatron_nextflow.agreement import of_all
 from megatron_nextflow.checkpoint_format import TENSORS, CheckpointError
 from megatron_nextflow.checkpoint_verify import Shapes, read_metadata, shapes
 from megatron_nextflow.model import NextFlowModel
@@ -67,10 +68,8 @@ def read_tensors(wanted: dict[str, Any], path: Path) -> dict[str, Any]:
             problem = f"{name} is not in it{only}"
         elif found_shapes[name] != shape:
             problem = f"{name} has shape {found_shapes[name]}, this model's is {shape}"
-    problems: list[str] = [""] * dist.get_world_size()
-    dist.all_gather_object(problems, problem)
-    if any(problems):
-        raise CheckpointError(f"checkpoint {path} does not fit: {max(problems)}")
+    if worst := max(of_all(problem)):
+        raise CheckpointError(f"checkpoint {path} does not fit: {worst}")
     folder = str(path / TENSORS)
     found: dict[str, Any] = dist_checkpointing.load(wanted, folder, get_default_load_sharded_strategy(folder))
     return found

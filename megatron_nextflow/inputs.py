@@ -18,6 +18,7 @@ from nextflow_tokenize.shards import ShardSet
 from nextflow_tokenize.vision.identity import identity, load_codebook
 from torch import Tensor
 
+from megatron_nextflow.agreement import of_all
 from megatron_nextflow.config import TrainConfig
 from megatron_nextflow.vocabulary import Vocabulary
 
@@ -106,9 +107,7 @@ def verify_files(packs: ShardSet) -> None:
         with packs.opener(f"{packs.path}/{name}") as stream:
             if hashlib.file_digest(stream, "sha256").hexdigest() != table[name][1]:  # type: ignore[arg-type]
                 mine.append(name)
-    found: list[list[str]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(found, mine)
-    damaged = sorted(name for part in found for name in part)
+    damaged = sorted(name for part in of_all(mine) for name in part)
     if damaged:
         more = f" (and {len(damaged) - 1} more)" if len(damaged) > 1 else ""
         raise InputError(

@@ -23,6 +23,7 @@ from megatron.core import parallel_state
 from rich.markup import escape
 
 from megatron_nextflow import checkpoint, inputs, resume
+from megatron_nextflow.agreement import of_all
 from megatron_nextflow.batch import LayoutBatch
 from megatron_nextflow.checkpoint import CheckpointState
 from megatron_nextflow.checkpoint_saver import Saver
@@ -31,7 +32,7 @@ from megatron_nextflow.feed import Feed, FeedError, Share
 from megatron_nextflow.figures import Figures
 from megatron_nextflow.health import Finding, Health
 from megatron_nextflow.metrics import Reporter, Silence
-from megatron_nextflow.reading import Trouble, UnreadableError, of_all, read
+from megatron_nextflow.reading import Trouble, UnreadableError, read
 from megatron_nextflow.signals import Stop
 from megatron_nextflow.stragglers import Stragglers
 from megatron_nextflow.training import DivergedError, Trainer, start_parallel

@@ -8,17 +8,15 @@ processes agree first. The cost: a small all-reduce a step, a step's layouts in 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from nextflow_tokenize.shards import ShardError
 
+from megatron_nextflow.agreement import of_all
 from megatron_nextflow.batch import LayoutBatch
 from megatron_nextflow.feed import Feed, FeedError
 from megatron_nextflow.stragglers import Stragglers
-
-T = TypeVar("T")
 
 
 class UnreadableError(OSError):
@@ -59,10 +57,3 @@ def _worst(found: list[Trouble]) -> Trouble:
     reasons = sorted({one.reason for one in found if one.lasting == lasting})
     more = f" (and {len(reasons) - 1} more)" if reasons[1:] else ""
     return Trouble(reasons[0] + more, tuple(sorted({key for one in found for key in one.keys})), lasting)
-
-
-def of_all(mine: T) -> list[T]:
-    """What each process brings, by rank; every process must call this."""
-    found: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, mine)
-    return found

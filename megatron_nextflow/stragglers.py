@@ -18,6 +18,8 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
+from megatron_nextflow.agreement import of_all
+
 REPEATS = 5
 T = TypeVar("T")
 
@@ -68,8 +70,7 @@ class Stragglers:
     def __init__(self, device: torch.device, limit: float) -> None:
         self.device = device
         self.limit = limit
-        self.hosts: list[str] = [""] * dist.get_world_size()
-        dist.all_gather_object(self.hosts, socket.gethostname())
+        self.hosts = of_all(socket.gethostname())
         self._forget()
 
     def _forget(self) -> None:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -292,19 +293,10 @@ def test_two_runs_of_one_stage_do_not_meet_and_a_killed_one_holds_no_lock(tmp_pa
     assert read_manifest(commit(tmp_path))["stage"] == "toy"
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Any:
-    """A file system of 512 KiB."""
-    mount = tmp_path / "disk"
-    mount.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", mount], capture_output=True, check=False)
-    if done.returncode:
-        pytest.skip("a tmpfs cannot be mounted here")
-    yield mount
-    subprocess.run(["umount", mount], check=True)
-
-
-def test_a_full_disk_says_what_was_kept_and_the_run_goes_on_once_there_is_space(small_disk: Path) -> None:
+def test_a_full_disk_says_what_was_kept_and_the_run_goes_on_once_there_is_space(
+    mounted_disk: Callable[[str], Path],
+) -> None:
+    small_disk = mounted_disk("512k")
     ballast = small_disk / "ballast"
     ballast.write_bytes(bytes(300 << 10))
 
