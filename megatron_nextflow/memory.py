@@ -2,9 +2,9 @@
 
 After Korthikanti et al., "Reducing activation recomputation in large transformer models" (2022), §4, with what differs here:
 RMSNorm, SwiGLU, grouped queries, no dropout, no attention matrix, and a loss that holds a chunk of logits. Each item's
-formula stands at its function; every one is at most: the longest micro-batch, every slot an image's, every slot labelled.
-The cost: the driver's and NCCL's own memory, workspaces of kernels and what the allocator loses between tensors are not in
-it, so a device needs some room above the sum. Needs no torch.
+formula stands at its function, for the longest micro-batch, every slot an image's, every slot labelled. The cost: the
+driver's and NCCL's own memory, workspaces of kernels, what the allocator loses between tensors, and the code vectors from
+which images are upsampled are not in it, so a device needs some room above the sum. Needs no torch.
 """
 
 from __future__ import annotations
