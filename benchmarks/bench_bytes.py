@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from common import report, table
 from nextflow_data.config import IngestConfig
-from nextflow_data.images import ImageRejected, open_rgb
+from nextflow_data.images.measure import ImageRejected, open_rgb
 from nextflow_tokenize.config import SelfCorrectionConfig, VisionTokenizerConfig
 from nextflow_tokenize.manifest import TextTokenizerRecord, VisionTokenizerRecord
 from nextflow_tokenize.npy import HEADER_BYTES, code_dtype

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from nextflow_data.config import IngestConfig
-from nextflow_data.images import ImageRejected, open_rgb
+from nextflow_data.images.measure import ImageRejected, open_rgb
 from nextflow_tokenize.schedule import Grid, choose_grids, token_count
 from nextflow_tokenize.text import TextTokenizer
 from PIL import Image

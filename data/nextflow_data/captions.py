@@ -2,7 +2,7 @@
 
 A captioner gets batches, so that a model can be fed well, and names itself with its version, so that every caption says who
 wrote it. It is given the image's reference and the text around it; one that needs pixels reads them by
-`nextflow_data.ingest.image_bytes`.
+`nextflow_data.pages.assemble.image_bytes`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Protocol
 
 from nextflow_data.config import CaptionConfig
 from nextflow_data.document import Action, Decision, Document, Image, Node
-from nextflow_data.ingest import PAGE_CAPTIONER
 from nextflow_data.nodes import BLOCK_SEPARATOR
+from nextflow_data.pages.assemble import PAGE_CAPTIONER
 
 STAGE = "caption"
 _FILE_NAME = re.compile(r"^[\w\-. %()/\\]+\.(png|jpe?g|gif|webp|bmp|tiff?|svg|avif)$", re.IGNORECASE)

@@ -102,7 +102,7 @@ class Ref(TypedDict):
 
 
 class Image(TypedDict):
-    """One image node's content: its reference, its measurements (see `nextflow_data.images`) and its words."""
+    """One image node's content: its reference, its measurements (see `nextflow_data.images.measure`) and its words."""
 
     ref: Ref
     address: str | None

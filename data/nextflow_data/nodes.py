@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from nextflow_data.document import Document, Node, Task, text_node
+from nextflow_data.addresses import site_of
+from nextflow_data.document import Document, Image, Node, Task, text_node
 
 BLOCK_SEPARATOR = "\n\n"
 _ENDED = re.compile(r"[.!?:;\"”'’)\]…。！？]\s*$")
@@ -53,3 +54,8 @@ def task_of(nodes: list[Node]) -> Task:
 def with_nodes(document: Document, nodes: list[Node]) -> Document:
     """`document` with other nodes, its task set by what they are."""
     return {**document, "nodes": nodes, "task": task_of(nodes)}
+
+
+def recurrence_key(address: str, image: Image) -> str:
+    """What is counted to find icons: "host sha256". Count the documents of a site that show the image, each once."""
+    return f"{site_of(address)} {image['sha256']}"

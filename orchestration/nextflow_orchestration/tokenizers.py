@@ -131,7 +131,7 @@ def import_tokenizer(checkpoint: Path, out: Path) -> None:
 def roundtrip_image(image: Path, tokenizer: Path | None, root: Path, out: Path | None, level: int | None) -> None:
     """`mnf tokenizer roundtrip`."""
     from nextflow_data.config import IngestConfig
-    from nextflow_data.images import open_rgb
+    from nextflow_data.images.measure import open_rgb
     from nextflow_tokenize.vision.model import VisionTokenizer
     from nextflow_tokenize.vision.sheets import preview
 

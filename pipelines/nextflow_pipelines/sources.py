@@ -62,8 +62,8 @@ def local_ref(root: Path, ref: Ref) -> Ref:
 
 
 def image_loader(root: Path, config: IngestConfig) -> Callable[[Image], bytes]:
-    """A function that gives an image node's encoded bytes. It raises `nextflow_data.warc.RecordError`."""
-    from nextflow_data.ingest import image_bytes
+    """A function that gives an image node's encoded bytes. It raises `nextflow_data.warc.records.RecordError`."""
+    from nextflow_data.pages.assemble import image_bytes
 
     def load(image: Image) -> bytes:
         return image_bytes({**image, "ref": local_ref(root, image["ref"])}, config)

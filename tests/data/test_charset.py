@@ -3,9 +3,9 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from nextflow_data.charset import codec_name, decode_page
 from nextflow_data.config import IngestConfig
-from nextflow_data.pages import parse_page
+from nextflow_data.pages.charset import codec_name, decode_page
+from nextflow_data.pages.parse import parse_page
 
 RUSSIAN = "Съешь же ещё этих мягких французских булок, да выпей чаю. " * 20
 JAPANESE = "いろはにほへとちりぬるをわかよたれそつねならむ。" * 20

@@ -8,11 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nextflow_data.clusters import bucket_pairs, connected_components
 from nextflow_data.config import DedupConfig, IngestConfig
-from nextflow_data.dedup import choose_survivor, decide_documents, duplicate_edges, summarise
-from nextflow_data.document import DECISION_SCHEMA, image_node, to_table
-from nextflow_data.image_dedup import (
+from nextflow_data.dedup.clusters import bucket_pairs, connected_components
+from nextflow_data.dedup.images import (
     candidate_pairs,
     confirm,
     decide_images,
@@ -22,8 +20,10 @@ from nextflow_data.image_dedup import (
     remove_images,
     same_image,
 )
-from nextflow_data.images import measure
-from nextflow_data.minhash import band_keys, signature, text_hash, verify
+from nextflow_data.dedup.minhash import band_keys, signature, text_hash, verify
+from nextflow_data.dedup.texts import choose_survivor, decide_documents, duplicate_edges, summarise
+from nextflow_data.document import DECISION_SCHEMA, image_node, to_table
+from nextflow_data.images.measure import measure
 from PIL import Image
 
 CONFIG = DedupConfig()

@@ -9,10 +9,9 @@ from nextflow_data.config import (
     LanguageRules,
 )
 from nextflow_data.document import DECISION_SCHEMA, image_node, text_node, to_table
-from nextflow_data.filters import filter_document
-from nextflow_data.ingest import recurrence_key
-from nextflow_data.lid import identify
-from nextflow_data.nodes import join_texts, without
+from nextflow_data.nodes import join_texts, recurrence_key, without
+from nextflow_data.rules.judge import filter_document
+from nextflow_data.rules.language import identify
 
 ENGLISH = (
     "The photographer stood at the edge of the lake and waited for the light that comes with the first minutes of the day. "

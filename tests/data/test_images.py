@@ -8,7 +8,7 @@ import zlib
 import numpy as np
 import pytest
 from nextflow_data.config import IngestConfig
-from nextflow_data.images import ImageRejected, measure, open_rgb, perceptual_hash
+from nextflow_data.images.measure import ImageRejected, measure, open_rgb, perceptual_hash
 from PIL import Image
 
 CONFIG = IngestConfig()

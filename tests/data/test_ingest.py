@@ -5,10 +5,11 @@ import base64
 import pytest
 from nextflow_data.config import IngestConfig
 from nextflow_data.document import ASIDE_SCHEMA, DECISION_SCHEMA, DOCUMENT_SCHEMA, doc_id, to_table
-from nextflow_data.images import ImageRejected
-from nextflow_data.ingest import assemble, image_addresses, image_bytes, measured_image, recurrence_key
-from nextflow_data.pages import parse_page
-from nextflow_data.warc import RecordError, read, ref_of, scan
+from nextflow_data.images.measure import ImageRejected
+from nextflow_data.nodes import recurrence_key
+from nextflow_data.pages.assemble import assemble, image_addresses, image_bytes, measured_image
+from nextflow_data.pages.parse import parse_page
+from nextflow_data.warc.records import RecordError, read, ref_of, scan
 
 
 def ingest(uri, config):

@@ -21,9 +21,9 @@ from nextflow_data.config import (
     GopherRepetitionRules,
     IngestConfig,
 )
-from nextflow_data.pages import TextBlock, parse_page
-from nextflow_data.text_rules import TextRules
-from nextflow_data.word_tokens import SharedTokenizer
+from nextflow_data.pages.parse import TextBlock, parse_page
+from nextflow_data.rules.text_rules import TextRules
+from nextflow_data.rules.word_tokens import SharedTokenizer
 
 PAGE = Path(__file__).parent / "fixtures" / "pygame_intro.html"
 BLOCKS = [

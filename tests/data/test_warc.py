@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nextflow_data.config import IngestConfig
-from nextflow_data.warc import RecordError, read, ref_of, scan
+from nextflow_data.warc.records import RecordError, read, ref_of, scan
 
 PAGE = b"<html><body><p>Hello, reader.</p></body></html>"
 

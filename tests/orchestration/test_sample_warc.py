@@ -147,7 +147,7 @@ def test_same_wheels_same_bytes(tmp_path: Path, wheels: tuple[Wheel, ...]) -> No
 
 def test_every_page_can_be_read_back_by_the_pipeline(tmp_path: Path, wheels: tuple[Wheel, ...]) -> None:
     config = pytest.importorskip("nextflow_data.config").IngestConfig()
-    warc = pytest.importorskip("nextflow_data.warc")
+    warc = pytest.importorskip("nextflow_data.warc.records")
     info = build(tmp_path / "out.warc.gz", tmp_path / "cache", wheels=wheels)
     found = list(warc.scan(str(info.path), config))
     assert [r["kind"] for r in found].count("page") == info.pages

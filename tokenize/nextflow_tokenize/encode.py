@@ -160,7 +160,7 @@ class _Run:
 
     def _open(self, pending: _Pending, index: int, image: Image) -> tuple[tuple[Grid, ...], npt.NDArray[np.uint8]] | None:
         """An image's schedule and pixels, or None with the reason noted."""
-        from nextflow_data.images import ImageRejected, open_rgb
+        from nextflow_data.images.measure import ImageRejected, open_rgb
 
         if self.vision is None:
             detail = "the run has no vision tokenizer: none of its images could be trained on"

@@ -80,7 +80,7 @@ class Gallery:
             return None
         try:
             from nextflow_data.config import IngestConfig
-            from nextflow_data.images import open_rgb
+            from nextflow_data.images.measure import open_rgb
 
             return open_rgb(payload, IngestConfig(), max_side=side)
         except Exception as error:

@@ -185,7 +185,7 @@ def _copy_rows(bucket: int, tables: Iterator[pa.Table], out: UnitTables) -> None
 
 
 def _remove(dropped: list[str], images: list[str], payload: Any, out: UnitTables) -> None:
-    from nextflow_data.image_dedup import remove_images
+    from nextflow_data.dedup.images import remove_images
 
     drops = rows_by_document(dropped[payload["number"]])
     edits = rows_by_document(images[payload["number"]])

@@ -43,7 +43,7 @@ def distinct_images(
 
 
 def _keys_of_images(config: DedupConfig, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    from nextflow_data.image_dedup import image_keys
+    from nextflow_data.dedup.images import image_keys
 
     for batch in batches:
         rows = [{"key": key.hex(), **row} for row in batch.to_pylist() for key in image_keys(row["phash"], config)]
@@ -55,7 +55,7 @@ def _keys_of_images(config: DedupConfig, batches: Iterator[pa.RecordBatch]) -> I
 
 
 def image_pairs(config: DedupConfig, bucket: int, tables: Iterator[pa.Table], out: UnitTables) -> None:
-    from nextflow_data.image_dedup import is_candidate
+    from nextflow_data.dedup.images import is_candidate
 
     for _, group in groupby(rows_of(tables), key=lambda row: row["key"]):
         for one, other in combinations(list(group), 2):
@@ -77,7 +77,7 @@ def pairs_with_images(pairs: list[Path], occurrences: list[Path], files: int, sp
 def confirm_pairs(
     root: Path, config: DedupConfig, ingest: IngestConfig, bucket: int, tables: Iterator[pa.Table], out: UnitTables
 ) -> None:
-    from nextflow_data.image_dedup import confirm
+    from nextflow_data.dedup.images import confirm
 
     read = image_loader(root, ingest)
     images: dict[str, Any] = {}
@@ -92,7 +92,7 @@ def confirm_pairs(
 
 
 def label_images(edges: list[Path], payload: Any, out: UnitTables) -> None:
-    from nextflow_data.clusters import connected_components
+    from nextflow_data.dedup.clusters import connected_components
 
     labels = connected_components((row["a"], row["b"]) for row in read_rows(edges))
     out.write("_work/labels", [{"sha256": sha256, "label": label} for sha256, label in sorted(labels.items())])
@@ -111,7 +111,7 @@ def image_groups(
 
 
 def image_drops(config: DedupConfig, edges: list[str], bucket: int, tables: Iterator[pa.Table], out: UnitTables) -> None:
-    from nextflow_data.image_dedup import decide_images
+    from nextflow_data.dedup.images import decide_images
 
     rows: list[Any] = list(rows_of(tables))
     present = {row["sha256"] for row in rows}

@@ -47,9 +47,9 @@ EDGES = pa.schema([("a", pa.string()), ("b", pa.string()), ("value", pa.float64(
 
 def hash_documents(config: DedupConfig, payload: Any, out: UnitTables) -> None:
     import numpy as np
-    from nextflow_data.dedup import summarise
-    from nextflow_data.image_dedup import occurrences
-    from nextflow_data.minhash import signature_keys
+    from nextflow_data.dedup.images import occurrences
+    from nextflow_data.dedup.minhash import signature_keys
+    from nextflow_data.dedup.texts import summarise
 
     for document in read_documents(payload["file"]):
         summary = summarise(document, config)
@@ -73,7 +73,7 @@ def by_key(bands: list[Path], files: int, spark: SparkSession) -> DataFrame:
 
 
 def text_pairs(bucket: int, tables: Iterator[pa.Table], out: UnitTables) -> None:
-    from nextflow_data.clusters import bucket_pairs
+    from nextflow_data.dedup.clusters import bucket_pairs
 
     for key, group in groupby(rows_of(tables), key=lambda row: row["key"]):
         exact = key.startswith("text:")
@@ -95,7 +95,7 @@ def signature_pairs(pairs: list[Path], summaries: list[Path], files: int, spark:
 
 def verify_pairs(config: DedupConfig, bucket: int, tables: Iterator[pa.Table], out: UnitTables) -> None:
     import numpy as np
-    from nextflow_data.minhash import verify
+    from nextflow_data.dedup.minhash import verify
 
     for row in rows_of(tables):
         value = 1.0 if row["exact"] else verify(np.array(row["signature_a"]), np.array(row["signature_b"]))
@@ -106,7 +106,7 @@ def verify_pairs(config: DedupConfig, bucket: int, tables: Iterator[pa.Table], o
 def document_drops(
     config: DedupConfig, edges: list[Path], summaries: list[Path], files: int, number: int, out: UnitTables
 ) -> None:
-    from nextflow_data.dedup import decide_documents
+    from nextflow_data.dedup.texts import decide_documents
 
     found = sorted((row["a"], row["b"], row["value"]) for row in read_rows(edges))
     ids = {one for a, b, _ in found for one in (a, b)}

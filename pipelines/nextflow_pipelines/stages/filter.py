@@ -75,7 +75,7 @@ def _work(ctx: RunContext, config: FilterConfig, files: list[Path], work: StageW
 
 
 def _image_keys(payload: Any, out: UnitTables) -> None:
-    from nextflow_data.ingest import recurrence_key
+    from nextflow_data.nodes import recurrence_key
 
     for document in read_documents(payload["file"]):
         address = document["source"]["address"]
@@ -103,7 +103,7 @@ def _validated(config: FilterConfig) -> FilterConfig:
 
 
 def _judge(config: FilterConfig, recurrence: list[str], payload: Any, out: UnitTables) -> None:
-    from nextflow_data.filters import filter_document
+    from nextflow_data.rules.judge import filter_document
 
     config = _validated(config)
     counts = rows_by_document(recurrence[payload["number"]])

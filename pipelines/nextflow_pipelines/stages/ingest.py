@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 from nextflow_data.config import IngestConfig
 from nextflow_data.document import IMAGE, Aside, Image, Ref, doc_id
-from nextflow_data.images import ImageRejected
-from nextflow_data.ingest import assemble, image_addresses, measured_image
-from nextflow_data.pages import PageRejected, ParsedPage, parse_page
-from nextflow_data.warc import RecordError, read, scan
+from nextflow_data.images.measure import ImageRejected
+from nextflow_data.pages.assemble import assemble, image_addresses, measured_image
+from nextflow_data.pages.parse import PageRejected, ParsedPage, parse_page
+from nextflow_data.warc.records import RecordError, read, scan
 
 from nextflow_pipelines.context import RunContext, StageResult, run_contract
 from nextflow_pipelines.runner import Unit, bucket_of, run_frame, run_units

@@ -56,7 +56,7 @@ class Cache:
 
     def open(self, encoded: EncodedImage) -> Image.Image:
         """The image as RGB, its longer side at most `max_side`. Raises what loading or decoding raises."""
-        from nextflow_data.images import open_rgb
+        from nextflow_data.images.measure import open_rgb
 
         kept = self._kept.get(encoded.sha256)
         if kept is None:

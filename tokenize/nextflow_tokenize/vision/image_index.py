@@ -113,7 +113,7 @@ def _rows(file: Path) -> Iterator[dict[str, object]]:
             # Members before the damage stay; what follows cannot be told from it.
             yield _row(file, kind, 0, 0, None, f"the tar cannot be read on: {error}")
     else:
-        from nextflow_data.warc import scan
+        from nextflow_data.warc.records import scan
 
         for record in scan(str(file), IngestConfig()):
             if record.get("kind") == "image":
@@ -151,7 +151,7 @@ def _load(file: str, kind: str, offset: int, length: int, sha256: str | None) ->
     """An image's bytes. Raises OSError, ValueError where they are not those that were indexed or too many."""
     limit = IngestConfig().max_image_bytes
     if kind == "warc":
-        from nextflow_data.warc import read
+        from nextflow_data.warc.records import read
 
         payload = read({"uri": file, "offset": offset, "length": length}, IngestConfig(), limit)
     else:

@@ -12,10 +12,9 @@ from functools import lru_cache
 
 from nextflow_data.config import FilterConfig, ImageRules
 from nextflow_data.document import Action, Decision, Document, Image, Node, text_node
-from nextflow_data.ingest import recurrence_key
-from nextflow_data.lid import identify
-from nextflow_data.nodes import text_of, with_nodes, without
-from nextflow_data.text_rules import Failure, LineEdit, TextRules
+from nextflow_data.nodes import recurrence_key, text_of, with_nodes, without
+from nextflow_data.rules.language import identify
+from nextflow_data.rules.text_rules import Failure, LineEdit, TextRules
 
 STAGE = "filter"
 Decide = Callable[[Failure, Action, int | None], None]

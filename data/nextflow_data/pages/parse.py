@@ -1,6 +1,6 @@
 """A page as an ordered list of text blocks and image candidates.
 
-The page's tree is walked once (`nextflow_data.page_walk`). What is left out as boilerplate or as an icon is counted, never
+The page's tree is walked once (`nextflow_data.pages.walk`). What is left out as boilerplate or as an icon is counted, never
 silent. Main-content extractors were tried and find 52–76 % of the content images; the walk finds them all, and pays with
 weaker guesses about boilerplate, which the filters after it must make good.
 """
@@ -12,10 +12,10 @@ import re
 from lxml import etree, html
 
 from nextflow_data.addresses import canonical_address, resolve
-from nextflow_data.charset import decode_page
 from nextflow_data.config import IngestConfig
-from nextflow_data.page_blocks import ImageCandidate, ParsedPage, Removed, TextBlock
-from nextflow_data.page_walk import PageWalk
+from nextflow_data.pages.blocks import ImageCandidate, ParsedPage, Removed, TextBlock
+from nextflow_data.pages.charset import decode_page
+from nextflow_data.pages.walk import PageWalk
 
 __all__ = ["ImageCandidate", "PageRejected", "ParsedPage", "Removed", "TextBlock", "parse_page"]
 

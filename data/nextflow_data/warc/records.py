@@ -2,7 +2,7 @@
 
 Nothing in a file can raise out of `scan`: what cannot be used comes out as a kept-aside row with a reason, and its good
 neighbours are listed as ever. Header blocks are parsed by fastwarc; where records begin and end is decided in
-`nextflow_data.members`, because a reader that trusts Content-Length loses the neighbours of a record that lies.
+`nextflow_data.warc.members`, because a reader that trusts Content-Length loses the neighbours of a record that lies.
 
 A record's licence comes from the WARC header field `MNF-Licence` (ours; an SPDX expression), else from the HTTP header
 `X-Licence`, because no standard field exists.
@@ -19,10 +19,10 @@ from fastwarc.warc import ArchiveIterator, WarcRecord, WarcRecordType
 
 from nextflow_data.addresses import canonical_address
 from nextflow_data.config import IngestConfig
-from nextflow_data.content import ContentError, decode_content
 from nextflow_data.document import Aside, Ref
-from nextflow_data.members import GZIP_MAGIC, Member, content_length, inflate_member, members
-from nextflow_data.sniff import sniff_image
+from nextflow_data.images.sniff import sniff_image
+from nextflow_data.warc.content import ContentError, decode_content
+from nextflow_data.warc.members import GZIP_MAGIC, Member, content_length, inflate_member, members
 
 STAGE = "ingest"
 LICENCE_FIELD = "MNF-Licence"

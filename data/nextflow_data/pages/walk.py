@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 
 from lxml import etree
 
-from nextflow_data.boilerplate import UNSEEN, find_regions
 from nextflow_data.config import IngestConfig
-from nextflow_data.image_markup import describe_image, icon_rule
-from nextflow_data.page_blocks import BlockKind, ImageCandidate, ParsedPage, Removed, TextBlock
+from nextflow_data.pages.blocks import BlockKind, ImageCandidate, ParsedPage, Removed, TextBlock
+from nextflow_data.pages.boilerplate import UNSEEN, find_regions
+from nextflow_data.pages.image_markup import describe_image, icon_rule
 
 _HEADINGS = frozenset({"h1", "h2", "h3", "h4", "h5", "h6"})
 _BLOCKS = _HEADINGS | frozenset(

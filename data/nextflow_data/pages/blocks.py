@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from nextflow_data.charset import Origin
+from nextflow_data.pages.charset import Origin
 
 BlockKind = Literal["paragraph", "heading", "list", "table", "caption", "pre"]
 

@@ -18,7 +18,7 @@ from PIL import ImageOps, UnidentifiedImageError
 from scipy import fft, ndimage
 
 from nextflow_data.config import IngestConfig
-from nextflow_data.sniff import sniff_image
+from nextflow_data.images.sniff import sniff_image
 
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "AVIF")
 """Decoders that are ever tried: each one more is attack surface."""

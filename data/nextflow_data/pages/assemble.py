@@ -12,13 +12,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 
-from nextflow_data.addresses import site_of
 from nextflow_data.config import IngestConfig
 from nextflow_data.document import Aside, Decision, Document, Image, Node, Ref, doc_id, image_node, text_node
-from nextflow_data.images import ImageMeasures, ImageRejected, measure
+from nextflow_data.images.measure import ImageMeasures, ImageRejected, measure
 from nextflow_data.nodes import BLOCK_SEPARATOR, task_of
-from nextflow_data.pages import ImageCandidate, PageRejected, ParsedPage, TextBlock, parse_page
-from nextflow_data.warc import STAGE, RecordError, RecordInfo, read, ref_of
+from nextflow_data.pages.parse import ImageCandidate, PageRejected, ParsedPage, TextBlock, parse_page
+from nextflow_data.warc.records import STAGE, RecordError, RecordInfo, read, ref_of
 
 DATA_FRAGMENT = "#data-image-"
 PAGE_CAPTIONER = "figcaption"
@@ -94,11 +93,6 @@ def assemble(
         "lang": None,
     }
     return document, decisions, asides
-
-
-def recurrence_key(address: str, image: Image) -> str:
-    """What is counted to find icons: "host sha256". Count the documents of a site that show the image, each once."""
-    return f"{site_of(address)} {image['sha256']}"
 
 
 def image_bytes(image: Image, config: IngestConfig) -> bytes:

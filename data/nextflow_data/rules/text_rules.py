@@ -31,7 +31,7 @@ from datatrove.utils.text import PUNCTUATION_SET
 from datatrove.utils.word_tokenizers import WordTokenizer
 
 from nextflow_data.config import C4Rules, FilterConfig, FineWebRules, GopherQualityRules, GopherRepetitionRules
-from nextflow_data.word_tokens import SharedTokenizer
+from nextflow_data.rules.word_tokens import SharedTokenizer
 
 
 @dataclass(frozen=True, slots=True)

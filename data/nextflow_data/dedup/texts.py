@@ -13,10 +13,10 @@ from typing import TypedDict
 
 import numpy as np
 
-from nextflow_data.clusters import bucket_pairs, connected_components
 from nextflow_data.config import DedupConfig
+from nextflow_data.dedup.clusters import bucket_pairs, connected_components
+from nextflow_data.dedup.minhash import band_keys, signature, signature_keys, text_hash, verify
 from nextflow_data.document import Decision, Document
-from nextflow_data.minhash import band_keys, signature, signature_keys, text_hash, verify
 from nextflow_data.nodes import text_of
 
 __all__ = [

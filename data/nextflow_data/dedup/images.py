@@ -16,12 +16,12 @@ from typing import TypedDict
 import numpy as np
 from PIL import Image as Pillow
 
-from nextflow_data.clusters import connected_components
 from nextflow_data.config import DedupConfig, IngestConfig
+from nextflow_data.dedup.clusters import connected_components
 from nextflow_data.document import Decision, Document, Image
-from nextflow_data.images import ImageRejected, open_rgb
+from nextflow_data.images.measure import ImageRejected, open_rgb
 from nextflow_data.nodes import with_nodes, without
-from nextflow_data.warc import RecordError
+from nextflow_data.warc.records import RecordError
 
 STAGE = "dedup"
 SHARED_BLOCKS = 2

@@ -1,0 +1,1 @@
+"""Which documents and images are copies of one another."""

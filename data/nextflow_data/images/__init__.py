@@ -1,0 +1,1 @@
+"""What is an image: its format, its size, what it looks like."""

@@ -1,0 +1,1 @@
+"""How does a page become ordered text and images."""

@@ -1,0 +1,1 @@
+"""What is kept and why: text, image and document rules."""
