@@ -21,18 +21,19 @@ import torch
 from common import report, table
 from nextflow_data.config import IngestConfig
 from nextflow_data.images.measure import ImageRejected, open_rgb
-from nextflow_tokenize.config import SelfCorrectionConfig, VisionTokenizerConfig
-from nextflow_tokenize.manifest import TextTokenizerRecord, VisionTokenizerRecord
+from nextflow_tokenize.config.pack import PackConfig
+from nextflow_tokenize.config.vision import SelfCorrectionConfig, VisionTokenizerConfig
+from nextflow_tokenize.documents.tokenized import TokenizedDocument, TokenizedSegment
 from nextflow_tokenize.npy import HEADER_BYTES, code_dtype
-from nextflow_tokenize.pack_config import PackConfig
-from nextflow_tokenize.pack_sample import build_pack
-from nextflow_tokenize.packing import assign_shards, plan, shape_of
+from nextflow_tokenize.packing.pieces import shape_of
+from nextflow_tokenize.packing.plan import assign_shards, plan
+from nextflow_tokenize.packing.sample import build_pack
 from nextflow_tokenize.schedule import LEVEL_SCALES, choose_grids, token_count
-from nextflow_tokenize.shard_writer import shard_name, write_manifest, write_shard
-from nextflow_tokenize.tokenized import TokenizedDocument, TokenizedSegment
+from nextflow_tokenize.shards.manifest import TextTokenizerRecord, VisionTokenizerRecord
+from nextflow_tokenize.shards.writer import shard_name, write_manifest, write_shard
+from nextflow_tokenize.vision.codes.quantizer import seed_of
+from nextflow_tokenize.vision.images.pixels import fit
 from nextflow_tokenize.vision.model import VisionTokenizer
-from nextflow_tokenize.vision.pixels import fit
-from nextflow_tokenize.vision.quantizer import seed_of
 from nextflow_tokenize.vision.stream import Encoded, StreamItem, encode_stream
 from pictures import write
 from PIL import Image

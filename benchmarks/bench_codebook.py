@@ -12,12 +12,12 @@ import shutil
 from pathlib import Path
 
 from common import report, table
-from nextflow_tokenize.vision.dataset import load_pool
-from nextflow_tokenize.vision.evaluate import EvalReport, evaluate_pictures
-from nextflow_tokenize.vision.image_index import encoded_images, index
+from nextflow_tokenize.config.vision import VisionTokenizerConfig
+from nextflow_tokenize.vision.images.dataset import load_pool
+from nextflow_tokenize.vision.images.image_index import encoded_images, index
 from nextflow_tokenize.vision.model import VisionTokenizer, cpu_threads
-from nextflow_tokenize.vision.train import train
-from nextflow_tokenize.vision_config import VisionTokenizerConfig
+from nextflow_tokenize.vision.scores.evaluate import EvalReport, evaluate_pictures
+from nextflow_tokenize.vision.training.training_stage import train
 from pictures import write
 
 VARIANTS: dict[str, dict[str, object]] = {

@@ -15,15 +15,14 @@ from typing import Any
 
 from common import report, table
 from nextflow_orchestration.recipe import load
-from nextflow_tokenize.config import SelfCorrectionConfig
-from nextflow_tokenize.vision.dataset import Pool, load_pool
-from nextflow_tokenize.vision.evaluate import EvalReport, evaluate_pictures
-from nextflow_tokenize.vision.image_index import encoded_images, index
+from nextflow_tokenize.config.vision import SelfCorrectionConfig, VisionTrainingConfig
+from nextflow_tokenize.config.vision_recipe import TokenizerRecipe
+from nextflow_tokenize.vision.images.dataset import Pool, load_pool
+from nextflow_tokenize.vision.images.image_index import encoded_images, index
 from nextflow_tokenize.vision.model import VisionTokenizer, cpu_threads
-from nextflow_tokenize.vision.run import run
-from nextflow_tokenize.vision.sheets import pixels_for, schedule_for, sheet_of
-from nextflow_tokenize.vision_config import VisionTrainingConfig
-from nextflow_tokenize.vision_recipe import TokenizerRecipe
+from nextflow_tokenize.vision.scores.evaluate import EvalReport, evaluate_pictures
+from nextflow_tokenize.vision.scores.sheets import pixels_for, schedule_for, sheet_of
+from nextflow_tokenize.vision.training.whole_training import run
 from pictures import write
 from self_correction import measure
 

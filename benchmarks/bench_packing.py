@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from common import gpu, report, table
-from nextflow_tokenize.pack_config import CostModel, PackConfig
-from nextflow_tokenize.packing import plan
-from nextflow_tokenize.pieces import DocumentShape, Part
+from nextflow_tokenize.config.pack import CostModel, PackConfig
+from nextflow_tokenize.packing.pieces import DocumentShape, Part
+from nextflow_tokenize.packing.plan import plan
 from nextflow_tokenize.schedule import LEVEL_SCALES, grids
 from spread import together, under_torchrun
 from synthetic import Document, documents, layout_of

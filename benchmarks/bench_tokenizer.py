@@ -20,10 +20,10 @@ from typing import NamedTuple
 
 import torch
 from common import Section, in_turns, ratio, report, table
-from nextflow_tokenize.config import SelfCorrectionConfig, VisionTokenizerConfig
+from nextflow_tokenize.config.vision import SelfCorrectionConfig, VisionTokenizerConfig
 from nextflow_tokenize.schedule import LEVEL_SCALES, PIXELS_PER_TOKEN, Grid, grids, token_count
+from nextflow_tokenize.vision.codes.quantizer import MultiScaleQuantizer, draws
 from nextflow_tokenize.vision.model import VisionTokenizer
-from nextflow_tokenize.vision.quantizer import MultiScaleQuantizer, draws
 from torch import Tensor
 from var_transcription import transcribed
 

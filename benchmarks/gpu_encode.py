@@ -16,7 +16,7 @@ from statistics import median
 import torch
 import yaml
 from common import Section, in_turns, table
-from nextflow_tokenize.config import VisionTokenizerConfig
+from nextflow_tokenize.config.vision import VisionTokenizerConfig
 from nextflow_tokenize.schedule import LEVEL_SCALES, PIXELS_PER_TOKEN, grids
 from nextflow_tokenize.vision.model import VisionTokenizer
 from torch.utils.flop_counter import FlopCounterMode

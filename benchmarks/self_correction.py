@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from nextflow_tokenize.config import SelfCorrectionConfig
+from nextflow_tokenize.config.vision import SelfCorrectionConfig
 from nextflow_tokenize.schedule import Grid, token_count
-from nextflow_tokenize.vision.metrics import psnr
+from nextflow_tokenize.vision.codes.quantizer import Draws, area_down, bicubic_up, draws
 from nextflow_tokenize.vision.model import VisionTokenizer
-from nextflow_tokenize.vision.quantizer import Draws, area_down, bicubic_up, draws
+from nextflow_tokenize.vision.scores.metrics import psnr
 from torch import Tensor
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import torch
 from nextflow_tokenize.schedule import Grid
-from nextflow_tokenize.vision.quantizer import MultiScaleQuantizer
+from nextflow_tokenize.vision.codes.quantizer import MultiScaleQuantizer
 from torch import Tensor
 from torch.nn import functional as F
 

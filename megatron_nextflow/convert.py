@@ -23,7 +23,7 @@ from typing import Any, Literal
 import torch
 import torch.distributed.checkpoint as dcp
 from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
-from nextflow_tokenize.text import TextTokenizer
+from nextflow_tokenize.documents.text_tokenizer import TextTokenizer
 from nextflow_tokenize.vision.identity import identity, load_codebook
 from torch import Tensor
 from torch.distributed.checkpoint import DefaultSavePlanner, FileSystemWriter, SavePlan

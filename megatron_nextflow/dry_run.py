@@ -17,8 +17,8 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-from nextflow_tokenize.cost import flops_per_pair, flops_per_slot
-from nextflow_tokenize.manifest import MANIFEST, Manifest
+from nextflow_tokenize.packing.cost import flops_per_pair, flops_per_slot
+from nextflow_tokenize.shards.manifest import MANIFEST, Manifest
 from pydantic import ValidationError
 from rich import box
 from rich.console import Console
@@ -134,7 +134,7 @@ def _check(config: TrainConfig, processes: int) -> int:
 
 
 def _sizes(config: TrainConfig, notes: list[str]) -> Sizes:
-    from nextflow_tokenize.shards import ShardSet, open_binary
+    from nextflow_tokenize.shards.reader import ShardSet, open_binary
 
     from megatron_nextflow.inputs import vocabulary_of
 

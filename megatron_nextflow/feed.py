@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from nextflow_tokenize.segments import image_grids
-from nextflow_tokenize.shards import Sample
+from nextflow_tokenize.shards.sample_format import Sample
 
 from megatron_nextflow.batch import LayoutBatch, join
 from megatron_nextflow.config import TrainConfig

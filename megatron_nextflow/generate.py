@@ -167,7 +167,7 @@ class _Run:
 
     def decode(self, codes: NDArray[np.int64], schedule: tuple[Grid, ...]) -> Image.Image:
         """The image of `codes`, the first scales of `schedule` or all of them."""
-        from nextflow_tokenize.vision.pixels import to_images
+        from nextflow_tokenize.vision.images.pixels import to_images
 
         assert self.plan.vision is not None
         return to_images(self.plan.vision.decode(torch.from_numpy(codes)[None], schedule))[0]

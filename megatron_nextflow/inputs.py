@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from nextflow_tokenize.manifest import Manifest, VisionTokenizerRecord
-from nextflow_tokenize.shards import ShardSet
+from nextflow_tokenize.shards.manifest import Manifest, VisionTokenizerRecord
+from nextflow_tokenize.shards.reader import ShardSet
 from nextflow_tokenize.vision.identity import identity, load_codebook
 from torch import Tensor
 

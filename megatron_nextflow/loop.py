@@ -25,7 +25,7 @@ from rich.markup import escape
 from megatron_nextflow import checkpoint, inputs, resume
 from megatron_nextflow.agreement import of_all
 from megatron_nextflow.batch import LayoutBatch
-from megatron_nextflow.checkpoint import CheckpointState
+from megatron_nextflow.checkpoint_format import CheckpointState
 from megatron_nextflow.checkpoint_saver import Saver
 from megatron_nextflow.config import TrainConfig
 from megatron_nextflow.feed import Feed, FeedError, Share

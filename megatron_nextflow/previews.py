@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from nextflow_tokenize.schedule import Grid
-from nextflow_tokenize.vision.sheets import grid_of
+from nextflow_tokenize.vision.scores.sheets import grid_of
 from numpy.typing import NDArray
 from PIL import Image
 

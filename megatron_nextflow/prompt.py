@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from nextflow_data.config import IngestConfig
 from nextflow_data.images.measure import ImageRejected, open_rgb
+from nextflow_tokenize.documents.text_tokenizer import TextTokenizer
 from nextflow_tokenize.schedule import Grid, choose_grids, token_count
-from nextflow_tokenize.text import TextTokenizer
 from PIL import Image
 
 from megatron_nextflow.document import ImagePart, Part, TextPart
@@ -116,7 +116,7 @@ def encode_parts(
     prompt: Prompt, parts: Sequence[Part], pictures: Mapping[Path, Picture], tokenizer: VisionTokenizer
 ) -> list[Part]:
     """The parts that `plan_parts` gave, with the codes of `tokenizer`."""
-    from nextflow_tokenize.vision.sheets import pixels_for
+    from nextflow_tokenize.vision.scores.sheets import pixels_for
 
     encoded: list[Part] = []
     for source, part in zip(prompt.parts, parts, strict=True):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from nextflow_tokenize.shards import ShardError
+from nextflow_tokenize.shards.reader import ShardError
 
 from megatron_nextflow.agreement import of_all
 from megatron_nextflow.batch import LayoutBatch

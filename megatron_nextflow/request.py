@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nextflow_tokenize.documents.text_tokenizer import TextTokenizer
 from nextflow_tokenize.schedule import Grid, token_count
-from nextflow_tokenize.text import TextTokenizer
 from nextflow_tokenize.vision.identity import identity
 
 from megatron_nextflow.checkpoint_format import CheckpointState, read_manifest

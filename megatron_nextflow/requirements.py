@@ -11,8 +11,8 @@ import json
 import os
 from pathlib import Path
 
+from nextflow_tokenize.documents.text_tokenizer import TextTokenizer
 from nextflow_tokenize.schedule import LEVEL_SCALES, Grid, canonical_final, grids, nearest_final
-from nextflow_tokenize.text import TextTokenizer
 from nextflow_tokenize.vision.identity import vision_info
 
 from megatron_nextflow.checkpoint_format import MANIFEST, CheckpointState, latest

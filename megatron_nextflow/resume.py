@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from megatron_nextflow import checkpoint, inputs
-from megatron_nextflow.checkpoint import CheckpointError, CheckpointManifest, CheckpointState
-from megatron_nextflow.checkpoint_format import RunRecord
+from megatron_nextflow.checkpoint_format import CheckpointError, CheckpointManifest, CheckpointState, RunRecord
 from megatron_nextflow.config import TrainConfig
 from megatron_nextflow.files import replace_file
 from megatron_nextflow.model_config import ModelConfig

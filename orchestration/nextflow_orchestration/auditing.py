@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nextflow_tokenize.audit import audit
+from nextflow_tokenize.audit.shard_set import audit
 from rich.console import Console
 from rich.progress import Progress
 

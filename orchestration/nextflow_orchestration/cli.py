@@ -109,7 +109,7 @@ def explain(
     """
     with plain_errors():
         from nextflow_orchestration.explain import explain as tell
-        from nextflow_orchestration.explain import render
+        from nextflow_orchestration.story import render
 
         story = tell(root, query)
         render(story, Console())

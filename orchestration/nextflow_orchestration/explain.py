@@ -17,8 +17,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from nextflow_data.addresses import canonical_address
 from nextflow_pipelines.tables import dataset_files, iter_batches, read_table
-from nextflow_tokenize.manifest import DOCUMENTS, SAMPLES
 from nextflow_tokenize.schedule import schedule_of, token_count
+from nextflow_tokenize.shards.manifest import DOCUMENTS, SAMPLES
 
 from nextflow_orchestration.in_short import aside_line, node_lines, node_words, plural
 from nextflow_orchestration.lineage import Commit, chain, shard_folder

@@ -13,10 +13,11 @@ from typing import Any, TypeVar
 import yaml
 from nextflow_data.config import CaptionConfig, DedupConfig, FilterConfig, IngestConfig, Section
 from nextflow_pipelines.config import SparkConfig
-from nextflow_tokenize.config import PackConfig, TextTokenizerConfig, TokenizeConfig, VisionTokenizerConfig
+from nextflow_tokenize.config.pack import PackConfig
+from nextflow_tokenize.config.tokenize import TextTokenizerConfig, TokenizeConfig
+from nextflow_tokenize.config.vision import VisionTokenizerConfig, missing_weights
 from nextflow_tokenize.schedule import LEVEL_SCALES, grids, token_count
-from nextflow_tokenize.vision.usable import check_levels, read_tokenizer_config
-from nextflow_tokenize.vision_config import missing_weights
+from nextflow_tokenize.vision.images.usable import check_levels, read_tokenizer_config
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from megatron_nextflow.config import TrainConfig

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from nextflow_tokenize.vision.evaluate import EvalReport
+    from nextflow_tokenize.vision.scores.evaluate import EvalReport
 
 COLUMNS = ("level", "grid", "images", "PSNR dB", "SSIM", "LPIPS", "semantic cosine")
 SHEET_ROWS = 24
@@ -34,13 +34,13 @@ def evaluate_tokenizer(
     import tempfile
 
     from nextflow_tokenize.vision import processes
-    from nextflow_tokenize.vision.dataset import open_picture
-    from nextflow_tokenize.vision.evaluate import Judges, evaluate
-    from nextflow_tokenize.vision.image_index import encoded_images, index
-    from nextflow_tokenize.vision.inception import InceptionFeatures
+    from nextflow_tokenize.vision.images.dataset import open_picture
+    from nextflow_tokenize.vision.images.image_index import encoded_images, index
     from nextflow_tokenize.vision.model import VisionTokenizer
-    from nextflow_tokenize.vision.perceptual import Lpips
-    from nextflow_tokenize.vision.sheets import sheet_of
+    from nextflow_tokenize.vision.scores.evaluate import Judges, evaluate
+    from nextflow_tokenize.vision.scores.inception import InceptionFeatures
+    from nextflow_tokenize.vision.scores.perceptual import Lpips
+    from nextflow_tokenize.vision.scores.sheets import sheet_of
 
     where = processes.start(device)
     tokenizer = VisionTokenizer.load(folder, where)

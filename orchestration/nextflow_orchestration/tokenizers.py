@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from nextflow_tokenize.vision_recipe import TokenizerRecipe
+from nextflow_tokenize.config.vision_recipe import TokenizerRecipe
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -48,7 +48,7 @@ def train_tokenizer(recipe_path: Path, overrides: list[str], processes: int, dev
 
 
 def _train_here(recipe: TokenizerRecipe, device: str, console: Console) -> None:
-    from nextflow_tokenize.vision.run import run
+    from nextflow_tokenize.vision.training.whole_training import run
 
     columns = (
         TextColumn("{task.description:<12}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(),
@@ -76,7 +76,15 @@ def _launch(file: Path, processes: int, device: str) -> None:
     from megatron_nextflow.attend import attend
 
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command += ["--max-restarts", "0", "-m", "nextflow_tokenize.vision.run", str(file), "--device", device]
+    command += [
+        "--max-restarts",
+        "0",
+        "-m",
+        "nextflow_tokenize.vision.training.whole_training",
+        str(file),
+        "--device",
+        device,
+    ]
     values = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "PYTHONUNBUFFERED": "1", "LOGLEVEL": "ERROR"}
     status = attend(command, {**os.environ, **values}, file.with_name(".exit-status"))
     if status > 128:
@@ -105,7 +113,7 @@ def export_tokenizer(run: Path, out: Path) -> None:
     import shutil
 
     from nextflow_tokenize.vision.identity import CONFIG_FILE, WEIGHTS_FILE, identity
-    from nextflow_tokenize.vision.training_state import export
+    from nextflow_tokenize.vision.training.checkpoints import export
 
     if out.exists():
         raise FileExistsError(f"{out} exists: a tokenizer is never overwritten; name another folder")
@@ -133,7 +141,7 @@ def roundtrip_image(image: Path, tokenizer: Path | None, root: Path, out: Path |
     from nextflow_data.config import IngestConfig
     from nextflow_data.images.measure import open_rgb
     from nextflow_tokenize.vision.model import VisionTokenizer
-    from nextflow_tokenize.vision.sheets import preview
+    from nextflow_tokenize.vision.scores.sheets import preview
 
     folder = tokenizer or _of_run(root)
     loaded = VisionTokenizer.load(folder)

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nextflow_data.config import IngestConfig
+from nextflow_data.pages.blocks import TextBlock
 from nextflow_data.pages.image_markup import decode_data_address, parse_srcset
-from nextflow_data.pages.parse import PageRejected, TextBlock, parse_page
+from nextflow_data.pages.parse import PageRejected, parse_page
 
 AT = "https://site.example/docs/page.html"
 PROSE = "<p>" + "Plain prose that makes the page long enough to have a main part. " * 5 + "</p>"

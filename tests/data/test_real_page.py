@@ -8,7 +8,8 @@ from pathlib import Path
 
 from nextflow_data.config import IngestConfig
 from nextflow_data.pages.assemble import assemble, image_addresses
-from nextflow_data.pages.parse import TextBlock, parse_page
+from nextflow_data.pages.blocks import TextBlock
+from nextflow_data.pages.parse import parse_page
 
 PAGE = Path(__file__).parent / "fixtures" / "pygame_intro.html"
 ADDRESS = "https://pygame.example/docs/tut/PygameIntro.html"

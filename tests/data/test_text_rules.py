@@ -21,7 +21,8 @@ from nextflow_data.config import (
     GopherRepetitionRules,
     IngestConfig,
 )
-from nextflow_data.pages.parse import TextBlock, parse_page
+from nextflow_data.pages.blocks import TextBlock
+from nextflow_data.pages.parse import parse_page
 from nextflow_data.rules.text_rules import TextRules
 from nextflow_data.rules.word_tokens import SharedTokenizer
 

@@ -16,13 +16,14 @@ from nextflow_pipelines.stage import StagePlan
 from nextflow_pipelines.tables import UnitTables
 from nextflow_pipelines.units import unit_output
 from nextflow_pipelines.work import open_stage
-from nextflow_tokenize.manifest import TextTokenizerRecord, VisionTokenizerRecord
-from nextflow_tokenize.pack_config import PackConfig
-from nextflow_tokenize.pack_sample import build_pack
-from nextflow_tokenize.packing import plan, shape_of
+from nextflow_tokenize.config.pack import PackConfig
+from nextflow_tokenize.documents.tokenized import tokenized_schema
+from nextflow_tokenize.packing.pieces import shape_of
+from nextflow_tokenize.packing.plan import plan
+from nextflow_tokenize.packing.sample import build_pack
 from nextflow_tokenize.schedule import grids, token_count
-from nextflow_tokenize.shard_writer import write_manifest, write_shard
-from nextflow_tokenize.tokenized import tokenized_schema
+from nextflow_tokenize.shards.manifest import TextTokenizerRecord, VisionTokenizerRecord
+from nextflow_tokenize.shards.writer import write_manifest, write_shard
 
 SITE = "https://docs.example/"
 SCHEDULE = grids((64, 64), 8)
@@ -187,8 +188,8 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def _bpe(folder: Path) -> bytes:
-    from nextflow_tokenize.config import TextTokenizerConfig
-    from nextflow_tokenize.text import train_bpe
+    from nextflow_tokenize.config.tokenize import TextTokenizerConfig
+    from nextflow_tokenize.documents.text_tokenizer import train_bpe
 
     train_bpe(["some words of text"] * 3, TextTokenizerConfig(vocab_size=270), folder / "tokenizer.json")
     return (folder / "tokenizer.json").read_bytes()
@@ -197,7 +198,7 @@ def _bpe(folder: Path) -> bytes:
 def _vision_tokenizer(build: Builder, big: dict[str, Any], folder: Path) -> None:
     """An untrained tokenizer with real weights, and an evaluation of the one image."""
     import torch
-    from nextflow_tokenize.config import VisionTokenizerConfig
+    from nextflow_tokenize.config.vision import VisionTokenizerConfig
     from nextflow_tokenize.vision.model import VisionTokenizer
 
     sizes = {"codebook_size": 16, "semantic_dim": 4, "pixel_dim": 4, "levels": (128,), "channels": 8, "decoder_channels": 8}

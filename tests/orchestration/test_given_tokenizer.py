@@ -13,7 +13,7 @@ from nextflow_orchestration.recipe import Recipe, load_recipe
 from nextflow_orchestration.recipe_error import RecipeError
 from nextflow_orchestration.report.from_tokenizer import tokenizer
 from nextflow_orchestration.report.pictures import Gallery
-from nextflow_tokenize.config import VisionTokenizerConfig
+from nextflow_tokenize.config.vision import VisionTokenizerConfig
 from nextflow_tokenize.vision.model import VisionTokenizer
 
 

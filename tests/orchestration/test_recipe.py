@@ -6,7 +6,7 @@ import pytest
 from nextflow_orchestration.recipe import Recipe, load, load_recipe
 from nextflow_orchestration.recipe_error import RecipeError
 from nextflow_orchestration.training_recipe import TrainingRecipe
-from nextflow_tokenize.vision_recipe import TokenizerRecipe
+from nextflow_tokenize.config.vision_recipe import TokenizerRecipe
 
 
 def write(tmp_path: Path, text: str) -> Path:

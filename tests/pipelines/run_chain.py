@@ -18,13 +18,9 @@ from nextflow_data.config import CaptionConfig, DedupConfig, FilterConfig, Inges
 from nextflow_pipelines.config import SparkConfig
 from nextflow_pipelines.context import Progress, RunContext, StageResult, no_progress
 from nextflow_pipelines.registry import STAGES, run_stage
-from nextflow_tokenize.config import (
-    PackConfig,
-    TextTokenizerConfig,
-    TokenizeConfig,
-    VisionTokenizerConfig,
-    VisionTrainingConfig,
-)
+from nextflow_tokenize.config.pack import PackConfig
+from nextflow_tokenize.config.tokenize import TextTokenizerConfig, TokenizeConfig
+from nextflow_tokenize.config.vision import VisionTokenizerConfig, VisionTrainingConfig
 
 SECTIONS: Mapping[str, Section] = {
     "ingest": IngestConfig(max_page_bytes=200_000),

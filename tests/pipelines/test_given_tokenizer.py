@@ -16,7 +16,7 @@ from nextflow_pipelines.registry import run_stage
 from nextflow_pipelines.sources import bind_sources
 from nextflow_pipelines.stage import StageError, read_manifest, sha256_file, verify
 from nextflow_pipelines.tables import read_table
-from nextflow_tokenize.config import VisionTokenizerConfig
+from nextflow_tokenize.config.vision import VisionTokenizerConfig
 from nextflow_tokenize.vision.identity import identity
 from nextflow_tokenize.vision.model import VisionTokenizer
 

@@ -142,7 +142,7 @@ def test_images_are_captioned(results: Results) -> None:
 
 
 def test_tokenizers_are_named_by_hash_all_the_way_to_the_shards(results: Results) -> None:
-    from nextflow_tokenize.shards import ShardSet
+    from nextflow_tokenize.shards.reader import ShardSet
     from nextflow_tokenize.vision.identity import identity
 
     vision = identity(results["vision_tokenizer"].dir / "tokenizer")
@@ -158,7 +158,7 @@ def test_tokenizers_are_named_by_hash_all_the_way_to_the_shards(results: Results
 
 
 def test_every_token_of_every_document_is_in_the_shards_once(results: Results) -> None:
-    from nextflow_tokenize.shards import ShardSet
+    from nextflow_tokenize.shards.reader import ShardSet
 
     shards = ShardSet.open(results["pack"].dir / "shards", verify=True)
     assert len(shards.manifest.shards) > 1
@@ -250,7 +250,7 @@ def test_killed_in_every_stage_the_bytes_are_those_of_a_run_never_killed(
 
 
 def test_sources_without_records_end_in_an_empty_shard_set(session: Any, chain: ModuleType, tmp_path: Path) -> None:
-    from nextflow_tokenize.shards import ShardSet
+    from nextflow_tokenize.shards.reader import ShardSet
 
     empty, noise = tmp_path / "empty.warc.gz", tmp_path / "noise.warc.gz"
     empty.write_bytes(b"")

@@ -20,8 +20,8 @@ from nextflow_pipelines.sources import bind_sources
 from nextflow_pipelines.stage import read_manifest, verify
 from nextflow_pipelines.stages.tokenize import _load, _Tokenizers
 from nextflow_pipelines.tables import dataset_files
+from nextflow_tokenize.documents.tokenized import tokenized_schema
 from nextflow_tokenize.npy import code_dtype
-from nextflow_tokenize.tokenized import tokenized_schema
 
 Results = Mapping[str, StageResult]
 

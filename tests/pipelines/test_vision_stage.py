@@ -8,7 +8,7 @@ import pytest
 from nextflow_pipelines.context import RunContext, StageResult
 from nextflow_pipelines.registry import run_stage
 from nextflow_pipelines.sources import bind_sources
-from nextflow_tokenize.vision import training_state
+from nextflow_tokenize.vision.training import checkpoints as training_state
 
 
 def test_a_stopped_training_goes_on_from_its_checkpoint(

@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from nextflow_tokenize.manifest import Manifest, TextTokenizerRecord, VisionTokenizerRecord
+from nextflow_tokenize.config.pack import CostModel, PackConfig
+from nextflow_tokenize.documents.tokenized import TokenizedDocument, TokenizedSegment
 from nextflow_tokenize.npy import code_dtype
-from nextflow_tokenize.pack_config import CostModel, PackConfig
-from nextflow_tokenize.pack_sample import PackSample, build_pack
-from nextflow_tokenize.packing import Plan, assign_shards, plan, shape_of
+from nextflow_tokenize.packing.pieces import shape_of
+from nextflow_tokenize.packing.plan import Plan, assign_shards, plan
+from nextflow_tokenize.packing.sample import PackSample, build_pack
 from nextflow_tokenize.schedule import FINAL_GRIDS, canonical_final, grids, token_count
-from nextflow_tokenize.shard_tables import ShardInfo
-from nextflow_tokenize.shard_writer import shard_name, write_manifest, write_shard
-from nextflow_tokenize.tokenized import TokenizedDocument, TokenizedSegment
+from nextflow_tokenize.shards.manifest import Manifest, TextTokenizerRecord, VisionTokenizerRecord
+from nextflow_tokenize.shards.tables import ShardInfo
+from nextflow_tokenize.shards.writer import shard_name, write_manifest, write_shard
 
 CODEBOOK, VOCABULARY = 4096, 1000
 COST = CostModel(hidden_size=32, ffn_hidden_size=64, layers=2, heads=2, query_groups=2, vocabulary=VOCABULARY)

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nextflow_tokenize.audit import audit
-from nextflow_tokenize.audit_result import AuditResult
-from nextflow_tokenize.manifest import seal, to_bytes
-from nextflow_tokenize.pack_config import CostModel, PackConfig
-from nextflow_tokenize.pack_sample import PackSample
+from nextflow_tokenize.audit.result import AuditResult
+from nextflow_tokenize.audit.shard_set import audit
+from nextflow_tokenize.config.pack import CostModel, PackConfig
+from nextflow_tokenize.packing.sample import PackSample
+from nextflow_tokenize.shards.manifest import seal, to_bytes
 
 COST = CostModel(hidden_size=32, ffn_hidden_size=64, layers=2, heads=2, query_groups=2, vocabulary=100)
 

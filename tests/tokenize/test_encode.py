@@ -9,14 +9,15 @@ import pytest
 import torch
 from nextflow_data.config import IngestConfig
 from nextflow_data.document import text_node, to_table
-from nextflow_tokenize.config import SelfCorrectionConfig, TextTokenizerConfig, TokenizeConfig, VisionTokenizerConfig
-from nextflow_tokenize.encode import tokenize_documents
+from nextflow_tokenize.config.tokenize import TextTokenizerConfig, TokenizeConfig
+from nextflow_tokenize.config.vision import SelfCorrectionConfig, VisionTokenizerConfig
+from nextflow_tokenize.documents.encode import tokenize_documents
+from nextflow_tokenize.documents.text_tokenizer import TextTokenizer, train_bpe
+from nextflow_tokenize.documents.tokenized import tokenized_schema
 from nextflow_tokenize.schedule import schedule_of, token_count
-from nextflow_tokenize.text import TextTokenizer, train_bpe
-from nextflow_tokenize.tokenized import tokenized_schema
+from nextflow_tokenize.vision.codes.quantizer import seed_of
+from nextflow_tokenize.vision.images.pixels import fit, to_pixels
 from nextflow_tokenize.vision.model import VisionTokenizer
-from nextflow_tokenize.vision.pixels import fit, to_pixels
-from nextflow_tokenize.vision.quantizer import seed_of
 from PIL import Image
 
 FILES: dict[str, bytes] = {}

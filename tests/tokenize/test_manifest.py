@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nextflow_tokenize.manifest import ManifestError, from_bytes, schedule_record, seal, to_bytes
-from nextflow_tokenize.shards import ShardError, ShardSet
+from nextflow_tokenize.shards.manifest import ManifestError, from_bytes, schedule_record, seal, to_bytes
+from nextflow_tokenize.shards.reader import ShardError, ShardSet
 
 
 def test_it_comes_back_and_is_sealed(sound_set: Any) -> None:

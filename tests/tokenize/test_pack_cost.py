@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nextflow_tokenize.cost import attended_pairs, cost_of, flops_per_pair, flops_per_slot, pack_slots
-from nextflow_tokenize.pack_config import CostModel
+from nextflow_tokenize.config.pack import CostModel
+from nextflow_tokenize.packing.cost import attended_pairs, cost_of, flops_per_pair, flops_per_slot, pack_slots
 from nextflow_tokenize.schedule import FINAL_GRIDS, canonical_final, grids
 from nextflow_tokenize.segments import Segment, slots
 from pydantic import ValidationError

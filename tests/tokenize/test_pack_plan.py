@@ -5,12 +5,13 @@ import random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nextflow_tokenize.cost import attended_pairs, cost_of, pack_slots, text_pairs
-from nextflow_tokenize.pack_config import CostModel, PackConfig
-from nextflow_tokenize.packing import DocumentShape, PackPlan, Part, Plan, assign_shards, budget, plan, shape_of
+from nextflow_tokenize.config.pack import CostModel, PackConfig
+from nextflow_tokenize.documents.tokenized import TokenizedDocument
+from nextflow_tokenize.packing.cost import attended_pairs, cost_of, pack_slots, text_pairs
+from nextflow_tokenize.packing.pieces import DocumentShape, Part, budget, shape_of
+from nextflow_tokenize.packing.plan import PackPlan, Plan, assign_shards, plan
 from nextflow_tokenize.schedule import FINAL_GRIDS, canonical_final, grids
 from nextflow_tokenize.segments import Segment
-from nextflow_tokenize.tokenized import TokenizedDocument
 from pydantic import ValidationError
 
 SMALL = CostModel(hidden_size=32, ffn_hidden_size=64, layers=2, heads=2, query_groups=2, vocabulary=100)

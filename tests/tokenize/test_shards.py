@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import webdataset as wds
 import yaml
-from nextflow_tokenize.manifest import TextTokenizerRecord, seal, to_bytes
-from nextflow_tokenize.pack_sample import build_pack
-from nextflow_tokenize.shard_tables import ShardInfo
-from nextflow_tokenize.shard_writer import write_manifest, write_shard
-from nextflow_tokenize.shards import ShardError, ShardSet
+from nextflow_tokenize.packing.sample import build_pack
+from nextflow_tokenize.shards.manifest import TextTokenizerRecord, seal, to_bytes
+from nextflow_tokenize.shards.reader import ShardError, ShardSet
+from nextflow_tokenize.shards.tables import ShardInfo
+from nextflow_tokenize.shards.writer import write_manifest, write_shard
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -234,7 +234,7 @@ def test_a_shard_that_fails_leaves_nothing_behind(make_set: Any, tmp_path: Path)
 def test_an_empty_set_and_one_without_images(make_set: Any) -> None:
     empty = make_set(count=0, name="empty")
     assert len(ShardSet.open(empty.path, verify=True)) == 0
-    from nextflow_tokenize.shards import open_binary
+    from nextflow_tokenize.shards.reader import open_binary
 
     with open_binary(str(empty.path / "shard-000000.tar")) as stream, tarfile.open(fileobj=stream) as tar:
         assert tar.getmembers() == []
@@ -260,8 +260,8 @@ def test_a_plan_and_documents_that_differ_are_refused(sound_set: Any) -> None:
 
 def test_reading_needs_neither_torch_nor_spark() -> None:
     code = (
-        "import sys, nextflow_tokenize.shards, nextflow_tokenize.audit, nextflow_tokenize.shard_writer, "
-        "nextflow_tokenize.packing; print({'torch', 'pyspark', 'webdataset', 'pandas'} & set(sys.modules))"
+        "import sys, nextflow_tokenize.shards.reader, nextflow_tokenize.audit.shard_set, nextflow_tokenize.shards.writer, "
+        "nextflow_tokenize.packing.plan; print({'torch', 'pyspark', 'webdataset', 'pandas'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -10,8 +10,8 @@ import sys
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from nextflow_tokenize.config import TextTokenizerConfig
-from nextflow_tokenize.text import TextTokenizer, train_bpe
+from nextflow_tokenize.config.tokenize import TextTokenizerConfig
+from nextflow_tokenize.documents.text_tokenizer import TextTokenizer, train_bpe
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 WORDS = [
@@ -75,8 +75,8 @@ def test_sizes_hash_and_end(trained):
 
 def test_training_gives_the_same_file_whatever_the_threads(trained, tmp_path):
     script = (
-        "import json, sys; from nextflow_tokenize.text import train_bpe;"
-        "from nextflow_tokenize.config import TextTokenizerConfig;"
+        "import json, sys; from nextflow_tokenize.documents.text_tokenizer import train_bpe;"
+        "from nextflow_tokenize.config.tokenize import TextTokenizerConfig;"
         "print(train_bpe(json.load(open(sys.argv[1])), TextTokenizerConfig(vocab_size=400), sys.argv[2]))"
     )
     texts = tmp_path / "texts.json"

@@ -5,11 +5,11 @@ import io
 import numpy as np
 import pytest
 import torch
-from nextflow_tokenize.config import VisionTokenizerConfig
+from nextflow_tokenize.config.vision import VisionTokenizerConfig
 from nextflow_tokenize.schedule import grids
-from nextflow_tokenize.vision.dataset import EncodedImage
+from nextflow_tokenize.vision.images.dataset import EncodedImage
 from nextflow_tokenize.vision.model import VisionTokenizer
-from nextflow_tokenize.vision.train import train
+from nextflow_tokenize.vision.training.training_stage import train
 from PIL import Image
 
 pytestmark = pytest.mark.gpu

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import skimage
 import torch
-from nextflow_tokenize.config import SelfCorrectionConfig, VisionTokenizerConfig
-from nextflow_tokenize.vision.dataset import EncodedImage, load_pool
-from nextflow_tokenize.vision.evaluate import evaluate_pictures
+from nextflow_tokenize.config.vision import SelfCorrectionConfig, VisionTokenizerConfig
+from nextflow_tokenize.vision.images.dataset import EncodedImage, load_pool
 from nextflow_tokenize.vision.model import VisionTokenizer
-from nextflow_tokenize.vision.sheets import pixels_for, schedule_for
-from nextflow_tokenize.vision.train import train
+from nextflow_tokenize.vision.scores.evaluate import evaluate_pictures
+from nextflow_tokenize.vision.scores.sheets import pixels_for, schedule_for
+from nextflow_tokenize.vision.training.training_stage import train
 
 NAMES = (
     "astronaut", "brick", "camera", "cell", "chelsea", "coffee", "coins", "color", "grass", "gravel", "horse", "ihc", "moon",

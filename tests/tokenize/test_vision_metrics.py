@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from nextflow_tokenize.vision.inception import InceptionFeatures
-from nextflow_tokenize.vision.metrics import Statistics, frechet_distance, ssim
+from nextflow_tokenize.vision.scores.inception import InceptionFeatures
+from nextflow_tokenize.vision.scores.metrics import Statistics, frechet_distance, ssim
 from safetensors.torch import save_file
 from torch.nn import functional as F
 

@@ -8,11 +8,11 @@ import sys
 import numpy as np
 import pytest
 import torch
-from nextflow_tokenize.config import SelfCorrectionConfig, VisionTokenizerConfig
+from nextflow_tokenize.config.vision import SelfCorrectionConfig, VisionTokenizerConfig
 from nextflow_tokenize.schedule import FINAL_GRIDS, grids, token_count
 from nextflow_tokenize.vision.identity import identity, load_codebook, vision_info
 from nextflow_tokenize.vision.model import VisionTokenizer
-from nextflow_tokenize.vision.teacher import ClassicalTeacher
+from nextflow_tokenize.vision.networks.teacher import ClassicalTeacher
 from pydantic import ValidationError
 
 SMALL = VisionTokenizerConfig(

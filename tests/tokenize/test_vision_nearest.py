@@ -6,8 +6,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nextflow_tokenize.vision import nearest
-from nextflow_tokenize.vision.nearest import largest_products
+from nextflow_tokenize.vision.codes import nearest
+from nextflow_tokenize.vision.codes.nearest import largest_products
 from torch.utils._python_dispatch import TorchDispatchMode
 
 

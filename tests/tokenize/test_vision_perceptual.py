@@ -7,8 +7,12 @@ from argparse import Namespace
 
 import pytest
 import torch
-from nextflow_tokenize.vision.discriminator import PatchDiscriminator, hinge_discriminator_loss, hinge_generator_loss
-from nextflow_tokenize.vision.perceptual import Lpips, gradient_distance
+from nextflow_tokenize.vision.networks.discriminator import (
+    PatchDiscriminator,
+    hinge_discriminator_loss,
+    hinge_generator_loss,
+)
+from nextflow_tokenize.vision.scores.perceptual import Lpips, gradient_distance
 from nextflow_tokenize.vision.tensor_files import load_tensors, state_dict_of
 from safetensors.torch import save_file
 from torch.nn import functional as F

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from nextflow_tokenize.config.vision_recipe import TokenizerRecipe
 from nextflow_tokenize.schedule import grids
-from nextflow_tokenize.vision.evaluate import Judges, evaluate
-from nextflow_tokenize.vision.image_index import encoded_images, index
-from nextflow_tokenize.vision.inception import InceptionFeatures
+from nextflow_tokenize.vision.images.image_index import encoded_images, index
 from nextflow_tokenize.vision.model import VisionTokenizer
-from nextflow_tokenize.vision.perceptual import Lpips
-from nextflow_tokenize.vision.run import run
-from nextflow_tokenize.vision_recipe import TokenizerRecipe
+from nextflow_tokenize.vision.scores.evaluate import Judges, evaluate
+from nextflow_tokenize.vision.scores.inception import InceptionFeatures
+from nextflow_tokenize.vision.scores.perceptual import Lpips
+from nextflow_tokenize.vision.training.whole_training import run
 from PIL import Image
 
 transformers = pytest.importorskip("transformers")

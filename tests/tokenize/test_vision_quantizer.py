@@ -7,10 +7,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nextflow_tokenize.config import SelfCorrectionConfig
+from nextflow_tokenize.config.vision import SelfCorrectionConfig
 from nextflow_tokenize.schedule import FINAL_GRIDS, LEVEL_SCALES, grids, token_count
-from nextflow_tokenize.vision import nearest
-from nextflow_tokenize.vision.quantizer import MultiScaleQuantizer, draws, scales_of, seed_of
+from nextflow_tokenize.vision.codes import nearest
+from nextflow_tokenize.vision.codes.quantizer import MultiScaleQuantizer, draws, scales_of, seed_of
 
 SQUARE = grids((64, 64), 6)
 WIDE = grids((32, 128), 7)

@@ -12,14 +12,14 @@ import time
 import numpy as np
 import pytest
 import torch
-from nextflow_tokenize.vision import training_state
+from nextflow_tokenize.config.vision import VisionTokenizerConfig
+from nextflow_tokenize.config.vision_recipe import TokenizerRecipe
 from nextflow_tokenize.vision.identity import identity
-from nextflow_tokenize.vision.image_index import encoded_images, find, index, unusable
+from nextflow_tokenize.vision.images.image_index import encoded_images, find, index, unusable
 from nextflow_tokenize.vision.model import VisionTokenizer
-from nextflow_tokenize.vision.run import run
-from nextflow_tokenize.vision.training_state import OtherTraining
-from nextflow_tokenize.vision_config import VisionTokenizerConfig
-from nextflow_tokenize.vision_recipe import TokenizerRecipe
+from nextflow_tokenize.vision.training import checkpoints as training_state
+from nextflow_tokenize.vision.training.checkpoints import OtherTraining
+from nextflow_tokenize.vision.training.whole_training import run
 from PIL import Image
 from pydantic import ValidationError
 
@@ -59,7 +59,7 @@ THREE = [
 
 
 def program(path, processes=1, **options):
-    command = [sys.executable, "-m", "nextflow_tokenize.vision.run", str(path), "--device", "cpu"]
+    command = [sys.executable, "-m", "nextflow_tokenize.vision.training.whole_training", str(path), "--device", "cpu"]
     if processes > 1:
         command[1:3] = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m", command[2]]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "LOGLEVEL": "ERROR"}

@@ -8,10 +8,10 @@ import sys
 import numpy as np
 import pytest
 import torch
-from nextflow_tokenize.config import VisionTokenizerConfig
+from nextflow_tokenize.config.vision import SiglipShape, VisionTokenizerConfig
 from nextflow_tokenize.schedule import grids
 from nextflow_tokenize.vision.model import VisionTokenizer
-from nextflow_tokenize.vision.siglip import (
+from nextflow_tokenize.vision.networks.siglip import (
     SiglipSemanticDecoder,
     SiglipSemanticEncoder,
     SiglipTeacher,
@@ -19,7 +19,6 @@ from nextflow_tokenize.vision.siglip import (
     patches_of,
     shape_of,
 )
-from nextflow_tokenize.vision_config import SiglipShape
 
 transformers = pytest.importorskip("transformers")
 
@@ -261,7 +260,7 @@ def test_learnt_positions_follow_the_grid():
 def test_without_transformers_all_else_works(tmp_path):
     script = (
         "import sys; sys.modules['transformers'] = None\n"
-        "from nextflow_tokenize.config import VisionTokenizerConfig\n"
+        "from nextflow_tokenize.config.tokenize import VisionTokenizerConfig\n"
         "from nextflow_tokenize.vision.model import VisionTokenizer\n"
         "print(VisionTokenizer(VisionTokenizerConfig(codebook_size=8, channels=16, decoder_channels=16)).can_teach)\n"
         "try: VisionTokenizer(VisionTokenizerConfig(teacher='siglip', siglip={}))\n"

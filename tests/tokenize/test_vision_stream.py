@@ -10,10 +10,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nextflow_tokenize.config import SelfCorrectionConfig, VisionTokenizerConfig
+from nextflow_tokenize.config.vision import SelfCorrectionConfig, VisionTokenizerConfig
+from nextflow_tokenize.vision.codes.quantizer import Codes
+from nextflow_tokenize.vision.images.pixels import to_pixels
 from nextflow_tokenize.vision.model import VisionTokenizer
-from nextflow_tokenize.vision.pixels import to_pixels
-from nextflow_tokenize.vision.quantizer import Codes
 from nextflow_tokenize.vision.stream import Buckets, StreamItem, encode_stream
 
 SCHEDULES = (((1, 1), (2, 2)), ((1, 1), (2, 3)), ((1, 1), (3, 2)), ((1, 1), (2, 2), (3, 2)))

@@ -7,20 +7,20 @@ import json
 import numpy as np
 import pytest
 import torch
-from nextflow_tokenize.config import VisionTokenizerConfig, VisionTrainingConfig
+from nextflow_tokenize.config.vision import VisionTokenizerConfig, VisionTrainingConfig
 from nextflow_tokenize.schedule import grids
-from nextflow_tokenize.vision import training_state
-from nextflow_tokenize.vision.codebook import GradientCodes, RunningMeans, place, place_semantic
-from nextflow_tokenize.vision.dataset import CropSampler, EncodedImage, load_pool
-from nextflow_tokenize.vision.evaluate import evaluate
+from nextflow_tokenize.vision.codes.codebook import GradientCodes, RunningMeans, place, place_semantic
+from nextflow_tokenize.vision.codes.quantizer import MultiScaleQuantizer
 from nextflow_tokenize.vision.identity import identity
-from nextflow_tokenize.vision.metrics import psnr
+from nextflow_tokenize.vision.images.dataset import CropSampler, EncodedImage, NoImages, load_pool
 from nextflow_tokenize.vision.model import VisionTokenizer
-from nextflow_tokenize.vision.objective import Objective, trained_parameters
-from nextflow_tokenize.vision.perceptual import gradient_distance
-from nextflow_tokenize.vision.quantizer import MultiScaleQuantizer
-from nextflow_tokenize.vision.sheets import contact_sheet, preview, preview_scales
-from nextflow_tokenize.vision.train import NoImages, train
+from nextflow_tokenize.vision.scores.evaluate import evaluate
+from nextflow_tokenize.vision.scores.metrics import psnr
+from nextflow_tokenize.vision.scores.perceptual import gradient_distance
+from nextflow_tokenize.vision.scores.sheets import contact_sheet, preview, preview_scales
+from nextflow_tokenize.vision.training import checkpoints as training_state
+from nextflow_tokenize.vision.training.objective import Objective, trained_parameters
+from nextflow_tokenize.vision.training.training_stage import train
 from PIL import Image, ImageDraw
 
 

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from nextflow_tokenize.config import VisionTokenizerConfig
+from nextflow_tokenize.config.vision import VisionTokenizerConfig
 from nextflow_tokenize.schedule import grids
 from nextflow_tokenize.vision.model import VisionTokenizer
-from nextflow_tokenize.vision.networks import count_parameters
-from nextflow_tokenize.vision.vqgan import Downsample, VqganDecoder, VqganEncoder
+from nextflow_tokenize.vision.networks.patch import count_parameters
+from nextflow_tokenize.vision.networks.vqgan import Downsample, VqganDecoder, VqganEncoder
 
 CNN = {"network": "vqgan", "channel_mult": (1, 1, 2, 2, 4)}
 SMALL = VisionTokenizerConfig(

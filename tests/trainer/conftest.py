@@ -12,14 +12,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from nextflow_tokenize.config import VisionTokenizerConfig
-from nextflow_tokenize.manifest import TextTokenizerRecord, VisionTokenizerRecord
-from nextflow_tokenize.pack_config import PackConfig
-from nextflow_tokenize.pack_sample import build_pack
-from nextflow_tokenize.packing import assign_shards, plan, shape_of
+from nextflow_tokenize.config.pack import PackConfig
+from nextflow_tokenize.config.vision import VisionTokenizerConfig
+from nextflow_tokenize.documents.tokenized import TokenizedDocument, TokenizedSegment
+from nextflow_tokenize.packing.pieces import shape_of
+from nextflow_tokenize.packing.plan import assign_shards, plan
+from nextflow_tokenize.packing.sample import build_pack
 from nextflow_tokenize.schedule import canonical_final, grids, token_count
-from nextflow_tokenize.shard_writer import shard_name, write_manifest, write_shard
-from nextflow_tokenize.tokenized import TokenizedDocument, TokenizedSegment
+from nextflow_tokenize.shards.manifest import TextTokenizerRecord, VisionTokenizerRecord
+from nextflow_tokenize.shards.writer import shard_name, write_manifest, write_shard
 from nextflow_tokenize.vision.identity import identity
 from safetensors.numpy import save_file
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from nextflow_tokenize.config import TextTokenizerConfig
-from nextflow_tokenize.text import train_bpe
+from nextflow_tokenize.config.tokenize import TextTokenizerConfig
+from nextflow_tokenize.documents.text_tokenizer import train_bpe
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 

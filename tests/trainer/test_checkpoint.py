@@ -17,7 +17,7 @@ from nextflow_orchestration.cli import app
 from typer.testing import CliRunner, Result
 
 from megatron_nextflow import checkpoint, loop
-from megatron_nextflow.checkpoint import CheckpointError
+from megatron_nextflow.checkpoint_format import CheckpointError
 from megatron_nextflow.checkpoint_verify import verify_folder
 from megatron_nextflow.config import TrainConfig
 from megatron_nextflow.metrics import read_metrics

@@ -20,7 +20,7 @@ import torch
 from megatron.core import dist_checkpointing
 
 from megatron_nextflow import checkpoint, checkpoint_saver, checkpoint_staging, checkpoint_tensors, files, inputs, resume
-from megatron_nextflow.checkpoint import CheckpointError
+from megatron_nextflow.checkpoint_format import CheckpointError
 from megatron_nextflow.checkpoint_saver import SaveError, Saver
 from megatron_nextflow.checkpoint_verify import verify_folder
 from megatron_nextflow.config import TrainConfig

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from nextflow_tokenize.config import TextTokenizerConfig
-from nextflow_tokenize.text import train_bpe
+from nextflow_tokenize.config.tokenize import TextTokenizerConfig
+from nextflow_tokenize.documents.text_tokenizer import train_bpe
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor

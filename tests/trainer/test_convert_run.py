@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from nextflow_orchestration.cli import app
-from nextflow_tokenize.text import TextTokenizer
+from nextflow_tokenize.documents.text_tokenizer import TextTokenizer
 from safetensors.torch import load_file
 from torch import Tensor
 from typer.testing import CliRunner

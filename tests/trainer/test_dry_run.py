@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 import yaml
-from nextflow_tokenize.cost import attended_pairs, pack_slots
-from nextflow_tokenize.shards import ShardSet
+from nextflow_tokenize.packing.cost import attended_pairs, pack_slots
+from nextflow_tokenize.shards.reader import ShardSet
 from pydantic import ValidationError
 
 from megatron_nextflow import device, dry_run, flops

@@ -11,7 +11,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from nextflow_tokenize.shards import Sample, ShardSet
+from nextflow_tokenize.shards.reader import ShardSet
+from nextflow_tokenize.shards.sample_format import Sample
 
 from megatron_nextflow.config import FeedConfig, LossConfig, TrainConfig
 from megatron_nextflow.feed import Feed, FeedError, Share

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
-from nextflow_tokenize.cost import cost_of
-from nextflow_tokenize.pack_config import CostModel
+from nextflow_tokenize.config.pack import CostModel
+from nextflow_tokenize.packing.cost import cost_of
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 

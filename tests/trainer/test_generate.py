@@ -19,17 +19,18 @@ import pytest
 import torch
 from nextflow_orchestration import final_stages
 from nextflow_orchestration.training import generate_from_run
-from nextflow_tokenize.config import TextTokenizerConfig, VisionTokenizerConfig
+from nextflow_tokenize.config.tokenize import TextTokenizerConfig
+from nextflow_tokenize.config.vision import VisionTokenizerConfig
+from nextflow_tokenize.documents.text_tokenizer import TextTokenizer, train_bpe
 from nextflow_tokenize.schedule import canonical_final, grids, token_count
-from nextflow_tokenize.text import TextTokenizer, train_bpe
 from nextflow_tokenize.vision.identity import identity, load_codebook
+from nextflow_tokenize.vision.images.pixels import fit, to_pixels
 from nextflow_tokenize.vision.model import VisionTokenizer
-from nextflow_tokenize.vision.pixels import fit, to_pixels
 from PIL import Image
 
 from megatron_nextflow.attention import BlockRangeParams
 from megatron_nextflow.batch import collate
-from megatron_nextflow.checkpoint import CheckpointError, CheckpointManifest, CheckpointState, read_manifest
+from megatron_nextflow.checkpoint_format import CheckpointError, CheckpointManifest, CheckpointState, read_manifest
 from megatron_nextflow.checkpoint_saver import Saver
 from megatron_nextflow.config import FeedConfig, TrainConfig
 from megatron_nextflow.document import ImagePart, TextPart, layout_of

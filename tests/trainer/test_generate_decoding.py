@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from nextflow_tokenize.cost import attended_pairs
+from nextflow_tokenize.packing.cost import attended_pairs
 from nextflow_tokenize.schedule import Grid, canonical_final, grids, token_count
 from nextflow_tokenize.segments import ImageSegment, TextSegment
 from numpy.typing import NDArray

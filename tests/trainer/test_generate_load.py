@@ -13,7 +13,7 @@ from nextflow_tokenize.schedule import canonical_final, grids, token_count
 
 from megatron_nextflow.attention import BlockRangeParams
 from megatron_nextflow.batch import collate
-from megatron_nextflow.checkpoint import latest
+from megatron_nextflow.checkpoint_format import latest
 from megatron_nextflow.config import TrainConfig
 from megatron_nextflow.document import ImagePart, TextPart, layout_of
 from megatron_nextflow.generate import load_model

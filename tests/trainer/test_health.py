@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from nextflow_tokenize.shards import ShardSet
+from nextflow_tokenize.shards.reader import ShardSet
 
 from megatron_nextflow import checkpoint, loop
 from megatron_nextflow.batch import LayoutBatch

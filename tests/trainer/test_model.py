@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nextflow_tokenize.shards import ShardSet
+from nextflow_tokenize.shards.reader import ShardSet
 from torch.nn import functional as F
 
 from megatron_nextflow.config import FeedConfig, LossConfig, TrainConfig

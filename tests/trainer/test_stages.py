@@ -13,7 +13,7 @@ from megatron.core.dist_checkpointing import load_plain_tensors
 from torch import Tensor
 
 from megatron_nextflow import checkpoint, inputs, loop, resume
-from megatron_nextflow.checkpoint import CheckpointError
+from megatron_nextflow.checkpoint_format import CheckpointError
 from megatron_nextflow.config import OptimizerConfig, TrainConfig
 from megatron_nextflow.inputs import InputError
 from megatron_nextflow.training import Trainer, start_parallel

@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from nextflow_tokenize.pack_config import PackConfig
-from nextflow_tokenize.shard_writer import write_manifest
-from nextflow_tokenize.shards import ShardSet
+from nextflow_tokenize.config.pack import PackConfig
+from nextflow_tokenize.shards.reader import ShardSet
+from nextflow_tokenize.shards.writer import write_manifest
 
 from megatron_nextflow import checkpoint, inputs, loop, train
 from megatron_nextflow.checkpoint_saver import SaveError

@@ -17,17 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from nextflow_tokenize.shards import ShardSet
+from nextflow_tokenize.shards.reader import ShardSet
 
 from megatron_nextflow import train
 from megatron_nextflow.config import TrainConfig
-from megatron_nextflow.health_config import HealthConfig
+from megatron_nextflow.health_config import PATIENCE, HealthConfig
 from megatron_nextflow.heartbeat import read_heartbeat
 from megatron_nextflow.metrics import read_events, read_metrics
 from megatron_nextflow.order import shuffled
 from megatron_nextflow.rank_log import log_path
 from megatron_nextflow.stragglers import slowest
-from megatron_nextflow.watchdog import PATIENCE, Watchdog
+from megatron_nextflow.watchdog import Watchdog
 
 Config = Callable[..., TrainConfig]
 

@@ -35,7 +35,7 @@ Segment = TextSegment | ImageSegment
 
 
 class Pack(TypedDict):
-    """The `.json` member: segments in order and the pack's compute cost in FLOPs (see `nextflow_tokenize.packing`)."""
+    """The `.json` member: segments in order and the pack's compute cost in FLOPs (see `nextflow_tokenize.packing.plan`)."""
 
     segments: list[Segment]
     cost: float

@@ -15,23 +15,9 @@ import numpy as np
 
 from nextflow_data.config import DedupConfig
 from nextflow_data.dedup.clusters import bucket_pairs, connected_components
-from nextflow_data.dedup.minhash import band_keys, signature, signature_keys, text_hash, verify
+from nextflow_data.dedup.minhash import signature, signature_keys, text_hash, verify
 from nextflow_data.document import Decision, Document
 from nextflow_data.nodes import text_of
-
-__all__ = [
-    "DocumentSummary",
-    "Edge",
-    "band_keys",
-    "choose_survivor",
-    "connected_components",
-    "decide_documents",
-    "duplicate_edges",
-    "signature",
-    "summarise",
-    "text_hash",
-    "verify",
-]
 
 STAGE = "dedup"
 Edge = tuple[str, str, float]

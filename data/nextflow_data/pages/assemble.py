@@ -16,7 +16,8 @@ from nextflow_data.config import IngestConfig
 from nextflow_data.document import Aside, Decision, Document, Image, Node, Ref, doc_id, image_node, text_node
 from nextflow_data.images.measure import ImageMeasures, ImageRejected, measure
 from nextflow_data.nodes import BLOCK_SEPARATOR, task_of
-from nextflow_data.pages.parse import ImageCandidate, PageRejected, ParsedPage, TextBlock, parse_page
+from nextflow_data.pages.blocks import ImageCandidate, ParsedPage, TextBlock
+from nextflow_data.pages.parse import PageRejected, parse_page
 from nextflow_data.warc.records import STAGE, RecordError, RecordInfo, read, ref_of
 
 DATA_FRAGMENT = "#data-image-"

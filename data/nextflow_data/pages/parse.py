@@ -13,12 +13,9 @@ from lxml import etree, html
 
 from nextflow_data.addresses import canonical_address, resolve
 from nextflow_data.config import IngestConfig
-from nextflow_data.pages.blocks import ImageCandidate, ParsedPage, Removed, TextBlock
+from nextflow_data.pages.blocks import ParsedPage, Removed
 from nextflow_data.pages.charset import decode_page
 from nextflow_data.pages.walk import PageWalk
-
-__all__ = ["ImageCandidate", "PageRejected", "ParsedPage", "Removed", "TextBlock", "parse_page"]
-
 
 _INVISIBLE = re.compile(r"[\x00-\x08\x0e-\x1b\x7f\u00ad\u200b\u200e\u200f\u2060\ufeff\ufffe\uffff\ud800-\udfff]")
 MAX_DEPTH = 2048

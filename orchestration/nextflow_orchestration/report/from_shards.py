@@ -9,9 +9,10 @@ from typing import Any
 
 import pyarrow as pa
 from nextflow_data.addresses import site_of
-from nextflow_tokenize.manifest import DOCUMENTS, SAMPLES
 from nextflow_tokenize.segments import image_grids, slots
-from nextflow_tokenize.shards import Sample, ShardSet
+from nextflow_tokenize.shards.manifest import DOCUMENTS, SAMPLES
+from nextflow_tokenize.shards.reader import ShardSet
+from nextflow_tokenize.shards.sample_format import Sample
 
 from nextflow_orchestration.report.model import Mix, Packing, PackSheet, Piece, Share
 from nextflow_orchestration.report.pictures import Gallery
@@ -95,7 +96,7 @@ def _decoder(path: Path | None, gallery: Gallery) -> Any:
     if path is None:
         return None
     try:
-        from nextflow_tokenize.text import TextTokenizer
+        from nextflow_tokenize.documents.text_tokenizer import TextTokenizer
 
         return TextTokenizer.load(path).decode
     except ImportError as error:

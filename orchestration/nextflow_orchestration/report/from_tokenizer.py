@@ -112,7 +112,7 @@ def _pairs(evaluation: dict[str, Any], images: dict[str, Any], gallery: Gallery)
         picture = gallery.picture(image, 2 * side)
         if picture is None:
             continue
-        from nextflow_tokenize.vision.pixels import fit, to_images, to_pixels
+        from nextflow_tokenize.vision.images.pixels import fit, to_images, to_pixels
 
         pixels = to_pixels([fit(picture, schedule[-1])])
         codes = model.encode(pixels, schedule).target[0].tolist()

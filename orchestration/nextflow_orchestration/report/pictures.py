@@ -98,8 +98,8 @@ class Gallery:
         if tokenizer is None:
             return None
         import torch
+        from nextflow_tokenize.vision.images.pixels import to_images
         from nextflow_tokenize.vision.model import cpu_threads
-        from nextflow_tokenize.vision.pixels import to_images
 
         try:
             with cpu_threads(1):

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from nextflow_pipelines.tables import dataset_files, iter_batches
-from nextflow_tokenize.audit import AuditResult, audit
-from nextflow_tokenize.manifest import MANIFEST
-from nextflow_tokenize.shards import ShardError, ShardSet
+from nextflow_tokenize.audit.result import AuditResult
+from nextflow_tokenize.audit.shard_set import audit
+from nextflow_tokenize.shards.manifest import MANIFEST
+from nextflow_tokenize.shards.reader import ShardError, ShardSet
 
 from nextflow_orchestration.lineage import Commit, NoRun, chain, shard_folder
 from nextflow_orchestration.report import from_documents, from_shards, from_tokenizer, from_training

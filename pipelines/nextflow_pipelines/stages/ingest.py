@@ -24,7 +24,8 @@ from nextflow_data.config import IngestConfig
 from nextflow_data.document import IMAGE, Aside, Image, Ref, doc_id
 from nextflow_data.images.measure import ImageRejected
 from nextflow_data.pages.assemble import assemble, image_addresses, measured_image
-from nextflow_data.pages.parse import PageRejected, ParsedPage, parse_page
+from nextflow_data.pages.blocks import ParsedPage
+from nextflow_data.pages.parse import PageRejected, parse_page
 from nextflow_data.warc.records import RecordError, read, scan
 
 from nextflow_pipelines.context import RunContext, StageResult, run_contract

@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-from nextflow_tokenize.manifest import TextTokenizerRecord, VisionTokenizerRecord
-from nextflow_tokenize.pack_config import PackConfig
-from nextflow_tokenize.pack_sample import build_pack
-from nextflow_tokenize.shard_writer import ShardInfo, shard_name, write_manifest, write_shard
-from nextflow_tokenize.tokenized import TokenizedDocument, tokenized_schema
+from nextflow_tokenize.config.pack import PackConfig
+from nextflow_tokenize.documents.tokenized import TokenizedDocument, tokenized_schema
+from nextflow_tokenize.packing.sample import build_pack
+from nextflow_tokenize.shards.manifest import TextTokenizerRecord, VisionTokenizerRecord
+from nextflow_tokenize.shards.tables import ShardInfo
+from nextflow_tokenize.shards.writer import shard_name, write_manifest, write_shard
 
 from nextflow_pipelines.context import RunContext, StageResult, run_contract
 from nextflow_pipelines.runner import Unit, run_frame, run_local
@@ -35,7 +36,7 @@ from nextflow_pipelines.units import UnitOutput, unit_output, unit_record
 from nextflow_pipelines.work import StageWork
 
 if TYPE_CHECKING:
-    from nextflow_tokenize.packing import PackPlan
+    from nextflow_tokenize.packing.plan import PackPlan
     from pyspark.sql import DataFrame, SparkSession
 
 NAME = "pack"
@@ -96,7 +97,7 @@ class _Pack:
 
     def _plan(self, payload: Any, out: UnitTables) -> None:
         from nextflow_tokenize.npy import code_dtype
-        from nextflow_tokenize.packing import assign_shards, plan
+        from nextflow_tokenize.packing.plan import assign_shards, plan
 
         rows = [row for table in iter_batches(dataset_files(self.tokenized.dir, SHAPES), 4096) for row in table.to_pylist()]
         addresses = {row["doc_id"]: row["address"] for row in rows}
@@ -170,7 +171,8 @@ def _write_shard(stage_dir: Path, codebook_size: int, bucket: int, tables: Itera
 
 
 def _pack_plan(value: Any) -> PackPlan:
-    from nextflow_tokenize.packing import PackPlan, Piece, Span
+    from nextflow_tokenize.packing.pieces import Piece, Span
+    from nextflow_tokenize.packing.plan import PackPlan
 
     pieces = [Piece(**{**piece, "spans": tuple(Span(**span) for span in piece["spans"])}) for piece in value["pieces"]]
     return PackPlan(tuple(pieces), value["slots"], value["cost"])

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nextflow_tokenize.config import TextTokenizerConfig
+from nextflow_tokenize.config.tokenize import TextTokenizerConfig
 
 from nextflow_pipelines.context import Progress, RunContext, StageResult, run_contract
 from nextflow_pipelines.stage import StagePlan, sha256_file
@@ -32,7 +32,7 @@ def run(ctx: RunContext, config: TextTokenizerConfig, documents: StageResult) ->
         inputs = {documents.name: documents.fingerprint}
         parameters = config.model_dump(mode="json")
     else:
-        from nextflow_tokenize.text import TextTokenizer
+        from nextflow_tokenize.documents.text_tokenizer import TextTokenizer
 
         TextTokenizer.load(config.path, config.end_of_text)
         inputs = {TOKENIZER: sha256_file(Path(config.path))}
@@ -44,7 +44,7 @@ def run(ctx: RunContext, config: TextTokenizerConfig, documents: StageResult) ->
 def _work(
     ctx: RunContext, config: TextTokenizerConfig, files: list[Path], work: StageWork
 ) -> tuple[list[str], Mapping[str, Any]]:
-    from nextflow_tokenize.text import TextTokenizer, train_bpe
+    from nextflow_tokenize.documents.text_tokenizer import TextTokenizer, train_bpe
 
     if unit_record(work.dir, _UNIT) is None:
         with unit_output(work.dir, _UNIT) as out:

@@ -4,8 +4,8 @@ Images are encoded on the CPU, or on the GPU that a task is given (`spark.gpus_p
 GPU loads the tokenizers again. Codes from GPUs may differ from a CPU's where two codes are equally near but for the last
 bits, so the fingerprint says which of the two it was, though not which kind of GPU.
 
-Data sets: tokenized (rows of `nextflow_tokenize.tokenized`), shapes (what planning needs of each, so that no one reads codes
-to count them), decisions, asides.
+Data sets: tokenized (rows of `nextflow_tokenize.documents.tokenized`), shapes (what planning needs of each, so that no one
+reads codes to count them), decisions, asides.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 from nextflow_data.config import IngestConfig
 from nextflow_data.document import Document
-from nextflow_tokenize.config import TokenizeConfig
-from nextflow_tokenize.tokenized import TOKENIZED_VERSION, tokenized_schema
+from nextflow_tokenize.config.tokenize import TokenizeConfig
+from nextflow_tokenize.documents.tokenized import TOKENIZED_VERSION, tokenized_schema
 
 from nextflow_pipelines.context import RunContext, StageResult, run_contract
 from nextflow_pipelines.gpus import TaskGpus
@@ -34,8 +34,8 @@ from nextflow_pipelines.tables import SCHEMAS, UnitTables
 from nextflow_pipelines.work import StageWork
 
 if TYPE_CHECKING:
-    from nextflow_tokenize.packing import DocumentShape
-    from nextflow_tokenize.text import TextTokenizer
+    from nextflow_tokenize.documents.text_tokenizer import TextTokenizer
+    from nextflow_tokenize.packing.pieces import DocumentShape
     from nextflow_tokenize.vision.model import VisionTokenizer
 
 NAME = "tokenize"
@@ -123,7 +123,7 @@ def _check(tokenizers: _Tokenizers, text: StageResult, vision: StageResult) -> N
 @lru_cache(maxsize=1)
 def _load(tokenizers: _Tokenizers, device: str) -> tuple[TextTokenizer, VisionTokenizer | None]:
     """Both tokenizers, once a process, the vision tokenizer on `device`."""
-    from nextflow_tokenize.text import TextTokenizer
+    from nextflow_tokenize.documents.text_tokenizer import TextTokenizer
     from nextflow_tokenize.vision.model import VisionTokenizer
 
     text = TextTokenizer.load(tokenizers.text_path, tokenizers.end_of_text)
@@ -139,8 +139,8 @@ def _tokenize(
     payload: Any,
     out: UnitTables,
 ) -> None:
-    from nextflow_tokenize.encode import tokenize_documents
-    from nextflow_tokenize.packing import shape_of
+    from nextflow_tokenize.documents.encode import tokenize_documents
+    from nextflow_tokenize.packing.pieces import shape_of
 
     text, vision = _load(tokenizers, gpus.device())
     originals: deque[Document] = deque()
@@ -176,7 +176,7 @@ def _shape_row(shape: DocumentShape, address: str | None) -> dict[str, Any]:
 
 def shape_from_row(row: Mapping[str, Any]) -> DocumentShape:
     """A document's shape from a row of the data set `shapes`."""
-    from nextflow_tokenize.packing import DocumentShape, Part
+    from nextflow_tokenize.packing.pieces import DocumentShape, Part
 
     return DocumentShape(
         row["doc_id"],

@@ -8,9 +8,10 @@ small run; a large tokenizer is trained elsewhere and given (`path`). A given on
 the run's images (on the CPU, for the same scores anywhere), so that a run holds all that its shards need and shows how
 well the tokenizer fits them; the fingerprint depends on its identity and not on where it lay.
 
-Output: `tokenizer/`, as `nextflow_tokenize.vision.train` leaves it (weights, metrics, evaluation and a sheet of held-out
-images; no metrics for a given one, and no scores where none of the run's images fills one of its levels). Facts: the
-tokenizer's hash and its scores; the hash is null where no image could be trained on, and then only text is tokenised.
+Output: `tokenizer/`, as `nextflow_tokenize.vision.training.training_stage` leaves it (weights, metrics, evaluation and a
+sheet of held-out images; no metrics for a given one, and no scores where none of the run's images fills one of its levels).
+Facts: the tokenizer's hash and its scores; the hash is null where no image could be trained on, and then only text is
+tokenised.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 from nextflow_data.config import IngestConfig
 from nextflow_data.document import IMAGE
-from nextflow_tokenize.config import VisionTokenizerConfig
+from nextflow_tokenize.config.vision import VisionTokenizerConfig
 from nextflow_tokenize.vision.identity import CONFIG_FILE, WEIGHTS_FILE, identity, training_identity
 
 from nextflow_pipelines.context import RunContext, StageResult, run_contract
@@ -39,7 +40,7 @@ from nextflow_pipelines.units import UnitOutput, unit_output, unit_record
 from nextflow_pipelines.work import StageWork
 
 if TYPE_CHECKING:
-    from nextflow_tokenize.vision.dataset import EncodedImage, Picture
+    from nextflow_tokenize.vision.images.dataset import EncodedImage, Picture
     from nextflow_tokenize.vision.model import VisionTokenizer
     from pyspark.sql import DataFrame, SparkSession
 
@@ -67,7 +68,7 @@ def run(ctx: RunContext, config: VisionTokenizerConfig, ingest: IngestConfig, do
         parameters: dict[str, Any] = training_identity(config)
         body = partial(_work, ctx, config, ingest, files, config.training.seed, config.training.max_images)
     else:
-        from nextflow_tokenize.vision.usable import check_levels, read_tokenizer_config
+        from nextflow_tokenize.vision.images.usable import check_levels, read_tokenizer_config
 
         check_levels(read_tokenizer_config(config.path), ())
         inputs[TOKENIZER] = identity(config.path)
@@ -126,7 +127,7 @@ def _write_sample(bucket: int, tables: Iterator[pa.Table], out: UnitTables) -> N
 
 
 def _encoded(root: Path, ingest: IngestConfig, files: list[Path]) -> list[EncodedImage]:
-    from nextflow_tokenize.vision.dataset import EncodedImage
+    from nextflow_tokenize.vision.images.dataset import EncodedImage
 
     load = image_loader(root, ingest)
     images = [image for table in iter_batches(files, 1024) for image in table["image"].to_pylist()]
@@ -136,7 +137,8 @@ def _encoded(root: Path, ingest: IngestConfig, files: list[Path]) -> list[Encode
 def _train(
     ctx: RunContext, config: VisionTokenizerConfig, images: list[EncodedImage], out: UnitOutput, checkpoints: Path
 ) -> None:
-    from nextflow_tokenize.vision.train import NoImages, train
+    from nextflow_tokenize.vision.images.dataset import NoImages
+    from nextflow_tokenize.vision.training.training_stage import train
 
     out.facts.update({"tokenizer": None, "images": len(images)})
     folder = out.temporary / TOKENIZER
@@ -183,8 +185,8 @@ def _take(ctx: RunContext, folder: Path, tokenizer: VisionTokenizer, images: lis
 
 def _fitting(ctx: RunContext, tokenizer: VisionTokenizer, images: Sequence[EncodedImage]) -> tuple[list[Picture], int]:
     """The images that can be decoded and fill one of the tokenizer's grids, and how many of the others there are."""
-    from nextflow_tokenize.vision.dataset import open_picture
-    from nextflow_tokenize.vision.sheets import schedule_for
+    from nextflow_tokenize.vision.images.dataset import open_picture
+    from nextflow_tokenize.vision.scores.sheets import schedule_for
 
     side = 2 * max(tokenizer.config.levels)
     found: list[Picture] = []
@@ -201,10 +203,10 @@ def _fitting(ctx: RunContext, tokenizer: VisionTokenizer, images: Sequence[Encod
 
 def _score(ctx: RunContext, tokenizer: VisionTokenizer, pictures: list[Picture], out: UnitOutput) -> dict[str, Any]:
     """Writes evaluation and sheet; gives the scores as facts."""
-    from nextflow_tokenize.vision.evaluate import evaluate_pictures
     from nextflow_tokenize.vision.model import cpu_threads
-    from nextflow_tokenize.vision.sheets import sheet_of
-    from nextflow_tokenize.vision.train import EVALUATION_FILE, SHEET_FILE, SHEET_ROWS
+    from nextflow_tokenize.vision.scores.evaluate import evaluate_pictures
+    from nextflow_tokenize.vision.scores.sheets import sheet_of
+    from nextflow_tokenize.vision.training.training_stage import EVALUATION_FILE, SHEET_FILE, SHEET_ROWS
 
     ctx.progress(0, None, f"scoring the given tokenizer on {len(pictures)} images")
     with cpu_threads(1):

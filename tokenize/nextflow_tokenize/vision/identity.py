@@ -14,7 +14,7 @@ from typing import Any, TypedDict
 import numpy as np
 import numpy.typing as npt
 
-from nextflow_tokenize.vision_config import VisionTokenizerConfig
+from nextflow_tokenize.config.vision import VisionTokenizerConfig
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "weights.safetensors"

@@ -17,10 +17,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from nextflow_tokenize.config import SelfCorrectionConfig, VisionTokenizerConfig
+from nextflow_tokenize.config.vision import SelfCorrectionConfig, SiglipShape, VisionTokenizerConfig
 from nextflow_tokenize.schedule import PIXELS_PER_TOKEN, Grid, token_count
+from nextflow_tokenize.vision.codes.quantizer import Codes, MultiScaleQuantizer, draws
 from nextflow_tokenize.vision.identity import CONFIG_FILE, FORMAT, WEIGHTS_FILE, identity, read_config
-from nextflow_tokenize.vision.networks import (
+from nextflow_tokenize.vision.networks.patch import (
     PixelDecoder,
     PixelEncoder,
     SemanticDecoder,
@@ -28,11 +29,9 @@ from nextflow_tokenize.vision.networks import (
     branch_side,
     resized,
 )
-from nextflow_tokenize.vision.quantizer import Codes, MultiScaleQuantizer, draws
-from nextflow_tokenize.vision.siglip import SiglipSemanticDecoder, SiglipSemanticEncoder, SiglipTeacher, shape_of
-from nextflow_tokenize.vision.teacher import CLASSICAL_DIM, ClassicalTeacher, SemanticTeacher
-from nextflow_tokenize.vision.vqgan import VqganDecoder, VqganEncoder
-from nextflow_tokenize.vision_config import SiglipShape
+from nextflow_tokenize.vision.networks.siglip import SiglipSemanticDecoder, SiglipSemanticEncoder, SiglipTeacher, shape_of
+from nextflow_tokenize.vision.networks.teacher import CLASSICAL_DIM, ClassicalTeacher, SemanticTeacher
+from nextflow_tokenize.vision.networks.vqgan import VqganDecoder, VqganEncoder
 
 
 @contextmanager

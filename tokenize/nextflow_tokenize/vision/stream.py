@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from nextflow_tokenize.config import SelfCorrectionConfig
+from nextflow_tokenize.config.vision import SelfCorrectionConfig
 from nextflow_tokenize.npy import code_dtype
 from nextflow_tokenize.schedule import Grid
-from nextflow_tokenize.vision.pixels import to_pixels
+from nextflow_tokenize.vision.images.pixels import to_pixels
 
 if TYPE_CHECKING:
     from nextflow_tokenize.vision.model import VisionTokenizer

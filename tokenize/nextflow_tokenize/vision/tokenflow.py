@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from nextflow_tokenize.config.vision import SiglipShape, VisionTokenizerConfig
 from nextflow_tokenize.vision.model import VisionTokenizer
 from nextflow_tokenize.vision.tensor_files import state_dict_of
-from nextflow_tokenize.vision_config import SiglipShape, VisionTokenizerConfig
 
 SIDES = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 17, 22, 27)
 IMAGE_SIDE = 384

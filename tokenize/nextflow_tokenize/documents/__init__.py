@@ -1,0 +1,1 @@
+"""How a document becomes text ids and image codes."""

@@ -1,0 +1,1 @@
+"""The shard format: how a set is written, named and read."""

@@ -1,0 +1,1 @@
+"""Encoders, decoders, the semantic branch and the discriminator."""

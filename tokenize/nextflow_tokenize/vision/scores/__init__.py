@@ -1,0 +1,1 @@
+"""How good a vision tokenizer is, in numbers and in sheets."""

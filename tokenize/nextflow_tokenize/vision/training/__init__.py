@@ -1,0 +1,1 @@
+"""How the vision tokenizer is trained: its losses, steps, checkpoints, and a recipe's training stages."""

@@ -1,0 +1,113 @@
+"""Checkpoints of a tokenizer's training: what a stopped run goes on from, exactly.
+
+A checkpoint is one file that appears whole (written beside, synced, renamed), holds tensors and plain values only, and is
+read with `weights_only`. It names what it belongs to by a fingerprint of settings and images, so that a run with others
+never goes on from it silently. The last two stay: one that cannot be read falls back to the one before. The cost: a
+checkpoint is written by the first process while the others wait, about the weights' size three times over.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nextflow_tokenize.config.vision import VisionTokenizerConfig
+from nextflow_tokenize.vision.identity import training_identity
+from nextflow_tokenize.vision.images.dataset import Picture
+
+log = logging.getLogger(__name__)
+
+KEPT = 2
+OPERATIONAL = frozenset({"cache_mib", "workers", "checkpoint_interval", "picture_interval", "threads", "compile"})
+"""Training settings that decide how a training is carried out, not what is learnt (but for sums' last bits)."""
+
+
+class OtherTraining(ValueError):
+    """A checkpoint belongs to another training: other settings, or other images."""
+
+
+def fingerprint(config: VisionTokenizerConfig, pictures: Sequence[Picture], init: str | None) -> str:
+    """What decides the weights: settings, images by hash, the identity of the weights it starts from."""
+    settings = training_identity(config, OPERATIONAL)
+    content = {"settings": settings, "images": sorted(picture.sha256 for picture in pictures), "init": init}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
+    """Writes `checkpoint-<step>.pt` and lets the older ones go, but for one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"checkpoint-{step:08d}.pt"
+    temporary = path.with_suffix(".partial")
+    with temporary.open("wb") as stream:
+        torch.save(state, stream)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path)
+    for old in found(folder)[KEPT:]:
+        old.unlink()
+    return path
+
+
+def tidy(folder: Path | None) -> None:
+    """Removes what a kill in the middle of a save has left."""
+    if folder is not None:
+        for path in folder.glob("checkpoint-*.partial"):
+            path.unlink()
+
+
+def found(folder: Path) -> list[Path]:
+    """The folder's checkpoints, the newest first."""
+    return sorted(folder.glob("checkpoint-*.pt"), reverse=True)
+
+
+def load(folder: Path, expected: str) -> dict[str, Any] | None:
+    """The newest checkpoint that can be read, None where there is none. Raises OtherTraining for another fingerprint."""
+    state = _newest(folder)
+    if state is not None and state["fingerprint"] != expected:
+        raise OtherTraining(
+            f"{folder} holds checkpoints of a training with other settings or images: give this one another folder, "
+            "or remove that one to begin anew"
+        )
+    return state
+
+
+def _newest(folder: Path) -> dict[str, Any] | None:
+    for path in found(folder):
+        try:
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # cut off, damaged: the one before it is as good, only older
+            log.warning("%s cannot be read (%s: %s): going on from what is older", path, type(error).__name__, error)
+            continue
+        return state
+    return None
+
+
+def export(folder: Path, out: Path) -> int:
+    """Writes the newest checkpoint's tokenizer (its averaged weights where there are some) as `out`; returns the step.
+
+    Raises FileNotFoundError where no checkpoint can be read.
+    """
+    from nextflow_tokenize.vision.model import VisionTokenizer
+    from nextflow_tokenize.vision.training.objective import trained_parameters
+
+    state = _newest(folder)
+    if state is None:
+        raise FileNotFoundError(f"{folder} holds neither a tokenizer nor a checkpoint of one's training that can be read")
+    config = VisionTokenizerConfig.model_validate_json(state["tokenizer"])
+    tokenizer = VisionTokenizer(config)
+    prefix = "tokenizer."
+    tokenizer.load_state_dict({n.removeprefix(prefix): v for n, v in state["model"].items() if n.startswith(prefix)})
+    with torch.no_grad():
+        for parameter, value in zip(trained_parameters(tokenizer, config.training), state["averaged"], strict=False):
+            parameter.copy_(value)
+    partial = out.with_name(out.name + ".partial")
+    tokenizer.eval().save(partial)
+    partial.replace(out)
+    return int(state["step"])
