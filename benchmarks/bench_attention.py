@@ -22,7 +22,7 @@ from nextflow_tokenize.schedule import LEVEL_SCALES, grids, token_count
 from nextflow_tokenize.segments import ImageSegment, Segment, TextSegment
 from torch.nn.functional import scaled_dot_product_attention
 
-from megatron_nextflow.device import setup
+from megatron_nextflow.runtime.device import setup
 
 HEADS = {"cpu": (8, 2, 64), "cuda": (28, 4, 128)}
 """Query heads, key-value heads, channels of a head; on a GPU Qwen2.5-7B's."""
@@ -32,9 +32,9 @@ PACKED = "pack of 256s"
 
 def visible_of(name: str) -> torch.Tensor:
     """Visible ranges [2, 1, s] of the row `name`: a level, or PACKED."""
-    from megatron_nextflow.batch import join
-    from megatron_nextflow.layout import build_layout, slots_of
-    from megatron_nextflow.vocabulary import Vocabulary
+    from megatron_nextflow.sequence.batch import join
+    from megatron_nextflow.sequence.pack_layout import build_layout, slots_of
+    from megatron_nextflow.sequence.vocabulary import Vocabulary
 
     vocabulary = Vocabulary(text=8, codes=8)
 
@@ -64,7 +64,7 @@ def measure(name: str, rounds: int, device: torch.device) -> list[str]:
     from megatron.core.transformer.enums import AttnMaskType
     from megatron.core.transformer.transformer_config import TransformerConfig
 
-    from megatron_nextflow.attention import BlockRangeAttention, BlockRangeParams
+    from megatron_nextflow.model.attention import BlockRangeAttention, BlockRangeParams
 
     heads, groups, width = HEADS[device.type]
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32

@@ -22,13 +22,13 @@ from common import Section, gpu, ratio, report, table
 from nextflow_tokenize.schedule import LEVEL_SCALES, Grid, grids, token_count
 from numpy.typing import NDArray
 
-from megatron_nextflow.device import setup
-from megatron_nextflow.flops import parameter_count, peak_tflops
-from megatron_nextflow.generate_config import GenerateConfig
-from megatron_nextflow.generate_cost import Work, diffusion_passes, generation_flops, image_passes, layer_flops
-from megatron_nextflow.layout import ImageInput, LayoutConfig
-from megatron_nextflow.model_config import ModelConfig
-from megatron_nextflow.vocabulary import Vocabulary
+from megatron_nextflow.config.generate import GenerateConfig
+from megatron_nextflow.config.model import ModelConfig
+from megatron_nextflow.estimate.flops import parameter_count, peak_tflops
+from megatron_nextflow.generation.cost import Work, diffusion_passes, generation_flops, image_passes, layer_flops
+from megatron_nextflow.runtime.device import setup
+from megatron_nextflow.sequence.pack_layout import ImageInput, LayoutConfig
+from megatron_nextflow.sequence.vocabulary import Vocabulary
 
 PREFIX = 100
 SETTINGS = GenerateConfig(guidance=5.0, top_p=0.9, level=1024)
@@ -53,10 +53,10 @@ class Bench:
     def __init__(self, small: bool, level: int) -> None:
         self.shape, vocabulary, width = SHAPES[small]
         self.device = setup("cpu" if small else "cuda", 1)
-        from megatron_nextflow.config import TrainConfig
-        from megatron_nextflow.model import NextFlowModel
-        from megatron_nextflow.spec import transformer_config
-        from megatron_nextflow.training import start_parallel
+        from megatron_nextflow.config.train import TrainConfig
+        from megatron_nextflow.model.layer_spec import transformer_config
+        from megatron_nextflow.model.nextflow import NextFlowModel
+        from megatron_nextflow.step.process_groups import start_parallel
 
         config = TrainConfig(model=self.shape, precision="float32" if small else "bf16")
         start_parallel(config)
@@ -72,8 +72,8 @@ class Bench:
 
     def cached(self) -> tuple[list[float], Work, NDArray[np.int64]]:
         """Seconds of each scale, the prompt's in the first, what was computed, and the codes."""
-        from megatron_nextflow.decoding import draw_images
-        from megatron_nextflow.document import TextPart
+        from megatron_nextflow.generation.decoding import draw_images
+        from megatron_nextflow.generation.growing_document import TextPart
 
         marks = [self.now()]
 
@@ -86,9 +86,9 @@ class Bench:
 
     def uncached(self) -> tuple[float, NDArray[np.int64]]:
         """Seconds of an image whose every scale is a pass over all slots before it, drawn the same way, and its codes."""
-        from megatron_nextflow.cache import CachedModel
-        from megatron_nextflow.document import ImagePart, TextPart, layout_of, window
-        from megatron_nextflow.sampling import draw, guided
+        from megatron_nextflow.generation.cache import CachedModel
+        from megatron_nextflow.generation.growing_document import ImagePart, TextPart, layout_of, window
+        from megatron_nextflow.generation.sampling import draw, guided
 
         vocabulary, generator = self.model.vocabulary, torch.Generator(self.device).manual_seed(0)
         layouts = []

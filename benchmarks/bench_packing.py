@@ -26,10 +26,10 @@ from nextflow_tokenize.schedule import LEVEL_SCALES, grids
 from spread import together, under_torchrun
 from synthetic import Document, documents, layout_of
 
-from megatron_nextflow.device import setup
+from megatron_nextflow.runtime.device import setup
 
 if TYPE_CHECKING:
-    from megatron_nextflow.batch import LayoutBatch
+    from megatron_nextflow.sequence.batch import LayoutBatch
 
 MAX_LENGTH = 8192
 SIDE_BY_SIDE = 4
@@ -54,7 +54,7 @@ def packs_of(given: Sequence[Document], config: PackConfig) -> list[list[Documen
 
 def batches(given: Sequence[Document], vocabulary: Any, cost: CostModel) -> dict[str, list[LayoutBatch]]:
     """Passes over all documents, by way of packing."""
-    from megatron_nextflow.batch import collate, join
+    from megatron_nextflow.sequence.batch import collate, join
 
     longest = -(-max(one.slots for one in given) // 16) * 16
     groups = [given[at : at + SIDE_BY_SIDE] for at in range(0, len(given), SIDE_BY_SIDE)]
@@ -81,9 +81,10 @@ def main() -> None:
     device = setup("auto", 1)
     import torch.distributed as dist
 
-    from megatron_nextflow.config import TrainConfig
-    from megatron_nextflow.training import Trainer, start_parallel
-    from megatron_nextflow.vocabulary import Vocabulary
+    from megatron_nextflow.config.train import TrainConfig
+    from megatron_nextflow.sequence.vocabulary import Vocabulary
+    from megatron_nextflow.step.process_groups import start_parallel
+    from megatron_nextflow.step.trainer import Trainer
 
     shape = SHAPE[device.type]
     precision = "bf16" if device.type == "cuda" else "float32"

@@ -25,7 +25,7 @@ import torch
 from common import Section, gpu, ratio, report, table
 from spread import together, under_torchrun
 
-from megatron_nextflow.device import setup
+from megatron_nextflow.runtime.device import setup
 
 MICRO_BATCHES = 2
 SLOTS = 2048
@@ -38,7 +38,7 @@ NO_ROOM = 3
 
 def ours(config: Any, vocabulary: Any, device: torch.device, slots: int) -> tuple[Callable[[], Any], Any]:
     """A step of ours on rows of `slots` slots of texts and images, and the trainer."""
-    from megatron_nextflow.training import Trainer
+    from megatron_nextflow.step.trainer import Trainer
 
     codebook = torch.nn.functional.normalize(torch.randn(vocabulary.codes, CODE_WIDTH), dim=-1)
     trainer = Trainer(config, vocabulary, codebook, device)
@@ -52,7 +52,7 @@ def rows_of(vocabulary: Any, slots: int, images: bool) -> list[Any]:
     import torch.distributed as dist
     from synthetic import Document, layout_of
 
-    from megatron_nextflow.batch import join
+    from megatron_nextflow.sequence.batch import join
 
     image = Document(60, (256,))
     pack = [image] * (slots // image.slots) if images else []
@@ -65,9 +65,9 @@ def compare(processes: int, rounds: int, device: torch.device) -> Section:
     """The table against Megatron's GPT."""
     from plain_gpt import PlainGPT
 
-    from megatron_nextflow.config import TrainConfig
-    from megatron_nextflow.training import start_parallel
-    from megatron_nextflow.vocabulary import Vocabulary
+    from megatron_nextflow.config.train import TrainConfig
+    from megatron_nextflow.sequence.vocabulary import Vocabulary
+    from megatron_nextflow.step.process_groups import start_parallel
 
     model: dict[str, Any] = {"hidden_size": 256, "layers": 4, "heads": 8, "query_groups": 2, "ffn_size": 704}
     if device.type == "cuda":
@@ -106,8 +106,8 @@ def compare(processes: int, rounds: int, device: torch.device) -> Section:
 
 def stack(layers: int, fp8: str | None, rounds: int, device: torch.device) -> list[str]:
     """The row of `layers` layers of 7B width, trained on this GPU alone in `fp8` or bf16."""
-    from megatron_nextflow.flops import peak_tflops, step_flops
-    from megatron_nextflow.training import start_parallel
+    from megatron_nextflow.estimate.flops import peak_tflops, step_flops
+    from megatron_nextflow.step.process_groups import start_parallel
 
     config, vocabulary = stack_config(layers, fp8)
     start_parallel(config)
@@ -122,8 +122,8 @@ def stack(layers: int, fp8: str | None, rounds: int, device: torch.device) -> li
 
 def stack_config(layers: int, fp8: str | None) -> tuple[Any, Any]:
     """The configuration of such a stack, and its vocabulary."""
-    from megatron_nextflow.config import TrainConfig
-    from megatron_nextflow.vocabulary import Vocabulary
+    from megatron_nextflow.config.train import TrainConfig
+    from megatron_nextflow.sequence.vocabulary import Vocabulary
 
     data = {"global_batch_size": MICRO_BATCHES}
     model = {**WIDTH_7B, "layers": layers}
@@ -143,7 +143,7 @@ def alone(layers: int, fp8: str | None, rounds: int) -> list[str] | None:
 
 def on_gpu(rounds: int, device: torch.device) -> Section:
     """MFU of as many layers of 7B width as fit with FP8, which needs more memory; in bf16 and FP8 alike."""
-    from megatron_nextflow import flops, memory
+    from megatron_nextflow.estimate import flops, memory
 
     room = torch.cuda.get_device_properties(device).total_memory
 

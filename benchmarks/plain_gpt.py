@@ -21,8 +21,8 @@ from megatron.core.transformer.module import Float16Module, MegatronModule
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from megatron_nextflow.config import TrainConfig
-from megatron_nextflow.spec import transformer_config
+from megatron_nextflow.config.train import TrainConfig
+from megatron_nextflow.model.layer_spec import transformer_config
 
 
 class CausalAttention(MegatronModule):

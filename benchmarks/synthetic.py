@@ -13,8 +13,8 @@ import numpy as np
 from nextflow_tokenize.schedule import LEVEL_SCALES, grids, token_count
 from nextflow_tokenize.segments import ImageSegment, Segment, TextSegment
 
-from megatron_nextflow.layout import PackLayout, build_layout, slots_of
-from megatron_nextflow.vocabulary import Vocabulary
+from megatron_nextflow.sequence.pack_layout import PackLayout, build_layout, slots_of
+from megatron_nextflow.sequence.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)

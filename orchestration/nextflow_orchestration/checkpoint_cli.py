@@ -19,7 +19,8 @@ app = typer.Typer(help="What a training has saved, and whether it is whole.", no
 def list_(run: Annotated[Path, typer.Argument(help="folder of a training: the one that has checkpoints/")]) -> None:
     """The checkpoints of a training, with the one that it would go on from."""
     with plain_errors():
-        from megatron_nextflow.checkpoint_format import LATEST, MANIFEST, folder, folder_name, read_manifest, steps
+        from megatron_nextflow.checkpoint.format import read_manifest
+        from megatron_nextflow.runtime.training_folder import LATEST, MANIFEST, folder, folder_name, steps
 
         found = steps(run)
         if not found:
@@ -49,8 +50,8 @@ def verify(
 ) -> None:
     """Reads every file of a checkpoint and compares it with its manifest; exit code 1 where one is damaged."""
     with plain_errors():
-        from megatron_nextflow.checkpoint_format import MANIFEST, latest
-        from megatron_nextflow.checkpoint_verify import read_metadata, shapes, verify_folder
+        from megatron_nextflow.checkpoint.verify import read_metadata, shapes, verify_folder
+        from megatron_nextflow.runtime.training_folder import MANIFEST, latest
 
         found = path if (path / MANIFEST).is_file() else latest(path)
         if found is None:

@@ -25,7 +25,7 @@ Precision = Literal["bf16", "float32"]
 
 def _start() -> None:
     """Set up the device, before Megatron; it and torch warn about much that is by design here."""
-    from megatron_nextflow.device import setup
+    from megatron_nextflow.runtime.device import setup
 
     warnings.simplefilter("ignore")
     setup("cpu")
@@ -53,7 +53,7 @@ def import_(
         import yaml
 
         _start()
-        from megatron_nextflow.convert import import_hf
+        from megatron_nextflow.conversion.from_hf import import_hf
 
         with _bar("importing") as bar:
             done = import_hf(
@@ -83,7 +83,7 @@ def export(
     """Files that transformers loads as a Qwen2.5-VL text model; what only NextFlow has lies in nextflow.safetensors."""
     with plain_errors():
         _start()
-        from megatron_nextflow.convert_export import export_hf
+        from megatron_nextflow.conversion.to_hf import export_hf
 
         with _bar("exporting") as bar:
             done = export_hf(checkpoint, out, bar)

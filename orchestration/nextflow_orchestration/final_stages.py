@@ -14,8 +14,8 @@ from nextflow_pipelines.stage import StageError, StagePlan, sha256_file
 from nextflow_pipelines.units import unit_output
 from nextflow_pipelines.work import StageWork
 
-from megatron_nextflow.generate_config import GenerateConfig
-from megatron_nextflow.launch_record import last_step
+from megatron_nextflow.config.generate import GenerateConfig
+from megatron_nextflow.runtime.training_folder import last_step
 from nextflow_orchestration.recipe import Recipe
 from nextflow_orchestration.training import last_checkpoint, resolve, run_training, training_folder
 

@@ -20,8 +20,8 @@ from nextflow_tokenize.schedule import LEVEL_SCALES, grids, token_count
 from nextflow_tokenize.vision.images.usable import check_levels, read_tokenizer_config
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from megatron_nextflow.config import TrainConfig
-from megatron_nextflow.generate_config import GenerateConfig
+from megatron_nextflow.config.generate import GenerateConfig
+from megatron_nextflow.config.train import TrainConfig
 from nextflow_orchestration.recipe_error import RecipeError, duplicate_keys, explain, key_lines
 
 R = TypeVar("R", bound=Section)

@@ -73,7 +73,7 @@ def _train_here(recipe: TokenizerRecipe, device: str, console: Console) -> None:
 
 
 def _launch(file: Path, processes: int, device: str) -> None:
-    from megatron_nextflow.attend import attend
+    from megatron_nextflow.launching.supervise import attend
 
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     command += [

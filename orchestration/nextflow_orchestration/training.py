@@ -18,9 +18,9 @@ from typing import Any
 from nextflow_pipelines.stage import canonical_json
 from rich.console import Console
 
-from megatron_nextflow.config import TrainConfig
-from megatron_nextflow.generate_config import GenerateConfig
-from megatron_nextflow.launch_record import RECORD, last_step
+from megatron_nextflow.config.generate import GenerateConfig
+from megatron_nextflow.config.train import TrainConfig
+from megatron_nextflow.runtime.training_folder import RECORD, last_step
 from nextflow_orchestration.lineage import NoRun, last_run
 from nextflow_orchestration.recipe import Recipe
 
@@ -100,8 +100,8 @@ def run_training(config: TrainConfig, processes: int | None = None) -> TrainingO
     `processes`: as many as one copy of the model takes, where it is None. Raises TrainingRefused, TrainingFailed, and
     KeyboardInterrupt where the signal came before there was anything to save.
     """
-    from megatron_nextflow.launch import launch
-    from megatron_nextflow.train import REFUSED
+    from megatron_nextflow.launching.exit_status import REFUSED
+    from megatron_nextflow.launching.launcher import launch
     from nextflow_orchestration.report.run_page import write_run_page
 
     try:

@@ -30,10 +30,10 @@ from prefect.states import Cancelled, Crashed, State
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from megatron_nextflow.handlers import Handlers
-from megatron_nextflow.launch_record import last_step, own_start, process_alive, read_record
-from megatron_nextflow.metrics import METRICS
-from megatron_nextflow.train import REFUSED
+from megatron_nextflow.launching.exit_status import REFUSED
+from megatron_nextflow.launching.launch_record import own_start, process_alive, read_record
+from megatron_nextflow.runtime.signal_handlers import Handlers
+from megatron_nextflow.runtime.training_folder import METRICS, last_step
 from nextflow_orchestration.report.run_page import write_run_page
 from nextflow_orchestration.training import TrainingFailed, TrainingOutcome, TrainingRefused
 from nextflow_orchestration.training_job import LOG, Job, last_words, start_or_find

@@ -1,8 +1,8 @@
 """A training that goes on without whoever watches it: a launcher in a session of its own, or a Slurm job.
 
 The launcher is started detached and known by the record it writes (run.json), so a watcher that was killed finds it again
-and never starts a second one; were it to try, the launcher itself would refuse (`megatron_nextflow.launch_record.Hold`). The
-cost: what the training prints goes to a log, logs/launch.log in its folder, and not to the terminal.
+and never starts a second one; were it to try, the launcher itself would refuse (`launch_record.Hold`). The cost: what the
+training prints goes to a log, logs/launch.log in its folder, and not to the terminal.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from megatron_nextflow import slurm_queue
-from megatron_nextflow.launch_record import LaunchRecord, alive, read_record
-from megatron_nextflow.train import REFUSED
+from megatron_nextflow.launching import slurm_queue
+from megatron_nextflow.launching.exit_status import REFUSED
+from megatron_nextflow.launching.launch_record import LaunchRecord, alive, read_record
 from nextflow_orchestration.training import TrainingFailed, TrainingRefused
 from nextflow_orchestration.training_start import Prepared, queue
 
@@ -135,7 +135,15 @@ def _start(prepared: Prepared, processes: int) -> tuple[Job, bool]:
     log.parent.mkdir(parents=True, exist_ok=True)
     request = config.output / _REQUEST
     request.write_text(config.model_dump_json(), encoding="utf-8")
-    command = [sys.executable, "-m", "megatron_nextflow.launch", "--config", str(request), "--processes", str(processes)]
+    command = [
+        sys.executable,
+        "-m",
+        "megatron_nextflow.launch",
+        "--config",
+        str(request),
+        "--processes",
+        str(processes),
+    ]
     with open(log, "ab") as sink:
         begin = sink.tell()
         child = subprocess.Popen(

@@ -13,7 +13,7 @@ import yaml
 from nextflow_data.config import Section
 from pydantic import Field, model_validator
 
-from megatron_nextflow.config import TrainConfig
+from megatron_nextflow.config.train import TrainConfig
 from nextflow_orchestration.recipe import Recipe, load, load_recipe
 
 

@@ -17,10 +17,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from megatron_nextflow import slurm, slurm_queue
-from megatron_nextflow.config import TrainConfig
-from megatron_nextflow.launch import resolve as absolute
-from megatron_nextflow.launch_record import LaunchRecord, read_record, write_record
+from megatron_nextflow.config.train import TrainConfig
+from megatron_nextflow.launching import slurm_queue
+from megatron_nextflow.launching import slurm_script as slurm
+from megatron_nextflow.launching.launch_record import LaunchRecord, read_record, write_record
+from megatron_nextflow.launching.launcher import resolve as absolute
 from nextflow_orchestration.lineage import NoRun, chain
 from nextflow_orchestration.prefect_server import send_what_is_queued, server
 from nextflow_orchestration.recipe import Recipe
@@ -163,7 +164,15 @@ def dry_run(recipe_path: Path, overrides: list[str], processes: int | None, on_s
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "train.json"
         file.write_text(config.model_dump_json(), encoding="utf-8")
-        command = [sys.executable, "-m", "megatron_nextflow.dry_run", "--config", str(file), "--processes", str(processes)]
+        command = [
+            sys.executable,
+            "-m",
+            "megatron_nextflow.dry_run",
+            "--config",
+            str(file),
+            "--processes",
+            str(processes),
+        ]
         return subprocess.run(command).returncode
 
 

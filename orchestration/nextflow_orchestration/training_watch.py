@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_nextflow.heartbeat import read_heartbeat
-from megatron_nextflow.metrics import read_events
+from megatron_nextflow.watch.heartbeat import read_heartbeat
+from megatron_nextflow.watch.reporter import read_events
 from nextflow_orchestration.report.charts import short
 from nextflow_orchestration.report.from_run import span
 

@@ -15,8 +15,9 @@ from typing import Any
 import psutil
 import pytest
 
-from megatron_nextflow.launch_record import LaunchRecord, alive, last_step, read_record
-from megatron_nextflow.metrics import read_metrics
+from megatron_nextflow.launching.launch_record import LaunchRecord, alive, read_record
+from megatron_nextflow.runtime.training_folder import last_step
+from megatron_nextflow.watch.reporter import read_metrics
 
 pytestmark = pytest.mark.slow
 

@@ -23,9 +23,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from typer.testing import CliRunner
 
-from megatron_nextflow.config import TrainConfig
-from megatron_nextflow.launch_record import LaunchRecord, own_start, write_record
-from megatron_nextflow.machine import Machine
+from megatron_nextflow.config.train import TrainConfig
+from megatron_nextflow.launching.launch_record import LaunchRecord, own_start, write_record
+from megatron_nextflow.runtime.machine import Machine
 
 HOSTILE = "<script>alert(1)</script>\"'&"
 STEPS = 20_000

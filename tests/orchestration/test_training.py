@@ -25,10 +25,10 @@ from nextflow_orchestration.training_start import Prepared, prepare
 from nextflow_orchestration.training_watch import Watch
 from typer.testing import CliRunner
 
-from megatron_nextflow import launch
-from megatron_nextflow.config import TrainConfig
-from megatron_nextflow.heartbeat import Heartbeat
-from megatron_nextflow.launch_record import LaunchRecord, read_record, write_record
+from megatron_nextflow.config.train import TrainConfig
+from megatron_nextflow.launching import launcher as launch
+from megatron_nextflow.launching.launch_record import LaunchRecord, read_record, write_record
+from megatron_nextflow.watch.heartbeat import Heartbeat
 
 TINY = "name: tiny\ntrain: {steps: 20, data: {shards: data/shards}}\n"
 

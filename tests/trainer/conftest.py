@@ -24,9 +24,9 @@ from nextflow_tokenize.shards.writer import shard_name, write_manifest, write_sh
 from nextflow_tokenize.vision.identity import identity
 from safetensors.numpy import save_file
 
-from megatron_nextflow.config import FeedConfig, OptimizerConfig, TrainConfig
-from megatron_nextflow.device import setup
-from megatron_nextflow.model_config import ModelConfig
+from megatron_nextflow.config.model import ModelConfig
+from megatron_nextflow.config.train import FeedConfig, OptimizerConfig, TrainConfig
+from megatron_nextflow.runtime.device import setup
 
 setup("cpu")
 

@@ -13,10 +13,10 @@ from nextflow_tokenize.documents.text_tokenizer import train_bpe
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from megatron_nextflow import checkpoint_format
-from megatron_nextflow.checkpoint_format import CheckpointState
-from megatron_nextflow.convert import Imported, import_hf
-from megatron_nextflow.convert_export import export_hf
+from megatron_nextflow.checkpoint.format import CheckpointState, read_manifest
+from megatron_nextflow.conversion.from_hf import Imported, import_hf
+from megatron_nextflow.conversion.to_hf import export_hf
+from megatron_nextflow.runtime import training_folder
 
 ROWS, HIDDEN, LAYERS, HEADS, GROUPS, FFN = 320, 64, 4, 4, 2, 96
 CONFIG: dict[str, Any] = {
@@ -85,14 +85,14 @@ class Given(NamedTuple):
 
 def step(run: Path) -> Path:
     """The run's checkpoint."""
-    found = checkpoint_format.latest(run)
+    found = training_folder.latest(run)
     assert found is not None
     return found
 
 
 def state(run: Path) -> CheckpointState:
     """What it says of itself."""
-    return checkpoint_format.read_manifest(step(run)).state
+    return read_manifest(step(run)).state
 
 
 def plain(run: Path) -> dict[str, Tensor]:

@@ -16,8 +16,8 @@ from megatron.core.tensor_parallel import checkpoint
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from megatron_nextflow.attention import BlockRangeAttention, BlockRangeParams, plan_calls
-from megatron_nextflow.flex import block_mask_of
+from megatron_nextflow.model.attention import BlockRangeAttention, BlockRangeParams, plan_calls
+from megatron_nextflow.model.flex_attention import block_mask_of
 
 Ranges = list[tuple[int, int]]
 

@@ -10,9 +10,9 @@ import torch
 from nextflow_tokenize.schedule import canonical_final, grids, token_count
 from nextflow_tokenize.segments import ImageSegment, Segment, TextSegment
 
-from megatron_nextflow.batch import LayoutBatch, collate, join, vision_inputs
-from megatron_nextflow.layout import PackLayout, build_layout, slots_of
-from megatron_nextflow.vocabulary import Vocabulary
+from megatron_nextflow.sequence.batch import LayoutBatch, collate, join, vision_inputs
+from megatron_nextflow.sequence.pack_layout import PackLayout, build_layout, slots_of
+from megatron_nextflow.sequence.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary(text=50, codes=40)
 

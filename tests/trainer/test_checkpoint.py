@@ -16,11 +16,13 @@ import torch
 from nextflow_orchestration.cli import app
 from typer.testing import CliRunner, Result
 
-from megatron_nextflow import checkpoint, loop
-from megatron_nextflow.checkpoint_format import CheckpointError
-from megatron_nextflow.checkpoint_verify import verify_folder
-from megatron_nextflow.config import TrainConfig
-from megatron_nextflow.metrics import read_metrics
+from megatron_nextflow.checkpoint.format import read_manifest
+from megatron_nextflow.checkpoint.verify import verify_folder
+from megatron_nextflow.config.train import TrainConfig
+from megatron_nextflow.runtime import training_folder
+from megatron_nextflow.runtime.training_folder import CheckpointError
+from megatron_nextflow.training import loop
+from megatron_nextflow.watch.reporter import read_metrics
 
 Config = Callable[..., TrainConfig]
 CPU = torch.device("cpu")
@@ -41,16 +43,16 @@ def run(trained: Path, tmp_path: Path) -> Path:
 
 
 def test_the_newest_are_kept_and_nothing_half_written(trained: Path) -> None:
-    names = sorted(p.name for p in checkpoint.folder(trained).iterdir())
+    names = sorted(p.name for p in training_folder.folder(trained).iterdir())
     assert names == ["latest", "step-00000004", "step-00000006"]
-    assert checkpoint.latest(trained) == checkpoint.folder(trained) / "step-00000006"
+    assert training_folder.latest(trained) == training_folder.folder(trained) / "step-00000006"
 
 
 def test_the_manifest_lists_every_file(trained: Path) -> None:
-    path = checkpoint.folder(trained) / "step-00000006"
-    manifest = checkpoint.read_manifest(path)
+    path = training_folder.folder(trained) / "step-00000006"
+    manifest = read_manifest(path)
     files = {str(p.relative_to(path)) for p in path.rglob("*") if p.is_file()}
-    assert set(manifest.files) == files - {checkpoint.MANIFEST}
+    assert set(manifest.files) == files - {training_folder.MANIFEST}
     assert (manifest.state.step, manifest.state.consumed) == (6, 24)
 
 
@@ -70,7 +72,7 @@ def test_going_on_equals_never_stopping(run: Path, make_config: Config, training
 
 @pytest.mark.parametrize("name", ["megatron/__0_0.distcp", "megatron/common.pt", "megatron/.metadata"])
 def test_one_flipped_byte_is_seen(name: str, run: Path, make_config: Config, training_data: Any) -> None:
-    file = checkpoint.folder(run) / "step-00000006" / name
+    file = training_folder.folder(run) / "step-00000006" / name
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
@@ -82,7 +84,7 @@ def test_one_flipped_byte_is_seen(name: str, run: Path, make_config: Config, tra
 
 
 def test_a_missing_and_a_short_file_are_named(run: Path, make_config: Config, training_data: Any) -> None:
-    newest, older = (checkpoint.folder(run) / name for name in ("step-00000006", "step-00000004"))
+    newest, older = (training_folder.folder(run) / name for name in ("step-00000006", "step-00000004"))
     file = newest / "megatron" / "common.pt"
     file.write_bytes(file.read_bytes()[:-1])
     config = make_config(training_data, run, steps=7)
@@ -98,41 +100,41 @@ def test_a_missing_and_a_short_file_are_named(run: Path, make_config: Config, tr
 
 def test_a_checkpoint_that_is_gone_is_named_with_another(run: Path, make_config: Config, training_data: Any) -> None:
     config = make_config(training_data, run, steps=7)
-    (checkpoint.folder(run) / "step-00000006" / "manifest.json").unlink()
+    (training_folder.folder(run) / "step-00000006" / "manifest.json").unlink()
     with pytest.raises(CheckpointError, match=r"latest names step-00000006, which has no manifest.*write step-00000004"):
         loop.train(config, CPU)
-    (checkpoint.folder(run) / "latest").write_text("step-00000004\n", encoding="utf-8")
+    (training_folder.folder(run) / "latest").write_text("step-00000004\n", encoding="utf-8")
     assert loop.train(config.model_copy(update={"steps": 5}), CPU) == 5
     for name in ("step-00000004", "step-00000005"):
-        shutil.rmtree(checkpoint.folder(run) / name)
+        shutil.rmtree(training_folder.folder(run) / name)
     with pytest.raises(CheckpointError, match=r"latest names step-00000005.*remove .*checkpoints to start anew"):
         loop.train(config, CPU)
 
 
 @pytest.mark.parametrize("text", ["", "../..\n", "step-6\n"])
 def test_a_pointer_to_no_checkpoint_is_refused(text: str, run: Path) -> None:
-    (checkpoint.folder(run) / "latest").write_text(text, encoding="utf-8")
+    (training_folder.folder(run) / "latest").write_text(text, encoding="utf-8")
     with pytest.raises(CheckpointError, match="write step-00000006, the newest there is, into that file"):
-        checkpoint.latest(run)
+        training_folder.latest(run)
 
 
 def test_without_a_pointer_the_newest_is_gone_on_from(run: Path, make_config: Config, training_data: Any) -> None:
     """As after a kill before the first one was written; beginning anew would write over what there is."""
     before = (run / "metrics.jsonl").read_bytes()
-    (checkpoint.folder(run) / "latest").unlink()
+    (training_folder.folder(run) / "latest").unlink()
     assert loop.train(make_config(training_data, run, steps=6), CPU) == 6
     assert (run / "metrics.jsonl").read_bytes() == before
-    assert (checkpoint.folder(run) / "latest").read_text(encoding="utf-8") == "step-00000006\n"
+    assert (training_folder.folder(run) / "latest").read_text(encoding="utf-8") == "step-00000006\n"
 
 
 def test_a_manifest_that_is_none_is_named(run: Path, make_config: Config, training_data: Any) -> None:
-    (checkpoint.folder(run) / "step-00000006" / "manifest.json").write_text('{"files": {}}', encoding="utf-8")
+    (training_folder.folder(run) / "step-00000006" / "manifest.json").write_text('{"files": {}}', encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"manifest\.json cannot be read as a checkpoint manifest"):
         loop.train(make_config(training_data, run, steps=7), CPU)
 
 
 def test_a_checkpoint_of_the_first_version_is_gone_on_from(run: Path, make_config: Config, training_data: Any) -> None:
-    file = checkpoint.folder(run) / "step-00000006" / "manifest.json"
+    file = training_folder.folder(run) / "step-00000006" / "manifest.json"
     manifest = json.loads(file.read_text(encoding="utf-8"))
     state = manifest["state"]
     for new in ("skipped", "losses", "trainable", "parallel", "run"):
@@ -148,7 +150,7 @@ def test_checkpoints_are_listed_and_verified_from_the_command_line(run: Path) ->
 
     listed = mnf("list", run).output
     assert re.search(r"step-00000004 .* 16 ", listed) and re.search(r"step-00000006 .* 24 .* 1 process .* in force", listed)
-    newest = checkpoint.folder(run) / "step-00000006"
+    newest = training_folder.folder(run) / "step-00000006"
     assert f"{newest}: whole; 5 files" in mnf("verify", run).output and mnf("verify", newest).exit_code == 0
     (newest / "megatron" / "common.pt").write_bytes(b"")
     damaged = mnf("verify", newest)
@@ -158,10 +160,10 @@ def test_checkpoints_are_listed_and_verified_from_the_command_line(run: Path) ->
 
 def _state(run: Path, **changes: Any) -> None:
     """Rewrite the newest checkpoint's manifest as if it had been trained otherwise."""
-    path = checkpoint.folder(run) / "step-00000006"
-    manifest = checkpoint.read_manifest(path)
+    path = training_folder.folder(run) / "step-00000006"
+    manifest = read_manifest(path)
     changed = manifest.model_copy(update={"state": manifest.state.model_copy(update=changes)})
-    (path / checkpoint.MANIFEST).write_text(changed.model_dump_json(), encoding="utf-8")
+    (path / training_folder.MANIFEST).write_text(changed.model_dump_json(), encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", ["text_tokenizer", "vision_tokenizer"])
@@ -237,5 +239,7 @@ def test_metrics_are_read_up_to_a_cut_line(trained: Path, tmp_path: Path) -> Non
 
 
 def test_the_launcher_needs_no_torch() -> None:
-    program = "import sys, megatron_nextflow.launch; sys.exit(sum(m in sys.modules for m in ('torch', 'megatron')))"
+    program = (
+        "import sys, megatron_nextflow.launching.launcher; sys.exit(sum(m in sys.modules for m in ('torch', 'megatron')))"
+    )
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0

@@ -15,23 +15,24 @@ import psutil
 import pytest
 import torch
 
-from megatron_nextflow import checkpoint, loop
-from megatron_nextflow.checkpoint_format import folder_name, steps
-from megatron_nextflow.checkpoint_saver import SaveError
-from megatron_nextflow.config import TrainConfig
-from megatron_nextflow.launch import launch
-from megatron_nextflow.model_config import ParallelConfig
+from megatron_nextflow.checkpoint.save import SaveError
+from megatron_nextflow.config.model import ParallelConfig
+from megatron_nextflow.config.train import TrainConfig
+from megatron_nextflow.launching.launcher import launch
+from megatron_nextflow.runtime import training_folder
+from megatron_nextflow.runtime.training_folder import folder_name, steps
+from megatron_nextflow.training import loop
 
 Config = Callable[..., TrainConfig]
 CPU = torch.device("cpu")
 
 
 def _names(output: Path) -> list[str]:
-    return sorted(path.name for path in checkpoint.folder(output).iterdir())
+    return sorted(path.name for path in training_folder.folder(output).iterdir())
 
 
 def _path(output: Path, step: int) -> Path:
-    return checkpoint.folder(output) / folder_name(step)
+    return training_folder.folder(output) / folder_name(step)
 
 
 def test_a_full_disk_ends_the_run_and_leaves_the_checkpoint_before(
@@ -52,7 +53,7 @@ def test_a_full_disk_ends_the_run_and_leaves_the_checkpoint_before(
     assert _names(small_disk) == ["latest", "step-00000002"]
     ballast.unlink()
     assert loop.train(more, CPU) == 4
-    assert checkpoint.latest(small_disk) == _path(small_disk, 4)
+    assert training_folder.latest(small_disk) == _path(small_disk, 4)
 
 
 _ONLY_ONE = """
@@ -81,16 +82,17 @@ def test_what_one_process_cannot_write_ends_all_of_them(
 _HELD = """
 import sys, threading
 from pathlib import Path
-from megatron_nextflow import device, train
+from megatron_nextflow import train
+from megatron_nextflow.runtime import device
 device.setup("cpu")
-from megatron_nextflow import checkpoint_staging
-write = checkpoint_staging.HashingFile.write
+from megatron_nextflow.checkpoint import staging
+write = staging.HashingFile.write
 def held(file, data):
     if ".step-00000004.writing" in str(file.path) and file.size > 100_000:
         Path(sys.argv[2]).touch()
         threading.Event().wait()
     return write(file, data)
-checkpoint_staging.HashingFile.write = held
+staging.HashingFile.write = held
 sys.exit(train.main(["--config", sys.argv[1]]))
 """
 
@@ -112,8 +114,8 @@ def test_kill_9_while_saving_leaves_the_checkpoint_before_and_nobody(
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not psutil.wait_procs(family, timeout=20)[1]
-    assert checkpoint.latest(output) == _path(output, 2)
-    left = checkpoint.folder(output) / ".step-00000004.writing"
+    assert training_folder.latest(output) == _path(output, 2)
+    left = training_folder.folder(output) / ".step-00000004.writing"
     assert (left / "megatron" / "__0_0.distcp").stat().st_size > 100_000 and steps(output) == [2]
 
     assert loop.train(config.model_copy(update={"steps": 5}), CPU) == 5

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from megatron_nextflow.checkpoint_format import CheckpointError, FileEntry
-from megatron_nextflow.checkpoint_policy import superfluous
-from megatron_nextflow.checkpoint_verify import read_metadata, tensor_problem
+from megatron_nextflow.checkpoint.format import FileEntry
+from megatron_nextflow.checkpoint.retention import superfluous
+from megatron_nextflow.checkpoint.verify import read_metadata, tensor_problem
+from megatron_nextflow.runtime.training_folder import CheckpointError
 
 
 @pytest.mark.parametrize(

@@ -19,13 +19,18 @@ import pytest
 import torch
 from megatron.core import dist_checkpointing
 
-from megatron_nextflow import checkpoint, checkpoint_saver, checkpoint_staging, checkpoint_tensors, files, inputs, resume
-from megatron_nextflow.checkpoint_format import CheckpointError
-from megatron_nextflow.checkpoint_saver import SaveError, Saver
-from megatron_nextflow.checkpoint_verify import verify_folder
-from megatron_nextflow.config import TrainConfig
-from megatron_nextflow.feed import Feed, Share
-from megatron_nextflow.training import Trainer, start_parallel
+from megatron_nextflow.checkpoint import save, staging
+from megatron_nextflow.checkpoint.save import SaveError, Saver
+from megatron_nextflow.checkpoint.tensors import model_tensors
+from megatron_nextflow.checkpoint.verify import verify_folder
+from megatron_nextflow.config.train import TrainConfig
+from megatron_nextflow.feeding import inputs
+from megatron_nextflow.feeding.feed import Feed, Share
+from megatron_nextflow.runtime import training_folder, whole_files
+from megatron_nextflow.runtime.training_folder import CheckpointError
+from megatron_nextflow.step.process_groups import start_parallel
+from megatron_nextflow.step.trainer import Trainer
+from megatron_nextflow.training.beginning import begin
 
 Config = Callable[..., TrainConfig]
 CPU = torch.device("cpu")
@@ -38,7 +43,7 @@ class Run:
         start_parallel(config)
         source = inputs.open_inputs(config)
         self.trainer = Trainer(config, source.vocabulary, source.codebook, CPU)
-        self.state = resume.begin(config, self.trainer, source).state
+        self.state = begin(config, self.trainer, source).state
         self.trainer.set_step(self.state.step)
         self.feed = Feed(source.packs, config, source.vocabulary, Share(), self.state.consumed)
         self.saver = Saver(self.trainer, config)
@@ -58,23 +63,23 @@ def make_run(make_config: Config, training_data: Any) -> Callable[..., Run]:
 @pytest.fixture
 def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """The writing thread waits for this."""
-    event, write = threading.Event(), checkpoint_staging.Part.write
+    event, write = threading.Event(), staging.Part.write
 
-    def wait_and_write(part: checkpoint_staging.Part) -> checkpoint_staging.Written:
+    def wait_and_write(part: staging.Part) -> staging.Written:
         assert event.wait(60)
         return write(part)
 
-    monkeypatch.setattr(checkpoint_staging.Part, "write", wait_and_write)
+    monkeypatch.setattr(staging.Part, "write", wait_and_write)
     yield event
     event.set()
 
 
 def _names(output: Path) -> list[str]:
-    return sorted(path.name for path in checkpoint.folder(output).iterdir())
+    return sorted(path.name for path in training_folder.folder(output).iterdir())
 
 
 def _path(output: Path, step: int) -> Path:
-    return checkpoint.folder(output) / f"step-{step:08d}"
+    return training_folder.folder(output) / f"step-{step:08d}"
 
 
 def _tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -91,7 +96,7 @@ def test_what_is_written_is_the_moment_of_begin(
     run.step(2)
     run.saver.begin(run.state)
     run.step()
-    assert run.saver.busy and run.saver.poll() == [] and checkpoint.latest(tmp_path / "beside") is None
+    assert run.saver.busy and run.saver.poll() == [] and training_folder.latest(tmp_path / "beside") is None
     run.step()
     held.set()
     assert run.saver.finish() == [_path(tmp_path / "beside", 2)] and not run.saver.busy
@@ -138,38 +143,38 @@ def test_the_old_one_stays_until_the_new_one_was_read_again(
     run.saver.begin(run.state)
     run.saver.finish()
 
-    class Flipping(checkpoint_staging.HashingFile):
+    class Flipping(staging.HashingFile):
         def __exit__(self, *error: Any) -> None:
             super().__exit__(*error)
             data = bytearray(self.path.read_bytes())
             data[len(data) // 3] ^= 4
             self.path.write_bytes(data)
 
-    monkeypatch.setattr(checkpoint_staging, "HashingFile", Flipping)
+    monkeypatch.setattr(staging, "HashingFile", Flipping)
     run.step()
     run.saver.begin(run.state)
     with pytest.raises(SaveError, match=r"step-00000002 failed: .*__0_0\.distcp is damaged.*reading it again"):
         run.saver.finish()
     assert _names(tmp_path) == ["latest", "step-00000001"]
-    assert checkpoint.latest(tmp_path) == _path(tmp_path, 1)
+    assert training_folder.latest(tmp_path) == _path(tmp_path, 1)
 
 
 def test_a_checkpoint_that_lacks_a_tensor_does_not_come_into_force(
     make_run: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = checkpoint_staging.Part.write
+    write = staging.Part.write
 
-    def forgetful(part: checkpoint_staging.Part) -> checkpoint_staging.Written:
+    def forgetful(part: staging.Part) -> staging.Written:
         written = write(part)
-        return checkpoint_staging.Written(written.files, written.places[:-1])
+        return staging.Written(written.files, written.places[:-1])
 
-    monkeypatch.setattr(checkpoint_staging.Part, "write", forgetful)
+    monkeypatch.setattr(staging.Part, "write", forgetful)
     run = make_run(tmp_path)
     run.step()
     run.saver.begin(run.state)
     with pytest.raises(SaveError, match="lies in no file of it; there is no other"):
         run.saver.finish()
-    assert checkpoint.latest(tmp_path) is None
+    assert training_folder.latest(tmp_path) is None
 
 
 @contextmanager
@@ -212,12 +217,12 @@ def test_a_disk_that_fills_up_at_the_last_moment(
     def full(path: Path, text: str) -> None:
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr("megatron_nextflow.checkpoint_saver.replace_file", full)
+    monkeypatch.setattr("megatron_nextflow.checkpoint.save.replace_file", full)
     run.step()
     run.saver.begin(run.state)
     with pytest.raises(SaveError, match=r"latest: No space left on device .*; step-00000001 is in force"):
         run.saver.finish()
-    assert checkpoint.latest(tmp_path) == _path(tmp_path, 1)
+    assert training_folder.latest(tmp_path) == _path(tmp_path, 1)
     monkeypatch.undo()
     run.step()
     run.saver.begin(run.state)
@@ -245,7 +250,7 @@ def test_a_kill_at_any_moment_of_the_commit_leaves_a_whole_checkpoint_in_force(
 
         return do
 
-    for place in (checkpoint_saver, files):
+    for place in (save, whole_files):
         for name in ("sync_folder", "write_hashed"):
             monkeypatch.setattr(place, name, counted(getattr(place, name)))
     for owner, name in ((Path, "rename"), (Path, "replace"), (shutil, "rmtree")):
@@ -258,13 +263,13 @@ def test_a_kill_at_any_moment_of_the_commit_leaves_a_whole_checkpoint_in_force(
     for number in itertools.count():
         run.state = run.state.model_copy(update={"step": run.state.step + 1})  # as if one had been taken
         run.saver.begin(run.state)
-        before, left[0] = checkpoint.latest(tmp_path), number
+        before, left[0] = training_folder.latest(tmp_path), number
         try:
             run.saver.finish()
             break
         except _Killed:
             left[0] = 1_000_000
-            found = checkpoint.latest(tmp_path)
+            found = training_folder.latest(tmp_path)
             assert found in (before, _path(tmp_path, run.state.step)) and found is not None
             assert verify_folder(found).state.step == int(found.name[5:])
             kept.add(found == before)
@@ -277,9 +282,9 @@ def test_weights_alone_are_nothing_to_go_on_from(
     """As in a checkpoint that was imported."""
 
     def weights(trainer: Trainer) -> dict[str, Any]:
-        return {**checkpoint_tensors.model_tensors(trainer.chunks), "optimizer": {}}
+        return {**model_tensors(trainer.chunks), "optimizer": {}}
 
-    monkeypatch.setattr(checkpoint_staging, "all_tensors", weights)
+    monkeypatch.setattr(staging, "all_tensors", weights)
     run = make_run(tmp_path / "first")
     run.saver.begin(run.state)
     run.saver.finish()
@@ -297,7 +302,7 @@ def test_the_step_in_force_is_not_written_again(make_run: Callable[..., Run], tm
     before = {file: file.stat().st_mtime_ns for file in path.rglob("*") if file.is_file()}
     run.saver.begin(run.state.model_copy(update={"skipped": [4, 12], "losses": [1.5]}))
     assert not run.saver.busy and run.saver.finish() == [path]
-    assert {f for f in before if f.stat().st_mtime_ns != before[f]} == {path / checkpoint.MANIFEST}
+    assert {f for f in before if f.stat().st_mtime_ns != before[f]} == {path / training_folder.MANIFEST}
     again = make_run(tmp_path)
     assert (again.state.step, again.state.skipped, again.state.losses) == (1, [4, 12], [1.5])
 
@@ -308,13 +313,13 @@ def test_a_step_that_was_left_behind_is_written_over(make_run: Callable[..., Run
         run.step()
         run.saver.begin(run.state)
     run.saver.finish()
-    (checkpoint.folder(tmp_path) / "latest").write_text("step-00000001\n", encoding="utf-8")
+    (training_folder.folder(tmp_path) / "latest").write_text("step-00000001\n", encoding="utf-8")
     (_path(tmp_path, 2) / "megatron" / "common.pt").unlink()
     run = make_run(tmp_path)
     run.step()
     run.saver.begin(run.state)
     run.saver.finish()
-    assert checkpoint.latest(tmp_path) == _path(tmp_path, 2)
+    assert training_folder.latest(tmp_path) == _path(tmp_path, 2)
     assert make_run(tmp_path).state.step == 2
 
 
@@ -323,7 +328,7 @@ def test_the_manifest_says_what_was_trained_how(make_run: Callable[..., Run], tm
     run.step()
     run.saver.begin(run.state)
     (path,) = run.saver.finish()
-    state = json.loads((path / checkpoint.MANIFEST).read_text(encoding="utf-8"))["state"]
+    state = json.loads((path / training_folder.MANIFEST).read_text(encoding="utf-8"))["state"]
     assert (state["version"], state["step"], state["consumed"], state["processes"]) == (2, 1, 4, 1)
     assert state["trainable"] == "connector_and_head"
     assert state["parallel"] == {"tp": 1, "pp": 1, "vpp": 1, "cp": 1}

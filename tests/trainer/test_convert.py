@@ -16,11 +16,11 @@ from nextflow_tokenize.vision.identity import load_codebook
 from safetensors.torch import load_file
 from torch import Tensor
 
-from megatron_nextflow.checkpoint_verify import verify_folder
-from megatron_nextflow.convert_export import export_hf
-from megatron_nextflow.generate import load_model
-from megatron_nextflow.hf_folder import INDEX
-from megatron_nextflow.hf_names import ConvertError
+from megatron_nextflow.checkpoint.verify import verify_folder
+from megatron_nextflow.conversion.hf_folder import INDEX
+from megatron_nextflow.conversion.tensor_names import ConvertError
+from megatron_nextflow.conversion.to_hf import export_hf
+from megatron_nextflow.generation.generator import load_model
 
 _spec = importlib.util.spec_from_file_location("qwen_weights", Path(__file__).with_name("qwen_weights.py"))
 assert _spec is not None and _spec.loader is not None
@@ -69,9 +69,9 @@ def _indexed(folder: Path) -> dict[str, Tensor]:
 
 
 def test_text_logits_equal_transformers(given: Any, model: Any) -> None:
-    from megatron_nextflow.attention import BlockRangeParams
-    from megatron_nextflow.batch import collate
-    from megatron_nextflow.layout import LayoutConfig, build_layout
+    from megatron_nextflow.model.attention import BlockRangeParams
+    from megatron_nextflow.sequence.batch import collate
+    from megatron_nextflow.sequence.pack_layout import LayoutConfig, build_layout
 
     ids = torch.randint(0, ROWS, (1, 50), generator=torch.Generator().manual_seed(1))
     ours, state = load_model(qwen.step(given.run), "cpu")

@@ -20,11 +20,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed.checkpoint.filesystem import FileSystem
 
-from megatron_nextflow import convert, convert_export
-from megatron_nextflow.convert_export import export_hf
-from megatron_nextflow.convert_kept import FILE
-from megatron_nextflow.hf_folder import INDEX, SINGLE
-from megatron_nextflow.hf_names import ConvertError
+from megatron_nextflow.conversion import to_hf
+from megatron_nextflow.conversion.from_hf import import_hf
+from megatron_nextflow.conversion.hf_folder import INDEX, SINGLE
+from megatron_nextflow.conversion.nextflow_part import FILE
+from megatron_nextflow.conversion.tensor_names import ConvertError
+from megatron_nextflow.conversion.to_hf import export_hf
 
 _spec = importlib.util.spec_from_file_location("qwen_weights", Path(__file__).with_name("qwen_weights.py"))
 assert _spec is not None and _spec.loader is not None
@@ -133,7 +134,7 @@ def test_another_tokenizer_than_the_exports_is_refused(given: Any, tmp_path: Pat
     other = tmp_path / "t.json"
     train_bpe(["some other words altogether altogether"], TextTokenizerConfig(vocab_size=280), other)
     with pytest.raises(ConvertError, match=r"nextflow\.safetensors belongs to the text tokenizer .* remove the file"):
-        convert.import_hf(given.back, given.vision, other, tmp_path / "run")
+        import_hf(given.back, given.vision, other, tmp_path / "run")
     broken = Path(shutil.copytree(given.back, tmp_path / "broken"))
     kept = load_file(broken / FILE)
     with safe_open(given.back / FILE, "pt") as stream:
@@ -172,7 +173,7 @@ def test_a_full_disk_leaves_nothing(given: Any, tmp_path: Path, monkeypatch: pyt
         with pytest.raises(ConvertError, match=r"the disk filled up while .*run was written; nothing of it is left"):
             given.into(tmp_path / "run")
     with monkeypatch.context() as patch:
-        patch.setattr(convert_export, "save_file", says_so)
+        patch.setattr(to_hf, "save_file", says_so)
         with pytest.raises(ConvertError, match=r"the disk filled up while .*hf was written"):
             export_hf(given.run, tmp_path / "hf")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))

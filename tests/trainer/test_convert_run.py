@@ -19,12 +19,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 from typer.testing import CliRunner
 
-from megatron_nextflow import checkpoint_format, convert, convert_export, loop
-from megatron_nextflow.config import TrainConfig
-from megatron_nextflow.convert_export import export_hf
-from megatron_nextflow.convert_kept import FILE, write_kept
-from megatron_nextflow.inputs import InputError
-from megatron_nextflow.metrics import read_metrics
+from megatron_nextflow.checkpoint.format import read_manifest
+from megatron_nextflow.config.train import TrainConfig
+from megatron_nextflow.conversion import from_hf, to_hf
+from megatron_nextflow.conversion.nextflow_part import FILE, write_kept
+from megatron_nextflow.conversion.to_hf import export_hf
+from megatron_nextflow.feeding.inputs import InputError
+from megatron_nextflow.runtime import training_folder
+from megatron_nextflow.training import loop
+from megatron_nextflow.watch.reporter import read_metrics
 
 _spec = importlib.util.spec_from_file_location("qwen_weights", Path(__file__).with_name("qwen_weights.py"))
 assert _spec is not None and _spec.loader is not None
@@ -45,10 +48,10 @@ def begin(given: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The import as if with the synthetic shards' text tokenizer, which has a hash and no file."""
     copy = tmp_path_factory.mktemp("begin") / "run"
     shutil.copytree(given.run, copy)
-    manifest = checkpoint_format.read_manifest(qwen.step(copy))
+    manifest = read_manifest(qwen.step(copy))
     state = manifest.state.model_copy(update={"text_tokenizer": hashlib.sha256(b"text").hexdigest()})
     changed = manifest.model_copy(update={"state": state}).model_dump_json()
-    (qwen.step(copy) / checkpoint_format.MANIFEST).write_text(changed, encoding="utf-8")
+    (qwen.step(copy) / training_folder.MANIFEST).write_text(changed, encoding="utf-8")
     return copy
 
 
@@ -88,8 +91,8 @@ def test_a_trained_checkpoint_comes_back_whole(trained: Path, given: Any, tmp_pa
 def test_another_layout_gives_the_same_losses(
     trained: Path, begin: Path, make_config: Config, training_data: Any, tmp_path: Path
 ) -> None:
-    from megatron_nextflow.launch import launch
-    from megatron_nextflow.model_config import ParallelConfig
+    from megatron_nextflow.config.model import ParallelConfig
+    from megatron_nextflow.launching.launcher import launch
 
     model, layout = qwen.state(begin).model, ParallelConfig(tp=2, pp=2)
     config = make_config(training_data, tmp_path, steps=2, init_from=begin, parallel=layout, model=model)
@@ -101,10 +104,10 @@ def test_another_layout_gives_the_same_losses(
 
 def test_an_imported_model_continues_a_text(given: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """In words that its tokenizer has: the embedding has rows for more."""
-    from megatron_nextflow.generate import generate
-    from megatron_nextflow.generate_config import GenerateConfig
-    from megatron_nextflow.prompt import parse_prompts
-    from megatron_nextflow.request import Request
+    from megatron_nextflow.config.generate import GenerateConfig
+    from megatron_nextflow.generation.generator import generate
+    from megatron_nextflow.generation.prompt import parse_prompts
+    from megatron_nextflow.generation.request import Request
 
     ids: list[int] = []
     monkeypatch.setattr(TextTokenizer, "decode", lambda self, drawn: ids.extend(drawn) or "words")
@@ -133,8 +136,8 @@ def test_memory_does_not_grow_with_the_layers(
 
         return call
 
-    monkeypatch.setattr(convert._Planner, "resolve_data", watched(convert._Planner.resolve_data))
-    monkeypatch.setattr(convert_export, "save_file", watched(convert_export.save_file))
+    monkeypatch.setattr(from_hf._Planner, "resolve_data", watched(from_hf._Planner.resolve_data))
+    monkeypatch.setattr(to_hf, "save_file", watched(to_hf.save_file))
     peaks: list[tuple[int, int]] = []
     gc.collect()
     gc.freeze()  # what is there already is not looked through each time

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from megatron_nextflow import device
-from megatron_nextflow.adam import GroupStepAdam
+from megatron_nextflow.runtime import device
+from megatron_nextflow.runtime.adam import GroupStepAdam
 
 
 def test_cuda_tensors_are_made_on_the_cpu() -> None:

@@ -13,11 +13,13 @@ from nextflow_tokenize.packing.cost import attended_pairs, pack_slots
 from nextflow_tokenize.shards.reader import ShardSet
 from pydantic import ValidationError
 
-from megatron_nextflow import device, dry_run, flops
-from megatron_nextflow.config import TrainConfig
-from megatron_nextflow.dry_run import reckon
-from megatron_nextflow.model_config import ModelConfig, ParallelConfig
-from megatron_nextflow.vocabulary import Vocabulary
+from megatron_nextflow import dry_run
+from megatron_nextflow.config.model import ModelConfig, ParallelConfig
+from megatron_nextflow.config.train import TrainConfig
+from megatron_nextflow.estimate import flops, reckoning
+from megatron_nextflow.estimate.reckoning import reckon
+from megatron_nextflow.runtime import device
+from megatron_nextflow.sequence.vocabulary import Vocabulary
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 PAPER = {
@@ -36,7 +38,7 @@ def no_processes() -> Iterator[None]:
     """A dry run pretends to be in a process group of its own, so there must be none."""
     from megatron.core import parallel_state
 
-    from megatron_nextflow.training import stop_parallel
+    from megatron_nextflow.step.process_groups import stop_parallel
 
     if parallel_state.model_parallel_is_initialized():
         stop_parallel()
@@ -187,7 +189,7 @@ def test_shards_of_another_codebook_are_refused(
 
 
 def test_what_is_missing_here_but_may_be_there_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dry_run.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(reckoning.importlib.util, "find_spec", lambda name: None)
     data = _data(shards=str(tmp_path / "none"))
     run = reckon(_tiny(fp8="tensorwise", precision="bf16", wandb={}, parallel=ParallelConfig(tp=2), data=data), 2)
     assert [note.split(" ")[0] for note in run.notes] == ["fp8:", "wandb", str(tmp_path / "none")]

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from nextflow_tokenize.shards.reader import ShardSet
 from nextflow_tokenize.shards.sample_format import Sample
 
-from megatron_nextflow.config import FeedConfig, LossConfig, TrainConfig
-from megatron_nextflow.feed import Feed, FeedError, Share
-from megatron_nextflow.layout import IGNORED, slots_of
-from megatron_nextflow.model_config import ModelConfig, ParallelConfig
-from megatron_nextflow.order import shuffled
-from megatron_nextflow.vocabulary import Vocabulary
+from megatron_nextflow.config.model import ModelConfig, ParallelConfig
+from megatron_nextflow.config.train import FeedConfig, LossConfig, TrainConfig
+from megatron_nextflow.feeding.feed import Feed, FeedError, Share
+from megatron_nextflow.feeding.order import shuffled
+from megatron_nextflow.sequence.pack_layout import IGNORED, slots_of
+from megatron_nextflow.sequence.vocabulary import Vocabulary
 
 
 @given(st.integers(1, 300), st.integers(0, 5), st.integers(0, 2**64))

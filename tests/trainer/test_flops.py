@@ -13,13 +13,13 @@ from nextflow_tokenize.packing.cost import cost_of
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from megatron_nextflow.config import TrainConfig
-from megatron_nextflow.flops import flops_per_token, parameter_count, peak_tflops, step_flops
-from megatron_nextflow.model_config import ModelConfig
-from megatron_nextflow.vocabulary import Vocabulary
+from megatron_nextflow.config.model import ModelConfig
+from megatron_nextflow.config.train import TrainConfig
+from megatron_nextflow.estimate.flops import flops_per_token, parameter_count, peak_tflops, step_flops
+from megatron_nextflow.sequence.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
-    from megatron_nextflow.model import NextFlowModel
+    from megatron_nextflow.model.nextflow import NextFlowModel
 
 VOCABULARY = Vocabulary(61, 48)
 MODEL = ModelConfig(hidden_size=32, layers=2, heads=4, query_groups=2, ffn_size=48, max_length=192, max_scales=6)
@@ -28,15 +28,15 @@ CODE_WIDTH = 10
 
 @pytest.fixture(scope="module", autouse=True)
 def parallel() -> None:
-    from megatron_nextflow.training import start_parallel
+    from megatron_nextflow.step.process_groups import start_parallel
 
     start_parallel(TrainConfig(model=MODEL))
 
 
 def _model() -> NextFlowModel:
-    from megatron_nextflow.initialise import initialise
-    from megatron_nextflow.model import NextFlowModel
-    from megatron_nextflow.spec import transformer_config
+    from megatron_nextflow.model.initialise import initialise
+    from megatron_nextflow.model.layer_spec import transformer_config
+    from megatron_nextflow.model.nextflow import NextFlowModel
 
     config = transformer_config(TrainConfig(model=MODEL))
     model = NextFlowModel(config, MODEL, VOCABULARY, torch.randn(VOCABULARY.codes, CODE_WIDTH))
@@ -51,9 +51,9 @@ def test_every_parameter_is_counted() -> None:
 @pytest.mark.parametrize("frozen", [False, True])
 def test_step_flops_are_those_that_torch_counts(frozen: bool) -> None:
     """Forward and backward of text in which all 40 slots see one another, so that the kernel computes no pair in vain."""
-    from megatron_nextflow.attention import BlockRangeParams
-    from megatron_nextflow.batch import collate
-    from megatron_nextflow.layout import build_layout
+    from megatron_nextflow.model.attention import BlockRangeParams
+    from megatron_nextflow.sequence.batch import collate
+    from megatron_nextflow.sequence.pack_layout import build_layout
 
     slots = 40
     text = np.arange(slots) % VOCABULARY.text

@@ -28,22 +28,25 @@ from nextflow_tokenize.vision.images.pixels import fit, to_pixels
 from nextflow_tokenize.vision.model import VisionTokenizer
 from PIL import Image
 
-from megatron_nextflow.attention import BlockRangeParams
-from megatron_nextflow.batch import collate
-from megatron_nextflow.checkpoint_format import CheckpointError, CheckpointManifest, CheckpointState, read_manifest
-from megatron_nextflow.checkpoint_saver import Saver
-from megatron_nextflow.config import FeedConfig, TrainConfig
-from megatron_nextflow.document import ImagePart, TextPart, layout_of
-from megatron_nextflow.generate import generate, load_model, main
-from megatron_nextflow.generate_config import GenerateConfig, GenerationError
-from megatron_nextflow.generate_cost import Work, generation_flops
-from megatron_nextflow.layout import LayoutConfig
-from megatron_nextflow.model_config import ModelConfig
-from megatron_nextflow.prompt import parse_prompts
-from megatron_nextflow.request import Request, plan
-from megatron_nextflow.requirements import image_grids_of
-from megatron_nextflow.training import Trainer, start_parallel
-from megatron_nextflow.vocabulary import Vocabulary
+from megatron_nextflow.checkpoint.format import CheckpointManifest, CheckpointState, read_manifest
+from megatron_nextflow.checkpoint.save import Saver
+from megatron_nextflow.config.generate import GenerateConfig, GenerationError
+from megatron_nextflow.config.model import ModelConfig
+from megatron_nextflow.config.train import FeedConfig, TrainConfig
+from megatron_nextflow.generate import main
+from megatron_nextflow.generation.cost import Work, generation_flops
+from megatron_nextflow.generation.generator import generate, load_model
+from megatron_nextflow.generation.growing_document import ImagePart, TextPart, layout_of
+from megatron_nextflow.generation.prompt import parse_prompts
+from megatron_nextflow.generation.request import Request, plan
+from megatron_nextflow.generation.requirements import image_grids_of
+from megatron_nextflow.model.attention import BlockRangeParams
+from megatron_nextflow.runtime.training_folder import CheckpointError
+from megatron_nextflow.sequence.batch import collate
+from megatron_nextflow.sequence.pack_layout import LayoutConfig
+from megatron_nextflow.sequence.vocabulary import Vocabulary
+from megatron_nextflow.step.process_groups import start_parallel
+from megatron_nextflow.step.trainer import Trainer
 
 WORDS = ["a red square", "a blue circle on a table", "the quick brown fox", "squares and circles"]
 CODES = 32
@@ -226,7 +229,7 @@ def test_tokenizers_that_are_not_the_checkpoints_are_refused(run: Run, tmp_path:
 def test_requests_that_cannot_be_met_are_refused_before_the_model_is_loaded(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("megatron_nextflow.generate.load_model", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("megatron_nextflow.generation.generator.load_model", lambda *_: pytest.fail("the model was loaded"))
     out, broken, huge, folder = (tmp_path / name for name in ("x.png", "broken.png", "huge.png", "folder.png"))
     broken.write_bytes(b"\x89PNG nothing")
     folder.mkdir()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from nextflow_tokenize.schedule import grids, token_count
 
-from megatron_nextflow.generate_cost import Work, diffusion_passes, generation_flops, image_passes, layer_flops
-from megatron_nextflow.model_config import ModelConfig
-from megatron_nextflow.vocabulary import Vocabulary
+from megatron_nextflow.config.model import ModelConfig
+from megatron_nextflow.generation.cost import Work, diffusion_passes, generation_flops, image_passes, layer_flops
+from megatron_nextflow.sequence.vocabulary import Vocabulary
 
 SQUARE = grids((64, 64), 18)
 

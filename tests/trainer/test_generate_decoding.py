@@ -12,22 +12,22 @@ from nextflow_tokenize.schedule import Grid, canonical_final, grids, token_count
 from nextflow_tokenize.segments import ImageSegment, TextSegment
 from numpy.typing import NDArray
 
-from megatron_nextflow.attention import BlockRangeParams
-from megatron_nextflow.batch import collate
-from megatron_nextflow.cache import CachedModel, KeyValueCache
-from megatron_nextflow.config import TrainConfig
-from megatron_nextflow.decoding import LONG_PROMPT, Words, continue_texts, draw_images, write_interleaved
-from megatron_nextflow.document import Document, ImagePart, Part, TextPart, layout_of
-from megatron_nextflow.generate_config import GenerateConfig, GenerationError
-from megatron_nextflow.generate_cost import Work
-from megatron_nextflow.initialise import initialise
-from megatron_nextflow.layout import LayoutConfig, build_layout
-from megatron_nextflow.model import NextFlowModel
-from megatron_nextflow.model_config import ModelConfig
-from megatron_nextflow.sampling import draw, guided
-from megatron_nextflow.spec import transformer_config
-from megatron_nextflow.training import start_parallel
-from megatron_nextflow.vocabulary import Vocabulary
+from megatron_nextflow.config.generate import GenerateConfig, GenerationError
+from megatron_nextflow.config.model import ModelConfig
+from megatron_nextflow.config.train import TrainConfig
+from megatron_nextflow.generation.cache import CachedModel, KeyValueCache
+from megatron_nextflow.generation.cost import Work
+from megatron_nextflow.generation.decoding import LONG_PROMPT, Words, continue_texts, draw_images, write_interleaved
+from megatron_nextflow.generation.growing_document import Document, ImagePart, Part, TextPart, layout_of
+from megatron_nextflow.generation.sampling import draw, guided
+from megatron_nextflow.model.attention import BlockRangeParams
+from megatron_nextflow.model.initialise import initialise
+from megatron_nextflow.model.layer_spec import transformer_config
+from megatron_nextflow.model.nextflow import NextFlowModel
+from megatron_nextflow.sequence.batch import collate
+from megatron_nextflow.sequence.pack_layout import LayoutConfig, build_layout
+from megatron_nextflow.sequence.vocabulary import Vocabulary
+from megatron_nextflow.step.process_groups import start_parallel
 
 VOCABULARY = Vocabulary(text=40, codes=24)
 CODES = slice(VOCABULARY.code_offset, VOCABULARY.size)

@@ -11,16 +11,16 @@ import pytest
 import torch
 from nextflow_tokenize.schedule import canonical_final, grids, token_count
 
-from megatron_nextflow.attention import BlockRangeParams
-from megatron_nextflow.batch import collate
-from megatron_nextflow.checkpoint_format import latest
-from megatron_nextflow.config import TrainConfig
-from megatron_nextflow.document import ImagePart, TextPart, layout_of
-from megatron_nextflow.generate import load_model
-from megatron_nextflow.launch import launch
-from megatron_nextflow.layout import LayoutConfig
-from megatron_nextflow.loop import train
-from megatron_nextflow.model_config import ParallelConfig
+from megatron_nextflow.config.model import ParallelConfig
+from megatron_nextflow.config.train import TrainConfig
+from megatron_nextflow.generation.generator import load_model
+from megatron_nextflow.generation.growing_document import ImagePart, TextPart, layout_of
+from megatron_nextflow.launching.launcher import launch
+from megatron_nextflow.model.attention import BlockRangeParams
+from megatron_nextflow.runtime.training_folder import latest
+from megatron_nextflow.sequence.batch import collate
+from megatron_nextflow.sequence.pack_layout import LayoutConfig
+from megatron_nextflow.training.loop import train
 
 Config = Callable[..., TrainConfig]
 SCHEDULE = grids(canonical_final((64, 64), 4), 4)

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from megatron_nextflow.generate_config import GenerationError
-from megatron_nextflow.prompt import parse_prompts, picture_grids, read_pictures
-from megatron_nextflow.requirements import image_grids_of
+from megatron_nextflow.config.generate import GenerationError
+from megatron_nextflow.generation.prompt import parse_prompts, picture_grids, read_pictures
+from megatron_nextflow.generation.requirements import image_grids_of
 
 A, B, C = Path("a.png"), Path("b.png"), Path("c.png")
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from megatron_nextflow.config import TrainConfig
-from megatron_nextflow.metrics import read_metrics
+from megatron_nextflow.config.train import TrainConfig
+from megatron_nextflow.watch.reporter import read_metrics
 
 pytestmark = pytest.mark.gpu
 Config = Callable[..., TrainConfig]

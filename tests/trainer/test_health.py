@@ -19,17 +19,19 @@ import pytest
 import torch
 from nextflow_tokenize.shards.reader import ShardSet
 
-from megatron_nextflow import checkpoint, loop
-from megatron_nextflow.batch import LayoutBatch
-from megatron_nextflow.config import TrainConfig
-from megatron_nextflow.feed import Feed, FeedError
-from megatron_nextflow.health import Health
-from megatron_nextflow.health_config import HealthConfig
-from megatron_nextflow.heartbeat import read_heartbeat
-from megatron_nextflow.metrics import read_events, read_metrics
-from megatron_nextflow.order import shuffled
-from megatron_nextflow.reading import UnreadableError
-from megatron_nextflow.training import DivergedError, Trainer
+from megatron_nextflow.checkpoint.format import read_manifest
+from megatron_nextflow.config.health import HealthConfig
+from megatron_nextflow.config.train import TrainConfig
+from megatron_nextflow.feeding.feed import Feed, FeedError
+from megatron_nextflow.feeding.order import shuffled
+from megatron_nextflow.runtime import training_folder
+from megatron_nextflow.sequence.batch import LayoutBatch
+from megatron_nextflow.step.trainer import DivergedError, Trainer
+from megatron_nextflow.training import loop
+from megatron_nextflow.training.agreed_batch import UnreadableError
+from megatron_nextflow.watch.health import Health
+from megatron_nextflow.watch.heartbeat import read_heartbeat
+from megatron_nextflow.watch.reporter import read_events, read_metrics
 
 Config = Callable[..., TrainConfig]
 CPU = torch.device("cpu")
@@ -135,8 +137,8 @@ def test_skipping_leaves_weights_and_optimizer_alone(
     assert (loss["step"], loss["place"], loss["loss"], loss["keys"]) == (2, 4, None, _keys(training_data, 4))
     assert (norm["step"], norm["place"], norm["action"]) == (4, 12, "skip") and norm["loss"] > 0
     assert "gradient norm" in norm["message"]
-    saved = checkpoint.latest(tmp_path)
-    assert saved is not None and checkpoint.read_manifest(saved).state.skipped == [4, 12]
+    saved = training_folder.latest(tmp_path)
+    assert saved is not None and read_manifest(saved).state.skipped == [4, 12]
 
 
 def test_going_back_gives_the_run_that_never_saw_the_batches(
@@ -169,9 +171,9 @@ def test_going_back_gives_the_run_that_never_saw_the_batches(
     assert [(e["place"], e["keys"]) for e in events if e["kind"] == "nan"] == [
         (place, _keys(training_data, place)) for place in (0, 16)
     ]
-    saved = checkpoint.latest(tmp_path / "back")
+    saved = training_folder.latest(tmp_path / "back")
     assert saved is not None
-    state = checkpoint.read_manifest(saved).state
+    state = read_manifest(saved).state
     assert state.skipped == [0, 16]
     assert state.losses == [row["loss"] for row in found[-4:]]
 
@@ -188,9 +190,9 @@ def test_after_too_many_the_run_stops_and_names_the_packs(
     assert [event["action"] for event in read_events(tmp_path) if event["kind"] == "nan"] == ["rollback", "rollback", "stop"]
     heartbeat = read_heartbeat(tmp_path)
     assert heartbeat is not None and (heartbeat["state"], heartbeat["step"]) == ("failed", 1)
-    saved = checkpoint.latest(tmp_path)
+    saved = training_folder.latest(tmp_path)
     assert saved is not None and saved.name == "step-00000001"
-    assert checkpoint.read_manifest(saved).state.skipped == [4, 8]
+    assert read_manifest(saved).state.skipped == [4, 8]
 
 
 def test_a_spike_is_told_and_the_run_goes_on(
@@ -258,8 +260,8 @@ def test_a_pack_that_went_bad_is_left_out_with_its_batch(
     key = packs.key(shuffled(9, len(packs), 0))
     assert (event["step"], event["place"], event["action"], event["keys"]) == (3, 8, "skip", [key])
     assert key in event["message"] and "restore the shard" in event["message"]
-    saved = checkpoint.latest(tmp_path / "bad")
-    assert saved is not None and checkpoint.read_manifest(saved).state.skipped == []  # not the loss's doing
+    saved = training_folder.latest(tmp_path / "bad")
+    assert saved is not None and read_manifest(saved).state.skipped == []  # not the loss's doing
 
 
 @pytest.mark.parametrize(
@@ -290,7 +292,7 @@ def test_shards_that_give_nothing_more_end_the_run_with_everything_saved(
     config = make_config(training_data, tmp_path, steps=9, health=HealthConfig(most_skipped=2))
     with pytest.raises(raised, match=said):
         loop.train(config, CPU)
-    saved = checkpoint.latest(tmp_path)
+    saved = training_folder.latest(tmp_path)
     assert saved is not None and saved.name == "step-00000002"
     assert [event["action"] for event in read_events(tmp_path) if event["kind"] == "data"][-1] == "stop"
     monkeypatch.undo()

@@ -17,14 +17,16 @@ import psutil
 import pytest
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
-from megatron_nextflow import checkpoint
-from megatron_nextflow.agent import cause
-from megatron_nextflow.attend import attend, watch
-from megatron_nextflow.config import TrainConfig
-from megatron_nextflow.files import file_problem
-from megatron_nextflow.launch import launch
-from megatron_nextflow.launch_record import AlreadyRunning, Hold, LaunchRecord, alive, last_step, own_start, read_record
-from megatron_nextflow.metrics import read_metrics
+from megatron_nextflow.checkpoint.format import read_manifest
+from megatron_nextflow.config.train import TrainConfig
+from megatron_nextflow.launching.launch_record import AlreadyRunning, Hold, LaunchRecord, alive, own_start, read_record
+from megatron_nextflow.launching.launcher import launch
+from megatron_nextflow.launching.supervise import attend, watch
+from megatron_nextflow.launching.torchrun import cause
+from megatron_nextflow.runtime import training_folder
+from megatron_nextflow.runtime.training_folder import last_step
+from megatron_nextflow.runtime.whole_files import file_problem
+from megatron_nextflow.watch.reporter import read_metrics
 
 Config = Callable[..., TrainConfig]
 
@@ -123,7 +125,15 @@ def test_the_rank_that_was_killed_is_named_before_those_that_lost_it() -> None:
 def _start(config: TrainConfig, processes: int, folder: Path) -> subprocess.Popen[str]:
     file = folder / "config.json"
     file.write_text(config.model_dump_json(), encoding="utf-8")
-    command = [sys.executable, "-m", "megatron_nextflow.launch", "--config", str(file), "--processes", str(processes)]
+    command = [
+        sys.executable,
+        "-m",
+        "megatron_nextflow.launch",
+        "--config",
+        str(file),
+        "--processes",
+        str(processes),
+    ]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
@@ -151,7 +161,7 @@ def test_a_rank_killed_mid_step_ends_all_and_keeps_the_checkpoint(
     assert not psutil.wait_procs(family, timeout=20)[1]
     ended = read_record(output)
     assert ended is not None and (ended.status, ended.exit_code, alive(ended)) == ("failed", 1, False)
-    saved = checkpoint.latest(output)
+    saved = training_folder.latest(output)
     assert saved is not None and last_step(output) <= len(read_metrics(output))
-    files = checkpoint.read_manifest(saved).files
+    files = read_manifest(saved).files
     assert files and not [n for n, entry in files.items() if file_problem(saved / n, entry.size, entry.sha256)]

@@ -14,9 +14,9 @@ from nextflow_tokenize.schedule import FINAL_GRIDS, canonical_final, grids, toke
 from nextflow_tokenize.segments import ImageSegment, Segment, TextSegment, image_grids, slots
 from torch.nn.functional import interpolate
 
-from megatron_nextflow.batch import collate, vision_inputs
-from megatron_nextflow.layout import IGNORED, ImageInput, LayoutConfig, PackLayout, build_layout, scale_weights
-from megatron_nextflow.vocabulary import Vocabulary
+from megatron_nextflow.sequence.batch import collate, vision_inputs
+from megatron_nextflow.sequence.pack_layout import IGNORED, ImageInput, LayoutConfig, PackLayout, build_layout, scale_weights
+from megatron_nextflow.sequence.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary(text=50, codes=64)
 SQUARE = (64, 64)

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from megatron_nextflow.config import LossConfig, TrainConfig
-from megatron_nextflow.model_config import ParallelConfig
+from megatron_nextflow.config.model import ParallelConfig
+from megatron_nextflow.config.train import LossConfig, TrainConfig
 
 Config = Callable[..., TrainConfig]
 STEPS = 10
@@ -25,7 +25,7 @@ STEPS = 10
 _PROGRAM = """
 import json, sys, warnings
 from pathlib import Path
-from megatron_nextflow import device
+from megatron_nextflow.runtime import device
 
 def main():
     target = device.setup("cpu", 1)

@@ -9,10 +9,10 @@ from nextflow_tokenize.schedule import grids, token_count
 from nextflow_tokenize.segments import ImageSegment, TextSegment
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from megatron_nextflow.batch import LayoutBatch, collate
-from megatron_nextflow.layout import IGNORED, LayoutConfig, build_layout
-from megatron_nextflow.loss import HeadShare, logits_bytes, weighted_loss
-from megatron_nextflow.vocabulary import Vocabulary
+from megatron_nextflow.model.loss import HeadShare, logits_bytes, weighted_loss
+from megatron_nextflow.sequence.batch import LayoutBatch, collate
+from megatron_nextflow.sequence.pack_layout import IGNORED, LayoutConfig, build_layout
+from megatron_nextflow.sequence.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary(text=11, codes=20, multiple=8)
 SHARE = HeadShare(VOCABULARY.size)

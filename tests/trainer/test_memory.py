@@ -12,18 +12,20 @@ from megatron.core import parallel_state
 from megatron.core.pipeline_parallel.schedules import get_pp_rank_microbatches
 from torch import Tensor
 
-from megatron_nextflow import memory, spec
-from megatron_nextflow.attention import BlockRangeParams
-from megatron_nextflow.batch import collate
-from megatron_nextflow.config import FeedConfig, TrainConfig
-from megatron_nextflow.initialise import initialise
-from megatron_nextflow.inputs import open_inputs
-from megatron_nextflow.layout import build_layout
-from megatron_nextflow.model import NextFlowModel
-from megatron_nextflow.model_config import ModelConfig, ParallelConfig
-from megatron_nextflow.precision import resolve
-from megatron_nextflow.training import Trainer, start_parallel
-from megatron_nextflow.vocabulary import Vocabulary
+from megatron_nextflow.config.model import ModelConfig, ParallelConfig
+from megatron_nextflow.config.train import FeedConfig, TrainConfig
+from megatron_nextflow.estimate import memory
+from megatron_nextflow.feeding.inputs import open_inputs
+from megatron_nextflow.model import layer_spec
+from megatron_nextflow.model.attention import BlockRangeParams
+from megatron_nextflow.model.initialise import initialise
+from megatron_nextflow.model.nextflow import NextFlowModel
+from megatron_nextflow.model.precision import resolve
+from megatron_nextflow.sequence.batch import collate
+from megatron_nextflow.sequence.pack_layout import build_layout
+from megatron_nextflow.sequence.vocabulary import Vocabulary
+from megatron_nextflow.step.process_groups import start_parallel
+from megatron_nextflow.step.trainer import Trainer
 
 CPU = torch.device("cpu")
 VOCABULARY = Vocabulary(61, 48)
@@ -50,7 +52,7 @@ def _kept(config: TrainConfig) -> int:
     """Bytes that the forward pass of one full text keeps for the backward pass, weights apart."""
     start_parallel(config)
     model = NextFlowModel(
-        spec.transformer_config(config, resolve(config, CPU)), config.model, VOCABULARY, torch.randn(48, 10)
+        layer_spec.transformer_config(config, resolve(config, CPU)), config.model, VOCABULARY, torch.randn(48, 10)
     )
     initialise(model.sharded_state_dict(), config.model)
     ids, none = np.arange(LENGTH) % VOCABULARY.text, np.zeros(0, dtype=np.int64)
@@ -72,7 +74,7 @@ def _kept(config: TrainConfig) -> int:
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 def test_a_layer_keeps_what_is_reckoned(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spec.RMSNorm, "forward", lambda self, x: _FusedNorm.apply(x, self.weight))
+    monkeypatch.setattr(layer_spec.RMSNorm, "forward", lambda self, x: _FusedNorm.apply(x, self.weight))
     two, four = _kept(_config(2, precision=precision)), _kept(_config(4, precision=precision))
     assert memory.layer_bytes(_config(2, precision=precision)) == pytest.approx((four - two) / 2, rel=0.01)
 

@@ -15,10 +15,11 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from megatron_nextflow import loop, trackers
-from megatron_nextflow.config import TrainConfig, WandbConfig
-from megatron_nextflow.heartbeat import Heartbeat, read_heartbeat
-from megatron_nextflow.metrics import Reporter, read_events, read_metrics
+from megatron_nextflow.config.train import TrainConfig, WandbConfig
+from megatron_nextflow.training import loop
+from megatron_nextflow.watch import trackers
+from megatron_nextflow.watch.heartbeat import Heartbeat, read_heartbeat
+from megatron_nextflow.watch.reporter import Reporter, read_events, read_metrics
 
 Config = Callable[..., TrainConfig]
 CPU = torch.device("cpu")
@@ -234,6 +235,8 @@ def test_a_heartbeat_keeps_what_is_not_said_and_never_fails(tmp_path: Path) -> N
 
 
 def test_reading_needs_no_torch() -> None:
-    program = "import sys, megatron_nextflow.metrics, megatron_nextflow.rank_log, megatron_nextflow.health; "
+    program = (
+        "import sys, megatron_nextflow.watch.reporter, megatron_nextflow.watch.rank_log, megatron_nextflow.watch.health; "
+    )
     program += "sys.exit(sum(m in sys.modules for m in ('torch', 'megatron', 'tensorboard', 'wandb')))"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from nextflow_tokenize.shards.reader import ShardSet
 from torch.nn import functional as F
 
-from megatron_nextflow.config import FeedConfig, LossConfig, TrainConfig
-from megatron_nextflow.embedding import sinusoid
-from megatron_nextflow.feed import Feed, Share
-from megatron_nextflow.model_config import ModelConfig, ParallelConfig
-from megatron_nextflow.upsample import bicubic_taps
-from megatron_nextflow.vocabulary import Vocabulary
+from megatron_nextflow.config.model import ModelConfig, ParallelConfig
+from megatron_nextflow.config.train import FeedConfig, LossConfig, TrainConfig
+from megatron_nextflow.feeding.feed import Feed, Share
+from megatron_nextflow.model.embedding import sinusoid
+from megatron_nextflow.sequence.upsample import bicubic_taps
+from megatron_nextflow.sequence.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary(61, 48)
 MODEL = ModelConfig(hidden_size=32, layers=2, heads=4, query_groups=2, ffn_size=48, max_length=192, max_scales=6)
@@ -23,15 +23,15 @@ MODEL = ModelConfig(hidden_size=32, layers=2, heads=4, query_groups=2, ffn_size=
 
 @pytest.fixture(scope="module", autouse=True)
 def parallel() -> None:
-    from megatron_nextflow.training import start_parallel
+    from megatron_nextflow.step.process_groups import start_parallel
 
     start_parallel(TrainConfig(model=MODEL))
 
 
 def _model(model: ModelConfig = MODEL, precision: str = "float32"):  # type: ignore[no-untyped-def]
-    from megatron_nextflow.initialise import initialise
-    from megatron_nextflow.model import NextFlowModel
-    from megatron_nextflow.spec import transformer_config
+    from megatron_nextflow.model.initialise import initialise
+    from megatron_nextflow.model.layer_spec import transformer_config
+    from megatron_nextflow.model.nextflow import NextFlowModel
 
     codes = torch.randn(VOCABULARY.codes, 10, generator=torch.Generator().manual_seed(0))
     config = transformer_config(TrainConfig(model=model, precision=precision))  # type: ignore[arg-type]
@@ -63,7 +63,7 @@ def test_the_vocabulary_lies_as_the_layout_needs_it() -> None:
 
 
 def test_rows_that_tensor_parallelism_cannot_split_are_refused_with_the_shards(training_data) -> None:  # type: ignore[no-untyped-def]
-    from megatron_nextflow.inputs import vocabulary_of
+    from megatron_nextflow.feeding.inputs import vocabulary_of
 
     folder = str(training_data.shards)
     manifest = ShardSet.open(folder).manifest
@@ -105,7 +105,7 @@ def test_inputs_are_words_or_connected_code_vectors(training_data) -> None:  # t
 
 
 def test_padding_rows_of_the_head_get_neither_probability_nor_gradient(training_data) -> None:  # type: ignore[no-untyped-def]
-    from megatron_nextflow.attention import BlockRangeParams
+    from megatron_nextflow.model.attention import BlockRangeParams
 
     model = _model()
     config = TrainConfig(model=MODEL, data=FeedConfig(global_batch_size=1))
@@ -137,7 +137,7 @@ def test_initial_values_follow_their_rules() -> None:
 
 
 def test_a_frozen_codebook_gets_no_gradient(training_data) -> None:  # type: ignore[no-untyped-def]
-    from megatron_nextflow.attention import BlockRangeParams
+    from megatron_nextflow.model.attention import BlockRangeParams
 
     config = TrainConfig(model=MODEL, data=FeedConfig(global_batch_size=1))
     batch = next(Feed(ShardSet.open(training_data.shards), config, VOCABULARY, Share()).next_batch())

@@ -12,11 +12,12 @@ from typing import Any
 
 import psutil
 
-from megatron_nextflow import checkpoint
-from megatron_nextflow.config import TrainConfig
-from megatron_nextflow.launch import launch
-from megatron_nextflow.metrics import read_metrics
-from megatron_nextflow.model_config import ParallelConfig
+from megatron_nextflow.checkpoint.format import read_manifest
+from megatron_nextflow.config.model import ParallelConfig
+from megatron_nextflow.config.train import TrainConfig
+from megatron_nextflow.launching.launcher import launch
+from megatron_nextflow.runtime import training_folder
+from megatron_nextflow.watch.reporter import read_metrics
 
 Config = Callable[..., TrainConfig]
 
@@ -64,7 +65,7 @@ def _gone(processes: list[psutil.Process]) -> bool:
 
 def _go_back(output: Path, step: int) -> None:
     """As if the kill had come before any later checkpoint."""
-    (checkpoint.folder(output) / checkpoint.LATEST).write_text(f"step-{step:08d}\n", encoding="utf-8")
+    (training_folder.folder(output) / training_folder.LATEST).write_text(f"step-{step:08d}\n", encoding="utf-8")
 
 
 def test_killed_then_resumed_gives_the_same_losses(make_config: Config, training_data: Any, tmp_path: Path) -> None:
@@ -81,10 +82,10 @@ def test_killed_then_resumed_gives_the_same_losses(make_config: Config, training
         one.kill()
     process.wait()
     assert _gone([*family, orphan])  # the one that was not killed leaves by itself
-    assert checkpoint.latest(output) is not None
+    assert training_folder.latest(output) is not None
     expected = read_metrics(output)
     step = (len(expected) - 2) // 2 * 2
-    (checkpoint.folder(output) / f".step-{step:08d}.writing").mkdir(exist_ok=True)  # what a kill while saving leaves
+    (training_folder.folder(output) / f".step-{step:08d}.writing").mkdir(exist_ok=True)  # what a kill while saving leaves
 
     _go_back(output, step)
     assert launch(config.model_copy(update={"steps": step + 2}), tmp_path, 2) == 0
@@ -103,6 +104,6 @@ def test_a_stop_signal_saves_and_leaves_nobody(make_config: Config, training_dat
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=120) == 0
     assert _gone(family)
-    saved = checkpoint.latest(output)
+    saved = training_folder.latest(output)
     assert saved is not None
-    assert checkpoint.read_manifest(saved).state.step == _rows(output)[-1]["step"]
+    assert read_manifest(saved).state.step == _rows(output)[-1]["step"]

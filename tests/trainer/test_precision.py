@@ -9,10 +9,10 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from megatron_nextflow import precision
-from megatron_nextflow.config import TrainConfig
-from megatron_nextflow.precision import resolve
-from megatron_nextflow.spec import transformer_config
+from megatron_nextflow.config.train import TrainConfig
+from megatron_nextflow.model import precision
+from megatron_nextflow.model.layer_spec import transformer_config
+from megatron_nextflow.model.precision import resolve
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 

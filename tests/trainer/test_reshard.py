@@ -14,12 +14,13 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_nextflow import checkpoint, loop
-from megatron_nextflow.checkpoint_verify import verify_folder
-from megatron_nextflow.config import TrainConfig
-from megatron_nextflow.launch import launch
-from megatron_nextflow.metrics import read_metrics
-from megatron_nextflow.model_config import ParallelConfig
+from megatron_nextflow.checkpoint.verify import verify_folder
+from megatron_nextflow.config.model import ParallelConfig
+from megatron_nextflow.config.train import TrainConfig
+from megatron_nextflow.launching.launcher import launch
+from megatron_nextflow.runtime import training_folder
+from megatron_nextflow.training import loop
+from megatron_nextflow.watch.reporter import read_metrics
 
 Config = Callable[..., TrainConfig]
 SAVED, STEPS = 3, 5
@@ -31,7 +32,7 @@ def saved(make_config: Config, training_data: Any, tmp_path_factory: pytest.Temp
     output = tmp_path_factory.mktemp("tp2-pp2")
     config = _config(make_config, training_data, output, tp=2, pp=2)
     assert launch(config, output, 4) == 0
-    (checkpoint.folder(output) / checkpoint.LATEST).write_text(f"step-{SAVED:08d}\n", encoding="utf-8")
+    (training_folder.folder(output) / training_folder.LATEST).write_text(f"step-{SAVED:08d}\n", encoding="utf-8")
     return output
 
 
@@ -51,7 +52,7 @@ def _assert_goes_on_alike(output: Path, saved: Path) -> None:
 
 
 def test_every_process_has_written_its_part(saved: Path) -> None:
-    path = checkpoint.folder(saved) / f"step-{SAVED:08d}"
+    path = training_folder.folder(saved) / f"step-{SAVED:08d}"
     manifest = verify_folder(path)
     assert (manifest.state.parallel, manifest.state.processes) == ({"tp": 2, "pp": 2, "vpp": 1, "cp": 1}, 4)
     assert {f"megatron/__{rank}_0.distcp" for rank in range(4)} < manifest.files.keys()
@@ -88,6 +89,6 @@ def test_interleaved_stages_to_one_process(make_config: Config, training_data: A
     saved = tmp_path / "vpp"
     assert launch(_config(make_config, training_data, saved, pp=2, vpp=2), saved, 2) == 0
     output = Path(shutil.copytree(saved, tmp_path / "run"))
-    (checkpoint.folder(output) / checkpoint.LATEST).write_text(f"step-{SAVED:08d}\n", encoding="utf-8")
+    (training_folder.folder(output) / training_folder.LATEST).write_text(f"step-{SAVED:08d}\n", encoding="utf-8")
     assert loop.train(_config(make_config, training_data, output), torch.device("cpu")) == STEPS
     _assert_goes_on_alike(output, saved)

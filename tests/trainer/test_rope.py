@@ -9,7 +9,7 @@ import torch
 from megatron.core.models.common.embeddings.rope_utils import apply_rotary_pos_emb
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from megatron_nextflow.rope import MultiScaleRotary
+from megatron_nextflow.model.rope import MultiScaleRotary
 
 
 def qwen(x: torch.Tensor, positions: torch.Tensor, theta: float, sections: list[int]) -> torch.Tensor:

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from megatron_nextflow.generate_config import GenerateConfig, GenerationError, Sampling
-from megatron_nextflow.sampling import draw, filtered, guided
+from megatron_nextflow.config.generate import GenerateConfig, GenerationError, Sampling
+from megatron_nextflow.generation.sampling import draw, filtered, guided
 
 LOGITS = st.lists(st.floats(-8, 8, width=32), min_size=1, max_size=12)
 

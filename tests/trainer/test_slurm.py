@@ -20,12 +20,13 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from megatron_nextflow import slurm_queue
-from megatron_nextflow.config import TrainConfig
-from megatron_nextflow.launch_record import last_step, read_record
-from megatron_nextflow.metrics import read_metrics
-from megatron_nextflow.slurm import script, write_script
-from megatron_nextflow.slurm_config import SlurmConfig
+from megatron_nextflow.config.slurm import SlurmConfig
+from megatron_nextflow.config.train import TrainConfig
+from megatron_nextflow.launching import slurm_queue
+from megatron_nextflow.launching.launch_record import read_record
+from megatron_nextflow.launching.slurm_script import script, write_script
+from megatron_nextflow.runtime.training_folder import last_step
+from megatron_nextflow.watch.reporter import read_metrics
 
 Config = Callable[..., TrainConfig]
 ONE = SlurmConfig(gpus_per_node=1, cpus_per_gpu=1)

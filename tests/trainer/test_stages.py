@@ -12,11 +12,15 @@ import torch
 from megatron.core.dist_checkpointing import load_plain_tensors
 from torch import Tensor
 
-from megatron_nextflow import checkpoint, inputs, loop, resume
-from megatron_nextflow.checkpoint_format import CheckpointError
-from megatron_nextflow.config import OptimizerConfig, TrainConfig
-from megatron_nextflow.inputs import InputError
-from megatron_nextflow.training import Trainer, start_parallel
+from megatron_nextflow.config.train import OptimizerConfig, TrainConfig
+from megatron_nextflow.feeding import inputs
+from megatron_nextflow.feeding.inputs import InputError
+from megatron_nextflow.runtime import training_folder
+from megatron_nextflow.runtime.training_folder import CheckpointError
+from megatron_nextflow.step.process_groups import start_parallel
+from megatron_nextflow.step.trainer import Trainer
+from megatron_nextflow.training import loop
+from megatron_nextflow.training.beginning import begin
 
 Config = Callable[..., TrainConfig]
 CPU = torch.device("cpu")
@@ -33,7 +37,7 @@ LEARNT_IN_ALIGNMENT = {
 
 def _weights(output: Path) -> dict[str, Tensor]:
     """The model's tensors of the newest checkpoint, as torch finds them in its files."""
-    path = checkpoint.latest(output)
+    path = training_folder.latest(output)
     assert path is not None
     found = load_plain_tensors(str(path / "megatron"))
     return {name: value for name, value in found.items() if not name.startswith("optimizer")}
@@ -75,7 +79,10 @@ def test_pretraining_after_it_learns_everything(
     after["embedding.scale_embeddings"] = after["embedding.scale_embeddings"][:4]
     assert [name for name in before if torch.equal(before[name], after[name])] == []
     said = " ".join(capsys.readouterr().out.split())
-    assert f"inherited from {checkpoint.latest(aligned)} (step 3): words, codebook, connector, 4 layers, output head" in said
+    assert (
+        f"inherited from {training_folder.latest(aligned)} (step 3): words, codebook, connector, 4 layers, output head"
+        in said
+    )
     assert "scale embeddings 4 of 6 rows (2 new ones begin as row 4)" in said
 
 
@@ -90,7 +97,7 @@ def test_more_scales_begin_as_the_last_and_fewer_are_the_first(
     start_parallel(config)
     source = inputs.open_inputs(config)
     trainer = Trainer(config, source.vocabulary, source.codebook, CPU)
-    beginning = resume.begin(config, trainer, source)
+    beginning = begin(config, trainer, source)
     assert (beginning.state.step, beginning.state.consumed) == (0, 0)
     assert ("3 rows of its 4" if scales == 3 else f"4 of {scales} rows") in beginning.said
     trainer.set_step(0)

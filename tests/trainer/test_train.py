@@ -22,17 +22,21 @@ from nextflow_tokenize.config.pack import PackConfig
 from nextflow_tokenize.shards.reader import ShardSet
 from nextflow_tokenize.shards.writer import write_manifest
 
-from megatron_nextflow import checkpoint, inputs, loop, train
-from megatron_nextflow.checkpoint_saver import SaveError
-from megatron_nextflow.config import TrainConfig
-from megatron_nextflow.feed import Feed, FeedError
-from megatron_nextflow.heartbeat import read_heartbeat
-from megatron_nextflow.inputs import InputError
-from megatron_nextflow.metrics import read_events, read_metrics
-from megatron_nextflow.rank_log import log_path, open_log
-from megatron_nextflow.reading import UnreadableError
-from megatron_nextflow.signals import Stop
-from megatron_nextflow.training import DivergedError, Trainer
+from megatron_nextflow import train
+from megatron_nextflow.checkpoint.save import SaveError
+from megatron_nextflow.config.train import TrainConfig
+from megatron_nextflow.feeding import inputs
+from megatron_nextflow.feeding.feed import Feed, FeedError
+from megatron_nextflow.feeding.inputs import InputError
+from megatron_nextflow.launching.exit_status import STATUS_FILE
+from megatron_nextflow.runtime import training_folder
+from megatron_nextflow.runtime.stop_request import Stop
+from megatron_nextflow.step.trainer import DivergedError, Trainer
+from megatron_nextflow.training import loop, process
+from megatron_nextflow.training.agreed_batch import UnreadableError
+from megatron_nextflow.watch.heartbeat import read_heartbeat
+from megatron_nextflow.watch.rank_log import log_path, open_log
+from megatron_nextflow.watch.reporter import read_events, read_metrics
 
 Config = Callable[..., TrainConfig]
 Program = Callable[[TrainConfig], int]
@@ -51,7 +55,7 @@ def data(training_data: Any, tmp_path: Path) -> Any:
 def program(monkeypatch: pytest.MonkeyPatch) -> Iterator[Program]:
     """The training program in this process, whose group and logging are left as they were."""
     monkeypatch.setattr(dist, "destroy_process_group", lambda *group: None)
-    monkeypatch.setattr(train, "_die_with_parents", lambda: None)
+    monkeypatch.setattr(process, "_die_with_parents", lambda: None)
     root, interrupt = logging.getLogger(), signal.getsignal(signal.SIGINT)
     handlers, hooks, level = root.handlers[:], (sys.excepthook, threading.excepthook), root.level
 
@@ -143,7 +147,7 @@ def test_a_stop_signal_saves_and_ends_with_0(
     monkeypatch.setattr(Feed, "next_batch", interrupted)
     config = make_config(data, tmp_path / "run", steps=100_000, log_interval=2)
     assert program(config) == 0
-    saved = checkpoint.latest(config.output)
+    saved = training_folder.latest(config.output)
     assert saved is not None and saved.name == "step-00000003"
     assert [row["step"] for row in read_metrics(config.output)] == [2]
     assert [event["kind"] for event in read_events(config.output)] == ["saved", "stop"]
@@ -172,7 +176,7 @@ def test_a_signal_before_the_first_step_waits_for_no_step(
     config = make_config(data, tmp_path / "run")
     assert program(config) == 0
     assert handlers == [signal.SIG_DFL]
-    assert read_metrics(config.output) == [] and checkpoint.latest(config.output) is None
+    assert read_metrics(config.output) == [] and training_folder.latest(config.output) is None
     assert [event["kind"] for event in read_events(config.output)] == ["stop"]
 
 
@@ -202,7 +206,7 @@ def test_the_status_says_what_kind_of_end_it_was(
         raise error
 
     monkeypatch.setattr(loop, "train", fail)
-    monkeypatch.setenv(train.STATUS_FILE, str(tmp_path / "status"))
+    monkeypatch.setenv(STATUS_FILE, str(tmp_path / "status"))
     config = make_config(data, tmp_path / "run")
     assert program(config) == status
     assert (tmp_path / "status").read_text(encoding="utf-8") == f"{status}\n"
@@ -211,7 +215,7 @@ def test_the_status_says_what_kind_of_end_it_was(
     assert said.count("\n") == 1 and words.format(log=log) in said
     assert f"{type(error).__name__}: " in log.read_text(encoding="utf-8")
     assert program(config) == status and capfd.readouterr().err == ""  # said once, by whoever was first
-    monkeypatch.setenv(train.STATUS_FILE, str(tmp_path / "gone" / "status"))
+    monkeypatch.setenv(STATUS_FILE, str(tmp_path / "gone" / "status"))
     assert program(config) == status and words.format(log=log) in capfd.readouterr().err
 
 

@@ -19,15 +19,15 @@ from typing import Any
 import pytest
 from nextflow_tokenize.shards.reader import ShardSet
 
-from megatron_nextflow import train
-from megatron_nextflow.config import TrainConfig
-from megatron_nextflow.health_config import PATIENCE, HealthConfig
-from megatron_nextflow.heartbeat import read_heartbeat
-from megatron_nextflow.metrics import read_events, read_metrics
-from megatron_nextflow.order import shuffled
-from megatron_nextflow.rank_log import log_path
-from megatron_nextflow.stragglers import slowest
-from megatron_nextflow.watchdog import Watchdog
+from megatron_nextflow.config.health import PATIENCE, HealthConfig
+from megatron_nextflow.config.train import TrainConfig
+from megatron_nextflow.feeding.order import shuffled
+from megatron_nextflow.launching.exit_status import HUNG, STATUS_FILE
+from megatron_nextflow.watch.heartbeat import read_heartbeat
+from megatron_nextflow.watch.rank_log import log_path
+from megatron_nextflow.watch.reporter import read_events, read_metrics
+from megatron_nextflow.watch.stragglers import slowest
+from megatron_nextflow.watch.watchdog import Watchdog
 
 Config = Callable[..., TrainConfig]
 
@@ -106,10 +106,13 @@ def test_slow_reading_counts_by_what_it_does_to_the_step() -> None:
 
 _PROGRAM = """
 import dataclasses, math, os, sys, threading
-from megatron_nextflow import device, train
+from megatron_nextflow import train
+from megatron_nextflow.runtime import device
 device.setup("cpu")
 from nextflow_tokenize.shards import ShardError
-from megatron_nextflow import checkpoint, feed, stragglers, watchdog
+from megatron_nextflow.feeding import feed
+from megatron_nextflow.runtime import training_folder
+from megatron_nextflow.watch import stragglers, watchdog
 SECOND = os.environ["RANK"] == "1"
 give, beat = feed.Feed.next_batch, watchdog.Watchdog.beat
 
@@ -139,7 +142,7 @@ feed.Feed.next_batch = next_batch
 watchdog.Watchdog.beat = hurried
 if SECOND:
     stragglers.probe = lambda device: 1000.0
-    checkpoint.latest = lambda output: None  # as a machine sees it that has not looked into the folder again
+    training_folder.latest = lambda output: None  # as a machine sees it that has not looked into the folder again
 sys.exit(train.main(sys.argv[1:]))
 """
 
@@ -173,14 +176,14 @@ def hung(make_config: Config, training_data: Any, tmp_path_factory: pytest.TempP
             subprocess.Popen(
                 command,
                 stderr=stderr,
-                env={**os.environ, **shared, "RANK": str(rank), train.STATUS_FILE: str(folder / "status")},
+                env={**os.environ, **shared, "RANK": str(rank), STATUS_FILE: str(folder / "status")},
             )
             for rank in (0, 1)
         ]
         codes = [process.wait(timeout=300) for process in processes]
         stderr.seek(0)
         said = stderr.read()
-    assert codes[0] != 0 and codes[1] == train.HUNG  # the first may also notice that the second is gone
+    assert codes[0] != 0 and codes[1] == HUNG  # the first may also notice that the second is gone
     packs = ShardSet.open(str(training_data.shards))
     keys = sorted(packs.read(shuffled(place, len(packs), 0)).key for place in range(4, 8))
     return Hung(folder / "run", said, (folder / "status").read_text(encoding="utf-8"), keys)
@@ -188,7 +191,7 @@ def hung(make_config: Config, training_data: Any, tmp_path_factory: pytest.TempP
 
 @pytest.mark.slow
 def test_a_hang_ends_the_run_with_its_own_status(hung: Hung) -> None:
-    assert hung.status == f"{train.HUNG}\n"
+    assert hung.status == f"{HUNG}\n"
     said = [line for line in hung.stderr.splitlines() if line.startswith("train: ")]
     assert len(said) == 1
     assert "step 4 has not ended in 5 s" in said[0] and str(hung.output / "logs") in said[0]

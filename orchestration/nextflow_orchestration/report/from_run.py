@@ -19,10 +19,10 @@ from typing import Any
 
 import yaml
 
-from megatron_nextflow.heartbeat import read_heartbeat
-from megatron_nextflow.launch_record import LaunchRecord, alive, read_record
-from megatron_nextflow.metrics import read_events, read_metrics
-from megatron_nextflow.train import REFUSED
+from megatron_nextflow.launching.exit_status import REFUSED
+from megatron_nextflow.launching.launch_record import LaunchRecord, alive, read_record
+from megatron_nextflow.watch.heartbeat import read_heartbeat
+from megatron_nextflow.watch.reporter import read_events, read_metrics
 from nextflow_orchestration.in_short import plural
 from nextflow_orchestration.report.charts import short
 from nextflow_orchestration.report.model import Chart, Curve, Fact, Moment, RunPage, Saved, Tile

@@ -18,7 +18,7 @@ from markupsafe import Markup
 from nextflow_pipelines.units import write_durably
 from rich.console import Console
 
-from megatron_nextflow.launch_record import last_step
+from megatron_nextflow.runtime.training_folder import last_step
 from nextflow_orchestration.report.charts import lines, shade
 from nextflow_orchestration.report.from_run import run_page
 from nextflow_orchestration.report.model import Chart, Fact, Generated, RunPage
@@ -114,7 +114,7 @@ def make_samples(output: Path, count: int, prompts: list[str], level: int | None
 
     Without prompts, the prompt and the sampling of the whole run that the training belongs to, or the defaults.
     """
-    from megatron_nextflow.generate_config import GenerateConfig
+    from megatron_nextflow.config.generate import GenerateConfig
     from nextflow_orchestration.final_stages import generate_in_process
     from nextflow_orchestration.recipe import GenerateSection
     from nextflow_orchestration.training import last_checkpoint, run_settings

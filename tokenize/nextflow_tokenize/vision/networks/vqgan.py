@@ -2,7 +2,7 @@
 
 Written from the published definitions (Esser et al. 2021, arXiv 2012.09841; TokenFlow 2412.03069 and its code): residual
 blocks, attention after each block of the lowest resolution, residual–attention–residual in the middle, GroupNorm of 32
-groups. It is kept apart from `networks`, whose CNN is shaped for CPUs, so that published weights are a renaming away
+groups. It is kept apart from `patch`, whose CNN is shaped for CPUs, so that published weights are a renaming away
 (`tokenflow`). The cost of being exact is its first stage: convolutions at full resolution, most of the time and memory.
 """
 

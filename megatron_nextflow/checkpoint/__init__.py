@@ -1,0 +1,1 @@
+"""What is saved, how it is made sure of, and how it is read back."""

@@ -1,0 +1,1 @@
+"""Which pack is next."""

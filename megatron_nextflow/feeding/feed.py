@@ -1,0 +1,116 @@
+"""From a shard set to micro-batches: which pack is next, on which process, in which layout.
+
+The state is one number, the packs consumed, beside the seed and the shard set's fingerprint it counts in. The order of packs
+does not depend on the number of processes: a global batch is a run of `global_batch_size` places of the order, dealt out to
+the data-parallel copies. So a run may resume on more or fewer processes and see the same batches. The cost: tensor- and
+pipeline-parallel peers each read and lay out the same packs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from nextflow_tokenize.segments import image_grids
+from nextflow_tokenize.shards.sample_format import Sample
+
+from megatron_nextflow.config.train import TrainConfig
+from megatron_nextflow.feeding.order import shuffled
+from megatron_nextflow.sequence.batch import LayoutBatch, join
+from megatron_nextflow.sequence.pack_layout import LayoutConfig, PackLayout, build_layout, slots_of
+from megatron_nextflow.sequence.vocabulary import Vocabulary
+
+
+class Packs(Protocol):
+    """What feeding needs of a shard set."""
+
+    def __len__(self) -> int: ...
+    def read(self, number: int) -> Sample: ...
+
+
+class FeedError(ValueError):
+    """A pack that cannot be laid out; the message names it."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which data-parallel copy this process belongs to, of how many."""
+
+    rank: int = 0
+    size: int = 1
+
+
+class Feed:
+    """Micro-batches of the global batches from place `consumed` on, each one row (see `batch.join`).
+
+    `skip`: places at which global batches begin that are left out; `keys` names the packs of this copy's part of the batch
+    last given, once they have been read.
+    """
+
+    def __init__(
+        self,
+        packs: Packs,
+        config: TrainConfig,
+        vocabulary: Vocabulary,
+        share: Share,
+        consumed: int = 0,
+        skip: Collection[int] = (),
+    ) -> None:
+        self.packs = packs
+        self.config = config
+        self.vocabulary = vocabulary
+        self.share = share
+        self.consumed = consumed
+        self.skip = set(skip)
+        self.keys: list[str] = []
+        self.layout = LayoutConfig(
+            spatial_extent=config.model.rope_extent, scale_alpha=config.loss.alpha, predict_boi=config.loss.predict_boi
+        )
+        parallel = config.parallel
+        # Each process's part of a row is a multiple of `align`; under context parallelism it is two equal stretches.
+        part = config.data.align * parallel.cp * (parallel.tp if parallel.sequence_parallel else 1)
+        self.multiple = math.lcm(part, 2 * parallel.cp) if parallel.cp > 1 else part
+
+    def places(self) -> list[int]:
+        """Places of the order that this process's copy takes of the next global batch."""
+        self._jump()
+        first = self.consumed + self.share.rank
+        return list(range(first, self.consumed + self.config.data.global_batch_size, self.share.size))
+
+    def next_batch(self) -> Iterator[LayoutBatch]:
+        """The micro-batches of this copy's part of the next global batch; the state has then moved on by the whole of it."""
+        indices = [shuffled(place, len(self.packs), self.config.data.seed) for place in self.places()]
+        self.consumed += self.config.data.global_batch_size
+        self.keys = []
+        size = self.config.data.micro_batch_size
+        return (
+            join([self._lay_out(i) for i in indices[at : at + size]], self.multiple) for at in range(0, len(indices), size)
+        )
+
+    def _jump(self) -> None:
+        while self.consumed in self.skip:
+            self.consumed += self.config.data.global_batch_size
+
+    def _lay_out(self, index: int) -> PackLayout:
+        sample = self.packs.read(index)
+        self.keys.append(sample.key)
+        model = self.config.model
+        try:
+            scales = max((len(image_grids(s)) for s in sample.segments if s["kind"] == "image"), default=0)
+            if scales > model.max_scales:
+                raise ValueError(f"an image has {scales} scales, model.max_scales is {model.max_scales}")
+            slots = slots_of(sample.segments)
+            if slots > model.max_length:
+                raise ValueError(f"it takes {slots} slots, model.max_length is {model.max_length}; raise it or pack shorter")
+            if self.config.loss.responses_only and all(segment["loss"] for segment in sample.segments):
+                raise ValueError("nothing in it is marked as given (loss: false), and loss.responses_only is set")
+            layout = build_layout(
+                sample.segments, sample.text, sample.input, sample.target, self.vocabulary, slots, self.layout
+            )
+        except ValueError as error:
+            raise FeedError(f"pack {sample.key}: {error}") from error
+        if self.config.loss.vision_weight != 1.0:
+            layout.weights[layout.scale > 0] *= self.config.loss.vision_weight
+        return layout

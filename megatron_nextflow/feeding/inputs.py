@@ -1,0 +1,135 @@
+"""What a run is trained on: the shard set, checked whole, and the codebook of the vision tokenizer that made it.
+
+A code means something only to the tokenizer that chose it, so the tokenizer's folder is hashed and compared with the hash in
+the shards' manifest before its vectors are used; and every shard is hashed before any of it is read, each process taking its
+part. The cost: the set is read once at the start (`data.verify: false` trusts it).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from nextflow_tokenize.shards.manifest import Manifest, VisionTokenizerRecord
+from nextflow_tokenize.shards.reader import ShardSet
+from nextflow_tokenize.vision.identity import identity, load_codebook
+from torch import Tensor
+
+from megatron_nextflow.config.train import TrainConfig
+from megatron_nextflow.runtime.agreement import of_all
+from megatron_nextflow.sequence.vocabulary import Vocabulary
+
+
+class InputError(ValueError):
+    """A shard set or tokenizer that cannot be trained on."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The packs, the joint vocabulary, the codebook [V, D] float32, and the hashes that a checkpoint records."""
+
+    packs: ShardSet
+    vocabulary: Vocabulary
+    codebook: Tensor
+    fingerprint: str
+    text_tokenizer: str
+    vision_tokenizer: str
+
+
+def open_inputs(config: TrainConfig) -> Inputs:
+    """Open and check the shard set and the vision tokenizer that `config.data` names.
+
+    torch.distributed must be running; every process must call this. Raises InputError, or what `ShardSet.open` raises for a
+    manifest it cannot use (a ValueError too), on all processes and before anything is read.
+    """
+    folder = config.data.shards
+    if folder is None:
+        raise InputError("data.shards is not set: name the folder of a shard set")
+    packs = ShardSet.open(folder)
+    manifest = packs.manifest
+    vocabulary = vocabulary_of(config, folder, manifest)
+    if config.data.verify:
+        verify_files(packs)
+    vision = manifest.vision_tokenizer
+    codebook = _codebook(config.data.vision_tokenizer, folder, vision) if vision else torch.zeros(1, 1)
+    return Inputs(
+        packs=packs,
+        vocabulary=vocabulary,
+        codebook=codebook,
+        fingerprint=manifest.sha256,
+        text_tokenizer=manifest.text_tokenizer.sha256,
+        vision_tokenizer=vision.sha256 if vision else "",
+    )
+
+
+def vocabulary_of(config: TrainConfig, folder: str, manifest: Manifest) -> Vocabulary:
+    """The joint vocabulary of the shard set in `folder`.
+
+    Raises InputError where the set and the recipe do not fit, ValueError where the rows cannot be split over `parallel.tp`.
+    """
+    if not manifest.totals.samples:
+        raise InputError(f"{folder} holds no packs; there is nothing to train on")
+    if manifest.budget.max_length > config.model.max_length:
+        raise InputError(
+            f"{folder} was packed for {manifest.budget.max_length} slots, model.max_length is {config.model.max_length}; "
+            f"set model.max_length to at least {manifest.budget.max_length} or pack shorter"
+        )
+    ids = manifest.text_tokenizer.vocab_size
+    rows = config.model.text_vocabulary or ids
+    if rows < ids:
+        raise InputError(f"model.text_vocabulary {rows} is below the {ids} ids of the text tokenizer that made the shards")
+    vision = manifest.vision_tokenizer
+    if vision is not None:
+        width = vision.semantic_dim + vision.pixel_dim
+        for name, found in (("codebook_size", vision.codebook_size), ("codebook_dim", width)):
+            expected = getattr(config.data, name)
+            if expected not in (None, found):
+                raise InputError(
+                    f"{folder} has a codebook of {vision.codebook_size} codes of width {width}, data.{name} is {expected}: "
+                    "the model would have another range of codes; correct the recipe, or name the shards it is meant for"
+                )
+    vocabulary = Vocabulary(text=rows, codes=manifest.codebook_size)
+    vocabulary.require_split(config.parallel.tp)
+    return vocabulary
+
+
+def verify_files(packs: ShardSet) -> None:
+    """Compare the sha256 of every file of the set with its manifest's, each process its share of them.
+
+    Raises InputError on all processes, naming the first file that differs. Sizes were compared when the set was opened.
+    """
+    table = packs.manifest.file_table()
+    mine: list[str] = []
+    for name in sorted(table)[dist.get_rank() :: dist.get_world_size()]:
+        with packs.opener(f"{packs.path}/{name}") as stream:
+            if hashlib.file_digest(stream, "sha256").hexdigest() != table[name][1]:  # type: ignore[arg-type]
+                mine.append(name)
+    damaged = sorted(name for part in of_all(mine) for name in part)
+    if damaged:
+        more = f" (and {len(damaged) - 1} more)" if len(damaged) > 1 else ""
+        raise InputError(
+            f"{packs.path}/{damaged[0]}{more} was changed after it was written: its sha256 is not the manifest's; "
+            f"`mnf audit {packs.path}` says where, then restore it or pack again"
+        )
+
+
+def _codebook(tokenizer: Path | None, shards: str, expected: VisionTokenizerRecord) -> Tensor:
+    if tokenizer is None:
+        raise InputError(f"data.vision_tokenizer is not set, and {shards} holds images: name the tokenizer that made them")
+    found = identity(tokenizer)
+    if found != expected.sha256:
+        raise InputError(
+            f"{shards} was made with the vision tokenizer {expected.sha256}, {tokenizer} is {found}: its codes mean other "
+            "things; name the tokenizer that made the shards"
+        )
+    codebook = torch.from_numpy(load_codebook(tokenizer))
+    said = (expected.codebook_size, expected.semantic_dim + expected.pixel_dim)
+    if tuple(codebook.shape) != said:
+        raise InputError(
+            f"{tokenizer} has a codebook of {codebook.shape[0]} × {codebook.shape[1]}, the manifest of {shards} says "
+            f"{said[0]} × {said[1]}: codes would fall outside the vocabulary's range; pack the shards again"
+        )
+    return codebook

@@ -1,0 +1,1 @@
+"""Starting processes and attending them: here, or by a Slurm script."""

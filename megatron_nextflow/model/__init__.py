@@ -1,0 +1,1 @@
+"""The model: embeddings, attention, loss, and what Megatron is told of it."""

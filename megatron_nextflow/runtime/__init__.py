@@ -1,0 +1,1 @@
+"""The process and its machine: device, signals, files, what processes tell one another."""

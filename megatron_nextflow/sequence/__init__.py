@@ -1,0 +1,1 @@
+"""Where everything lies in a sequence: vocabulary, pack layout, rows of packs."""

@@ -1,0 +1,1 @@
+"""One optimizer step over processes in a parallel layout."""

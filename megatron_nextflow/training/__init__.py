@@ -1,0 +1,1 @@
+"""One model's training, from its beginning to its last step."""

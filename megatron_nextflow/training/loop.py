@@ -1,0 +1,279 @@
+"""The training run on one process: check, build, resume, read, step, judge, save, stop when told.
+
+Everything that can be refused is refused before the first step: a damaged shard, a tokenizer that is not the shards' or the
+checkpoint's, a layout of processes that does not fit. A request to stop (SIGTERM, SIGINT) on any process is shared among all
+before each step, so that they stop at the same one, save, and leave a checkpoint; until a run has begun it has nothing to
+save, and the signal ends it. A batch is read whole before its step begins. One that holds a pack that cannot be used is left
+out; so is one with a bad loss, or the run goes back to its last checkpoint, as the recipe's `health` says, and which batches
+those were is part of the checkpoints that follow. The cost: two small all-reduces a step, reading that no step hides, and
+a checkpoint before the first step where the recipe may go back.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from rich.markup import escape
+
+from megatron_nextflow.checkpoint.format import CheckpointState
+from megatron_nextflow.checkpoint.load import in_force, load
+from megatron_nextflow.checkpoint.save import Saver
+from megatron_nextflow.config.train import TrainConfig
+from megatron_nextflow.feeding import inputs
+from megatron_nextflow.feeding.feed import Feed, FeedError, Share
+from megatron_nextflow.runtime import training_folder
+from megatron_nextflow.runtime.agreement import of_all
+from megatron_nextflow.runtime.stop_request import Stop
+from megatron_nextflow.sequence.batch import LayoutBatch
+from megatron_nextflow.step.process_groups import start_parallel
+from megatron_nextflow.step.trainer import DivergedError, Trainer
+from megatron_nextflow.training.agreed_batch import Trouble, UnreadableError, read
+from megatron_nextflow.training.beginning import Beginning, begin
+from megatron_nextflow.training.figures import Figures
+from megatron_nextflow.watch.health import Finding, Health
+from megatron_nextflow.watch.reporter import Reporter, Silence
+from megatron_nextflow.watch.stragglers import Stragglers
+from megatron_nextflow.watch.watchdog import Watchdog
+
+End = Callable[[str], None]
+
+
+def train(config: TrainConfig, device: torch.device, end: End | None = None) -> int:
+    """Run until `config.steps` steps are done or a signal asks to stop; returns the step reached.
+
+    torch.distributed must be running (see `device.setup`); Megatron's process groups are made here, and left for another
+    run in this process. `end` is called, with a reason of one line and from another thread, when no step ends any more: it
+    must end the process. Without it nobody watches. Raises ValueError (CheckpointError, FeedError, InputError, ShardError
+    are such) with a one-line reason for what cannot be trained on, before the first step on every process alike;
+    DivergedError where a bad loss stops the run; and FeedError or UnreadableError, with everything saved, where too many
+    batches cannot be used or the shards cannot be read any more.
+    """
+    config.check(dist.get_world_size())
+    start_parallel(config)
+    source = inputs.open_inputs(config)
+    trainer = Trainer(config, source.vocabulary, source.codebook, device)
+    beginning = begin(config, trainer, source)
+    state = beginning.state
+    trainer.set_step(state.step)
+    reporter = _reporter(config, state.step)
+    figures = Figures(config, source, trainer, dist.get_world_size())
+    reporter.say(figures.opening())
+    if beginning.said:
+        reporter.say(escape(beginning.said))
+    run = _Run(config, source, trainer, beginning, reporter, figures, end)
+    try:
+        with Stop() as stop:
+            return run.until_done(stop)
+    except BaseException:
+        reporter.beat("failed")
+        raise
+    finally:
+        if run.watchdog:
+            run.watchdog.close()
+        reporter.close()
+
+
+class _Run:
+    """The state of a run and what changes it. Every decision is made from what all processes know alike."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        source: inputs.Inputs,
+        trainer: Trainer,
+        beginning: Beginning,
+        reporter: Reporter | Silence,
+        figures: Figures,
+        end: End | None,
+    ) -> None:
+        self.config = config
+        self.source = source
+        self.trainer = trainer
+        self.reporter = reporter
+        self.figures = figures
+        self.end = end
+        self.saved_step = beginning.state.step if beginning.resumed else -1
+        self.saver = Saver(trainer, config)
+        self.stragglers = Stragglers(trainer.device, config.health.straggler_factor)
+        seconds = config.health.hang_seconds
+        self.watchdog = Watchdog(seconds, config.output, dist.get_rank(), self._hung) if end else None
+        self._begin_at(beginning.state)
+
+    def _begin_at(self, state: CheckpointState) -> None:
+        self.state = state
+        self.health = Health(self.config.health, state.losses)
+        share = Share(parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size())
+        self.feed = Feed(self.source.packs, self.config, self.source.vocabulary, share, state.consumed, state.skipped)
+
+    def until_done(self, stop: Stop) -> int:
+        """Step until the last one or a signal; returns the step reached, of which a checkpoint then lies there, if any."""
+        if self.state.step:
+            self.reporter.event("resumed", f"going on from step {self.state.step}", self.state.step)
+        if self.saved_step < 0 and "rollback" in (self.config.health.nan, self.config.health.spike):
+            self._save()  # something to go back to
+            self._announce(self.saver.finish())
+        if self.watchdog:
+            self.watchdog.start()
+        interval = self.config.health.straggler_interval
+        while (left := self.state.step < self.config.steps) and not stop.anywhere(self.trainer.device):
+            self._step()
+            if self.state.step % self.config.checkpoint_interval == 0:
+                self._save()
+            self._announce(self.saver.poll())
+            if interval and self.state.step % interval == 0:
+                self._compare()
+        self._save_last()
+        step = self.state.step
+        if left:
+            self.reporter.event("stop", f"step {step}: stopped by a signal, saved; the same command goes on from here", step)
+        else:
+            self.reporter.event("finished", f"step {step}: done", step)
+        self.reporter.beat("stopped" if left else "finished")
+        return step
+
+    def _step(self) -> None:
+        """One batch: its update, or what its loss calls for instead."""
+        began = time.perf_counter()
+        report = self.trainer.gradients(self._read())
+        loss = report.loss
+        left_out = len(self.state.skipped)
+        finding = self.health.of_loss(loss, left_out)
+        norm = self.trainer.update(skip=finding is not None and finding.action != "warn")
+        if finding is None or finding.action == "warn":
+            finding = self.health.of_norm(norm, left_out) or finding
+        if finding is not None:
+            self._act(finding, loss)
+            if finding.action == "rollback":
+                return
+        taken = finding is None or finding.action == "warn"
+        if taken:
+            self.health.accept(loss)
+        changes = {"step": self.state.step + 1, "consumed": self.feed.consumed, "losses": list(self.health.losses)}
+        self.state = self.state.model_copy(update=changes)
+        seconds = time.perf_counter() - began
+        if self.watchdog:
+            self.watchdog.beat(self.state.step)
+        logged = self.state.step % self.config.log_interval == 0 or self.state.step == self.config.steps
+        if taken and logged:
+            self.reporter.step(self.figures.row(self.state, report, norm, seconds))
+        self.reporter.beat("training", self.state.step, loss, report.tokens / seconds)
+
+    def _read(self) -> list[LayoutBatch]:
+        """This copy's part of the next global batch that all processes can use."""
+        in_a_row = 0
+        while isinstance(found := read(self.feed, self.stragglers, self.trainer.device), Trouble):
+            self._leave_out(found, in_a_row)
+            in_a_row += 1
+        return found
+
+    def _leave_out(self, trouble: Trouble, in_a_row: int) -> None:
+        """Say so of the batch just read, or end the run, saved. No checkpoint names it: whoever comes to it again sees."""
+        place, step = self._place(), self.state.step + 1
+        finding = self.health.of_data(trouble.reason, trouble.lasting, in_a_row)
+        done = "left out" if finding.action == "skip" else "the run ends before it"
+        message = f"step {step}: {finding.reason}; the batch at place {place}: {done}"
+        self.reporter.event("data", message, step, action=finding.action, place=place, keys=list(trouble.keys))
+        if finding.action == "stop":
+            self._save_last()
+            raise UnreadableError(message) if trouble.lasting else FeedError(message)
+
+    def _act(self, finding: Finding, loss: float) -> None:
+        place, step = self._place(), self.state.step + 1
+        packs = sorted(set().union(*of_all(self.feed.keys)))
+        named = ", ".join(packs[:8]) + (f" and {len(packs) - 8} more" if len(packs) > 8 else "")
+        done = {"warn": "", "skip": "left out; ", "rollback": "going back; ", "stop": ""}[finding.action]
+        message = f"step {step}: {finding.reason}; {done}the batch at place {place} has the packs {named}"
+        details = {"loss": loss if math.isfinite(loss) else None, "median": finding.median}
+        self.reporter.event(finding.kind, message, step, action=finding.action, place=place, keys=packs, **details)
+        if finding.action == "stop":
+            self._announce(self.saver.finish())
+            raise DivergedError(message)
+        if finding.action != "warn":
+            self.state = self.state.model_copy(update={"skipped": [*self.state.skipped, place]})
+        if finding.action == "rollback":
+            self._roll_back(place)
+
+    def _roll_back(self, place: int) -> None:
+        """To the newest checkpoint, from which the batches left out so far are jumped over."""
+        with self._patiently("going back to a checkpoint"):
+            self._announce(self.saver.finish())
+            found = in_force(lambda: training_folder.latest(self.config.output))
+            assert found is not None  # until_done saw to it
+            path, manifest = found
+            load(self.trainer, path, manifest)
+            kept = {name: getattr(manifest.state, name) for name in ("step", "consumed", "losses")}
+            self._begin_at(self.state.model_copy(update=kept))
+            self.trainer.set_step(self.state.step)
+            # It has the step already: only what is left out is written down there, for a run that is killed before it saves.
+            self.saver.begin(self.state)
+            self.saver.poll()
+        self.saved_step = self.state.step
+        self.reporter.rewind(self.state.step)
+        self.reporter.event("rollback", f"back at step {self.state.step}, from {path}", self.state.step, place=place)
+
+    def _save(self) -> None:
+        if self.state.step == self.saved_step:
+            return
+        self.reporter.beat("saving")
+        with self._patiently("saving a checkpoint"):
+            self.saver.begin(self.state)
+        self.saved_step = self.state.step
+
+    def _save_last(self) -> None:
+        with self._patiently("saving the last checkpoint"):
+            if self.state.step:  # else there is nothing yet that a fresh start has not
+                self._save()
+            self._announce(self.saver.finish())
+
+    def _announce(self, saved: list[Path]) -> None:
+        for path in saved:
+            self.reporter.event("saved", f"saved {path}", int(path.name.removeprefix("step-")))
+
+    def _compare(self) -> None:
+        found = self.stragglers.compare()
+        if found is not None:
+            host, step = self.stragglers.hosts[found.rank], self.state.step
+            message = f"step {step}: rank {found.rank} on {host} is slow in {found.what}, {found.factor:.1f} × the median"
+            details = {"rank": found.rank, "host": host, "what": found.what, "factor": found.factor}
+            self.reporter.event("straggler", message, step, **details)
+
+    def _place(self) -> int:
+        """Where the batch that was read last begins in the order of packs."""
+        return self.feed.consumed - self.config.data.global_batch_size
+
+    def _patiently(self, what: str) -> AbstractContextManager[None]:
+        return self.watchdog.patient(what) if self.watchdog else nullcontext()
+
+    def _hung(self, reason: str) -> None:
+        """In the watchdog's thread: say it and end."""
+        try:
+            self.reporter.event("hang", reason, self.state.step)
+            self.reporter.beat("failed")
+        finally:
+            if self.end:
+                self.end(reason)
+
+
+def _reporter(config: TrainConfig, step: int) -> Reporter | Silence:
+    """The reporter, on the process that holds the loss; what keeps it from beginning is raised on all."""
+    made: Reporter | Silence = Silence()
+    problem = ""
+    if (
+        parallel_state.is_pipeline_last_stage(ignore_virtual=True)
+        and parallel_state.get_tensor_model_parallel_rank() == 0
+        and parallel_state.get_data_parallel_rank(with_context_parallel=True) == 0
+    ):
+        try:
+            made = Reporter(config, step)
+        except (OSError, ValueError) as error:
+            problem = str(error)
+    if problems := [one for one in of_all(problem) if one]:
+        raise ValueError("; ".join(problems))
+    return made

@@ -1,0 +1,1 @@
+"""Is the training well: losses, hangs, slow processes, logs, metrics."""

@@ -1,0 +1,93 @@
+"""A thread in every process that notices when no step ends any more, writes down where all threads are, and ends the run.
+
+A collective that one process never enters waits for ever, or for as long as the backend's own timeout, and then says only
+that it waited. Every process dumps its stacks, so one can see who is inside the collective and who is not; then the run ends
+with a status of its own, so that whoever started it may start it again from the last checkpoint. The cost: a time limit that
+must be longer than any honest step; and a process stuck inside an extension that never lets Python run cannot write its own
+stacks: it is the one whose file is missing, and ends with the others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from megatron_nextflow.config.health import PATIENCE
+from megatron_nextflow.runtime.training_folder import LOGS
+
+GRACE = 30.0
+"""Longest time, in seconds, between the dump and the end, in which the other processes find out too and dump theirs: the
+first that ends takes the rest with it."""
+
+
+class Watchdog:
+    """Watches from `start` to `close`; `seconds` may pass between two beats.
+
+    `on_hang` is called once, in the watching thread, with one line for the terminal, after the stacks are written and the
+    grace has passed; it is expected to end the process.
+    """
+
+    def __init__(self, seconds: float, output: Path, rank: int, on_hang: Callable[[str], None]) -> None:
+        self.seconds = seconds
+        self.rank = rank
+        self.file = output / LOGS / f"hang-rank-{rank:05d}.txt"
+        self.on_hang = on_hang
+        self._doing = "the first step"
+        self._factor = PATIENCE
+        self._last = time.monotonic()
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="hang-watchdog", daemon=True)
+
+    def start(self) -> None:
+        """Begin to watch; the first step is under way."""
+        self._last = time.monotonic()
+        self._thread.start()
+
+    def beat(self, step: int) -> None:
+        """`step` is done, the next one under way. The time is set first here: the watching thread may look in between."""
+        self._last, self._doing, self._factor = time.monotonic(), f"step {step + 1}", 1.0
+
+    @contextlib.contextmanager
+    def patient(self, what: str) -> Iterator[None]:
+        """`what` is under way instead of a step, and may take longer."""
+        before = self._doing, self._factor
+        self._last, self._doing, self._factor = time.monotonic(), what, PATIENCE
+        yield
+        self._last = time.monotonic()
+        self._doing, self._factor = before
+
+    def close(self) -> None:
+        """Stop watching."""
+        self._closed.set()
+
+    def left(self, now: float) -> float:
+        """Seconds until what is under way has taken too long, at the time `now` of the monotonic clock."""
+        return self._last + self._factor * self.seconds - now
+
+    def _watch(self) -> None:
+        while not self._closed.is_set():
+            left = self.left(time.monotonic())
+            if left > 0:
+                self._closed.wait(min(left, 1.0))  # what is left shrinks where something patient is over
+                continue
+            limit, folder = self._factor * self.seconds, self.file.parent
+            reason = f"rank {self.rank}: {self._doing} has not ended in {limit:g} s; every process's stacks are in {folder}"
+            with contextlib.suppress(OSError):  # a disk that is full or gone must not keep a hung run alive
+                self._dump(reason)
+            if not self._closed.wait(min(GRACE, limit / 4)) and self.left(time.monotonic()) <= 0:
+                self.on_hang(reason)
+                return
+
+    def _dump(self, reason: str) -> None:
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.file, "w+", encoding="utf-8") as stream:
+            stream.write(f"{time.strftime('%Y-%m-%d %H:%M:%S%z')} {reason}\n")
+            stream.flush()
+            faulthandler.dump_traceback(stream, all_threads=True)
+            stream.seek(0)
+            logging.getLogger(__name__).critical(stream.read())
