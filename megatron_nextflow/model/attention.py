@@ -1,11 +1,11 @@
 """Attention where every query sees one contiguous range of keys, exactly and with no mask of the sequence's size.
 
-A slot sees its document up to the end of its own block, a block being one scale of one image or one token (`pack_layout`). So a
-pack's whole mask is two integers a slot. On a CPU they become a short plan of scaled-dot-product calls over slices: one call
-for a large block, one causal call for a document's opening text, one call with a small mask for what lies between, small
-scales taken together. The plan is made once a microbatch and shared by all layers and by recomputation. On a GPU the same
-two integers become a FlexAttention block mask. The cost: planning runs on the host, so the ranges must be there too, and a
-document of very many tiny blocks gets one call for every `CHUNK` queries or so.
+A slot sees its document up to the end of its own block, a block being one scale of one image or one token (`pack_layout`).
+So a pack's whole mask is two integers a slot. On a CPU they become a short plan of scaled-dot-product calls over slices:
+one call for a large block, one causal call for a document's opening text, one call with a small mask for what lies between,
+small scales taken together. The plan is made once a microbatch and shared by all layers and by recomputation. On a GPU the
+same two integers become a FlexAttention block mask. The cost: planning runs on the host, so the ranges must be there too,
+and a document of very many tiny blocks gets one call for every `CHUNK` queries or so.
 
 The ranges travel in a PackedSeqParams subclass, because Megatron carries that to every layer, and through full activation
 recomputation, where it drops a mask that is not a tensor. `qkv_format` "sbhd" keeps Megatron's own packed code paths out.

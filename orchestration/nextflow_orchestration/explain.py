@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from nextflow_data.addresses import canonical_address
-from nextflow_pipelines.tables import dataset_files, iter_batches, read_table
+from nextflow_pipelines.contract.tables import dataset_files, iter_batches, read_table
 from nextflow_tokenize.schedule import schedule_of, token_count
 from nextflow_tokenize.shards.manifest import DOCUMENTS, SAMPLES
 

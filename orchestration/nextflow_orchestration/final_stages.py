@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nextflow_pipelines.context import RunContext, StageResult, run_contract
-from nextflow_pipelines.stage import StageError, StagePlan, sha256_file
-from nextflow_pipelines.units import unit_output
-from nextflow_pipelines.work import StageWork
+from nextflow_pipelines.contract.stage import StageError, StagePlan, sha256_file
+from nextflow_pipelines.contract.units import unit_output
+from nextflow_pipelines.contract.work import StageWork
+from nextflow_pipelines.spark.context import RunContext, StageResult, run_contract
 
 from megatron_nextflow.config.generate import GenerateConfig
 from megatron_nextflow.runtime.training_folder import last_step

@@ -14,10 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from nextflow_pipelines.context import RunContext, StageResult
+from nextflow_pipelines.contract.units import write_durably
 from nextflow_pipelines.registry import STAGES, run_stage
-from nextflow_pipelines.session import stop_session
-from nextflow_pipelines.units import write_durably
+from nextflow_pipelines.spark.context import RunContext, StageResult
+from nextflow_pipelines.spark.session import stop_session
 from prefect import flow, task
 from prefect.artifacts import create_link_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE

@@ -11,9 +11,9 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from nextflow_pipelines.contract.stage import MANIFEST, Manifest, StageError, find_committed, read_manifest
+from nextflow_pipelines.contract.units import write_durably
 from nextflow_pipelines.registry import STAGES
-from nextflow_pipelines.stage import MANIFEST, Manifest, StageError, find_committed, read_manifest
-from nextflow_pipelines.units import write_durably
 
 RUN = "run.json"
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import yaml
 from nextflow_data.config import CaptionConfig, DedupConfig, FilterConfig, IngestConfig, Section
-from nextflow_pipelines.config import SparkConfig
+from nextflow_pipelines.spark.config import SparkConfig
 from nextflow_tokenize.config.pack import PackConfig
 from nextflow_tokenize.config.tokenize import TextTokenizerConfig, TokenizeConfig
 from nextflow_tokenize.config.vision import VisionTokenizerConfig, missing_weights

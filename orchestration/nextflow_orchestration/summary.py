@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from nextflow_pipelines.context import StageResult
+from nextflow_pipelines.spark.context import StageResult
 
 FACTS = {
     "vision_tokenizer": (

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nextflow_pipelines.stage import canonical_json
+from nextflow_pipelines.contract.stage import canonical_json
 from rich.console import Console
 
 from megatron_nextflow.config.generate import GenerateConfig

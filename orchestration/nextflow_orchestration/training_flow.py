@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any
 from uuid import UUID
 
-from nextflow_pipelines.units import write_durably
+from nextflow_pipelines.contract.units import write_durably
 from prefect import flow
 from prefect.artifacts import create_link_artifact, create_progress_artifact, update_progress_artifact
 from prefect.client.orchestration import get_client

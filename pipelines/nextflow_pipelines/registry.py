@@ -20,7 +20,7 @@ from typing import Any
 
 from nextflow_data.config import Section
 
-from nextflow_pipelines.context import RunContext, StageResult
+from nextflow_pipelines.spark.context import RunContext, StageResult
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def run_stage(
 
     `sections` and `inputs` may hold more than the stage needs; a missing one is a KeyError that names it. `sources` are the
     input files, which only "ingest" reads. Raises FileNotFoundError for a missing source, ValueError for settings that do
-    not fit together, and the errors of `nextflow_pipelines.stage` (StageBusy, DiskFull, Corrupt, StageError). After any of
+    not fit together, and the errors of `contract.stage` (StageBusy, DiskFull, Corrupt, StageError). After any of
     them, and after KeyboardInterrupt, what was finished is kept and the same call goes on from there.
     """
     definition = STAGES[name]

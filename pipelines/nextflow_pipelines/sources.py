@@ -15,7 +15,7 @@ from pathlib import Path
 from nextflow_data.config import IngestConfig
 from nextflow_data.document import Image, Ref
 
-from nextflow_pipelines.stage import sha256_file
+from nextflow_pipelines.contract.stage import sha256_file
 
 SOURCES = "sources"
 

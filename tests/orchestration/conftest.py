@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from nextflow_data.document import ASIDE_SCHEMA, DECISION_SCHEMA, DOCUMENT_SCHEMA, image_node, text_node
 from nextflow_data.document import doc_id as identity
-from nextflow_pipelines.stage import StagePlan
-from nextflow_pipelines.tables import UnitTables
-from nextflow_pipelines.units import unit_output
-from nextflow_pipelines.work import open_stage
+from nextflow_pipelines.contract.stage import StagePlan
+from nextflow_pipelines.contract.tables import UnitTables
+from nextflow_pipelines.contract.units import unit_output
+from nextflow_pipelines.contract.work import open_stage
 from nextflow_tokenize.config.pack import PackConfig
 from nextflow_tokenize.documents.tokenized import tokenized_schema
 from nextflow_tokenize.packing.pieces import shape_of

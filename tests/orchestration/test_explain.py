@@ -77,7 +77,7 @@ def test_by_id_and_by_image(small_run: Any) -> None:
     assert [d.doc_id for d in explain(small_run.root, doc_id).documents] == [doc_id]
     assert [d.doc_id for d in explain(small_run.root, doc_id[:10]).documents] == [doc_id]
     from nextflow_orchestration.lineage import chain
-    from nextflow_pipelines.tables import read_table
+    from nextflow_pipelines.contract.tables import read_table
 
     rows = read_table(chain(small_run.root)["ingest"].folder, "documents").to_pylist()
     sha = next(n["image"]["sha256"] for row in rows for n in row["nodes"] if n["image"])

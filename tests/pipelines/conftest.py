@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from nextflow_pipelines.config import SparkConfig
-from nextflow_pipelines.context import StageResult
-from nextflow_pipelines.session import spark_session, stop_session
+from nextflow_pipelines.spark.config import SparkConfig
+from nextflow_pipelines.spark.context import StageResult
+from nextflow_pipelines.spark.session import spark_session, stop_session
 from PIL import Image
 from warcio.statusandheaders import StatusAndHeaders
 from warcio.warcwriter import WARCWriter

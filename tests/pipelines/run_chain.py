@@ -15,9 +15,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from nextflow_data.config import CaptionConfig, DedupConfig, FilterConfig, IngestConfig, Section
-from nextflow_pipelines.config import SparkConfig
-from nextflow_pipelines.context import Progress, RunContext, StageResult, no_progress
 from nextflow_pipelines.registry import STAGES, run_stage
+from nextflow_pipelines.spark.config import SparkConfig
+from nextflow_pipelines.spark.context import Progress, RunContext, StageResult, no_progress
 from nextflow_tokenize.config.pack import PackConfig
 from nextflow_tokenize.config.tokenize import TextTokenizerConfig, TokenizeConfig
 from nextflow_tokenize.config.vision import VisionTokenizerConfig, VisionTrainingConfig

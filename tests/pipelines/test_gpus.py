@@ -15,9 +15,9 @@ from typing import Any
 import pyspark
 import pytest
 import torch
-from nextflow_pipelines.config import SparkConfig
-from nextflow_pipelines.gpus import GpuError, TaskGpus
-from nextflow_pipelines.session import is_local, spark_settings
+from nextflow_pipelines.spark.config import SparkConfig
+from nextflow_pipelines.spark.gpus import GpuError, TaskGpus
+from nextflow_pipelines.spark.session import is_local, spark_settings
 from pydantic import ValidationError
 
 CLUSTER = TaskGpus(per_task=0.5, local=False)

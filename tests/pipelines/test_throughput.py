@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from nextflow_pipelines import throughput
-from nextflow_pipelines.context import RunContext, run_contract
-from nextflow_pipelines.runner import Unit, run_units
-from nextflow_pipelines.stage import StagePlan, verify
-from nextflow_pipelines.tables import UnitTables
-from nextflow_pipelines.throughput import UnitProgress
-from nextflow_pipelines.units import unit_output
-from nextflow_pipelines.work import StageWork, open_stage
+from nextflow_pipelines.contract import progress
+from nextflow_pipelines.contract.progress import UnitProgress
+from nextflow_pipelines.contract.stage import StagePlan, verify
+from nextflow_pipelines.contract.tables import UnitTables
+from nextflow_pipelines.contract.units import unit_output
+from nextflow_pipelines.contract.work import StageWork, open_stage
+from nextflow_pipelines.spark.context import RunContext, run_contract
+from nextflow_pipelines.spark.runner import Unit, run_units
 
 PLAN = StagePlan("toy", 1, {}, {})
 
@@ -25,7 +25,7 @@ def written(work: StageWork) -> dict[str, Any]:
 
 def test_a_unit_writes_at_most_once_a_second_and_all_at_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr(throughput.time, "monotonic", lambda: now)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
     with open_stage(tmp_path, PLAN) as work, unit_output(work.dir, "u") as out:
         out.progress(images=1)
         out.progress(images=2)
@@ -55,7 +55,7 @@ def test_an_attempt_begins_anew_and_so_does_a_run(tmp_path: Path) -> None:
 
 def test_a_meter_adds_up_its_own_units(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr(throughput.time, "monotonic", lambda: now)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
     with open_stage(tmp_path, PLAN) as work:
         meter = work.meter(["a", "b", "c"])
         assert meter.note("working") == "working"

@@ -12,14 +12,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from nextflow_pipelines.config import SparkConfig
-from nextflow_pipelines.context import RunContext, StageResult
-from nextflow_pipelines.gpus import GpuError
+from nextflow_pipelines.contract.stage import read_manifest, verify
+from nextflow_pipelines.contract.tables import dataset_files
 from nextflow_pipelines.registry import run_stage
 from nextflow_pipelines.sources import bind_sources
-from nextflow_pipelines.stage import read_manifest, verify
+from nextflow_pipelines.spark.config import SparkConfig
+from nextflow_pipelines.spark.context import RunContext, StageResult
+from nextflow_pipelines.spark.gpus import GpuError
 from nextflow_pipelines.stages.tokenize import _load, _Tokenizers
-from nextflow_pipelines.tables import dataset_files
 from nextflow_tokenize.documents.tokenized import tokenized_schema
 from nextflow_tokenize.npy import code_dtype
 

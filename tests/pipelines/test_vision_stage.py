@@ -5,9 +5,9 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from nextflow_pipelines.context import RunContext, StageResult
 from nextflow_pipelines.registry import run_stage
 from nextflow_pipelines.sources import bind_sources
+from nextflow_pipelines.spark.context import RunContext, StageResult
 from nextflow_tokenize.vision.training import checkpoints as training_state
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc
-from nextflow_pipelines.tables import dataset_files, iter_batches, read_table
+from nextflow_pipelines.contract.tables import dataset_files, iter_batches, read_table
 
 from nextflow_orchestration.in_short import aside_line, node_words, plural, shorten
 from nextflow_orchestration.lineage import Commit

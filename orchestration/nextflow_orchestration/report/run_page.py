@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
-from nextflow_pipelines.units import write_durably
+from nextflow_pipelines.contract.units import write_durably
 from rich.console import Console
 
 from megatron_nextflow.runtime.training_folder import last_step

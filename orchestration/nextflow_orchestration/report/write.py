@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nextflow_pipelines.tables import dataset_files, iter_batches
+from nextflow_pipelines.contract.tables import dataset_files, iter_batches
 from nextflow_tokenize.audit.result import AuditResult
 from nextflow_tokenize.audit.shard_set import audit
 from nextflow_tokenize.shards.manifest import MANIFEST

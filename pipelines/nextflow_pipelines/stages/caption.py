@@ -8,12 +8,12 @@ from typing import Any
 from nextflow_data.captions import caption_document, make_captioner
 from nextflow_data.config import CaptionConfig
 
-from nextflow_pipelines.context import RunContext, StageResult, run_contract
-from nextflow_pipelines.runner import run_units
-from nextflow_pipelines.stage import StagePlan
+from nextflow_pipelines.contract.stage import StagePlan
+from nextflow_pipelines.contract.tables import SCHEMAS, UnitTables
+from nextflow_pipelines.contract.work import StageWork
+from nextflow_pipelines.spark.context import RunContext, StageResult, run_contract
+from nextflow_pipelines.spark.runner import run_units
 from nextflow_pipelines.stages.common import document_files, document_units, read_documents
-from nextflow_pipelines.tables import SCHEMAS, UnitTables
-from nextflow_pipelines.work import StageWork
 
 NAME = "caption"
 VERSION = 1

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 from nextflow_data.document import Decision, Document
 
-from nextflow_pipelines.context import StageResult
-from nextflow_pipelines.runner import Unit
-from nextflow_pipelines.tables import dataset_files, iter_batches
+from nextflow_pipelines.contract.tables import dataset_files, iter_batches
+from nextflow_pipelines.spark.context import StageResult
+from nextflow_pipelines.spark.runner import Unit
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession

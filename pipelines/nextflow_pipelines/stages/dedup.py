@@ -19,9 +19,11 @@ import pyarrow as pa
 from nextflow_data.config import DedupConfig, IngestConfig
 from nextflow_data.document import DECISION_SCHEMA, Document
 
-from nextflow_pipelines.context import RunContext, StageResult, run_contract
-from nextflow_pipelines.runner import FrameFunction, Schemas, Unit, bucket_of, run_frame, run_local, run_units
-from nextflow_pipelines.stage import StagePlan
+from nextflow_pipelines.contract.stage import StagePlan
+from nextflow_pipelines.contract.tables import SCHEMAS, UnitTables
+from nextflow_pipelines.contract.work import StageWork
+from nextflow_pipelines.spark.context import RunContext, StageResult, run_contract
+from nextflow_pipelines.spark.runner import FrameFunction, Schemas, Unit, bucket_of, run_frame, run_local, run_units
 from nextflow_pipelines.stages.common import (
     document_files,
     document_units,
@@ -53,8 +55,6 @@ from nextflow_pipelines.stages.dedup_texts import (
     text_pairs,
     verify_pairs,
 )
-from nextflow_pipelines.tables import SCHEMAS, UnitTables
-from nextflow_pipelines.work import StageWork
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession

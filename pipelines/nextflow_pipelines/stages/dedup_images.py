@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 from nextflow_data.config import DedupConfig, IngestConfig
 
-from nextflow_pipelines.runner import bucket_of
+from nextflow_pipelines.contract.tables import UnitTables
 from nextflow_pipelines.sources import image_loader
+from nextflow_pipelines.spark.runner import bucket_of
 from nextflow_pipelines.stages.common import read_parquet, read_rows, rows_of
-from nextflow_pipelines.tables import UnitTables
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession

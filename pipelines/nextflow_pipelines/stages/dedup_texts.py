@@ -11,9 +11,9 @@ import pyarrow as pa
 from nextflow_data.config import DedupConfig
 from nextflow_data.document import IMAGE
 
-from nextflow_pipelines.runner import bucket_of
+from nextflow_pipelines.contract.tables import UnitTables
+from nextflow_pipelines.spark.runner import bucket_of
 from nextflow_pipelines.stages.common import file_of, read_documents, read_parquet, read_rows, rows_of
-from nextflow_pipelines.tables import UnitTables
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession

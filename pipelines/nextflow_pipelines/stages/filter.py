@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 from nextflow_data.config import FilterConfig
 
-from nextflow_pipelines.context import RunContext, StageResult, run_contract
-from nextflow_pipelines.runner import bucket_of, run_frame, run_units
-from nextflow_pipelines.stage import StagePlan
+from nextflow_pipelines.contract.stage import StagePlan
+from nextflow_pipelines.contract.tables import SCHEMAS, UnitTables
+from nextflow_pipelines.contract.work import StageWork
+from nextflow_pipelines.spark.context import RunContext, StageResult, run_contract
+from nextflow_pipelines.spark.runner import bucket_of, run_frame, run_units
 from nextflow_pipelines.stages.common import (
     document_files,
     document_units,
@@ -24,8 +26,6 @@ from nextflow_pipelines.stages.common import (
     read_parquet,
     rows_by_document,
 )
-from nextflow_pipelines.tables import SCHEMAS, UnitTables
-from nextflow_pipelines.work import StageWork
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession

@@ -28,13 +28,13 @@ from nextflow_data.pages.blocks import ParsedPage
 from nextflow_data.pages.parse import PageRejected, parse_page
 from nextflow_data.warc.records import RecordError, read, scan
 
-from nextflow_pipelines.context import RunContext, StageResult, run_contract
-from nextflow_pipelines.runner import Unit, bucket_of, run_frame, run_units
+from nextflow_pipelines.contract.stage import StagePlan
+from nextflow_pipelines.contract.tables import SCHEMAS, UnitTables
+from nextflow_pipelines.contract.work import StageWork
 from nextflow_pipelines.sources import bind_sources, local_ref
-from nextflow_pipelines.stage import StagePlan
+from nextflow_pipelines.spark.context import RunContext, StageResult, run_contract
+from nextflow_pipelines.spark.runner import Unit, bucket_of, run_frame, run_units
 from nextflow_pipelines.stages.common import read_parquet
-from nextflow_pipelines.tables import SCHEMAS, UnitTables
-from nextflow_pipelines.work import StageWork
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession

@@ -25,15 +25,15 @@ from nextflow_tokenize.shards.manifest import TextTokenizerRecord, VisionTokeniz
 from nextflow_tokenize.shards.tables import ShardInfo
 from nextflow_tokenize.shards.writer import shard_name, write_manifest, write_shard
 
-from nextflow_pipelines.context import RunContext, StageResult, run_contract
-from nextflow_pipelines.runner import Unit, run_frame, run_local
-from nextflow_pipelines.stage import StagePlan, canonical_json, read_manifest
+from nextflow_pipelines.contract.stage import StagePlan, canonical_json, read_manifest
+from nextflow_pipelines.contract.tables import SCHEMAS, UnitTables, dataset_files, iter_batches
+from nextflow_pipelines.contract.units import UnitOutput, unit_output, unit_record
+from nextflow_pipelines.contract.work import StageWork
+from nextflow_pipelines.spark.context import RunContext, StageResult, run_contract
+from nextflow_pipelines.spark.runner import Unit, run_frame, run_local
 from nextflow_pipelines.stages import vision_tokenizer
 from nextflow_pipelines.stages.common import read_parquet
 from nextflow_pipelines.stages.tokenize import SHAPES, TOKENIZED, shape_from_row
-from nextflow_pipelines.tables import SCHEMAS, UnitTables, dataset_files, iter_batches
-from nextflow_pipelines.units import UnitOutput, unit_output, unit_record
-from nextflow_pipelines.work import StageWork
 
 if TYPE_CHECKING:
     from nextflow_tokenize.packing.plan import PackPlan

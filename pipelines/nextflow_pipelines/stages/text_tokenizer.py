@@ -13,11 +13,11 @@ from typing import Any
 
 from nextflow_tokenize.config.tokenize import TextTokenizerConfig
 
-from nextflow_pipelines.context import Progress, RunContext, StageResult, run_contract
-from nextflow_pipelines.stage import StagePlan, sha256_file
+from nextflow_pipelines.contract.stage import StagePlan, sha256_file
+from nextflow_pipelines.contract.units import unit_output, unit_record
+from nextflow_pipelines.contract.work import StageWork
+from nextflow_pipelines.spark.context import Progress, RunContext, StageResult, run_contract
 from nextflow_pipelines.stages.common import document_files, documents_in_order
-from nextflow_pipelines.units import unit_output, unit_record
-from nextflow_pipelines.work import StageWork
 
 NAME = "text_tokenizer"
 VERSION = 1

@@ -23,15 +23,15 @@ from nextflow_data.document import Document
 from nextflow_tokenize.config.tokenize import TokenizeConfig
 from nextflow_tokenize.documents.tokenized import TOKENIZED_VERSION, tokenized_schema
 
-from nextflow_pipelines.context import RunContext, StageResult, run_contract
-from nextflow_pipelines.gpus import TaskGpus
-from nextflow_pipelines.runner import run_units
+from nextflow_pipelines.contract.stage import StageError, StagePlan, sha256_file
+from nextflow_pipelines.contract.tables import SCHEMAS, UnitTables
+from nextflow_pipelines.contract.work import StageWork
 from nextflow_pipelines.sources import image_loader
-from nextflow_pipelines.stage import StageError, StagePlan, sha256_file
+from nextflow_pipelines.spark.context import RunContext, StageResult, run_contract
+from nextflow_pipelines.spark.gpus import TaskGpus
+from nextflow_pipelines.spark.runner import run_units
 from nextflow_pipelines.stages import text_tokenizer, vision_tokenizer
 from nextflow_pipelines.stages.common import document_files, document_units, nothing_left, read_documents
-from nextflow_pipelines.tables import SCHEMAS, UnitTables
-from nextflow_pipelines.work import StageWork
 
 if TYPE_CHECKING:
     from nextflow_tokenize.documents.text_tokenizer import TextTokenizer

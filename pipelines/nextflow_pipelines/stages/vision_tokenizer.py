@@ -30,14 +30,14 @@ from nextflow_data.document import IMAGE
 from nextflow_tokenize.config.vision import VisionTokenizerConfig
 from nextflow_tokenize.vision.identity import CONFIG_FILE, WEIGHTS_FILE, identity, training_identity
 
-from nextflow_pipelines.context import RunContext, StageResult, run_contract
-from nextflow_pipelines.runner import run_frame
+from nextflow_pipelines.contract.stage import StageError, StagePlan
+from nextflow_pipelines.contract.tables import UnitTables, iter_batches
+from nextflow_pipelines.contract.units import UnitOutput, unit_output, unit_record
+from nextflow_pipelines.contract.work import StageWork
 from nextflow_pipelines.sources import image_loader
-from nextflow_pipelines.stage import StageError, StagePlan
+from nextflow_pipelines.spark.context import RunContext, StageResult, run_contract
+from nextflow_pipelines.spark.runner import run_frame
 from nextflow_pipelines.stages.common import document_files, read_parquet
-from nextflow_pipelines.tables import UnitTables, iter_batches
-from nextflow_pipelines.units import UnitOutput, unit_output, unit_record
-from nextflow_pipelines.work import StageWork
 
 if TYPE_CHECKING:
     from nextflow_tokenize.vision.images.dataset import EncodedImage, Picture

@@ -1,4 +1,4 @@
-"""One unit of a stage's work: files that appear whole, and the done-record that says so. See `nextflow_pipelines.stage`."""
+"""One unit of a stage's work: files that appear whole, and the done-record that says so. See `stage`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, TypedDict
 
-from nextflow_pipelines.stage import (
+from nextflow_pipelines.contract.progress import UnitProgress
+from nextflow_pipelines.contract.stage import (
     MANIFEST,
     Counts,
     FileEntry,
@@ -22,12 +23,11 @@ from nextflow_pipelines.stage import (
     merge_counts,
     sorted_counts,
 )
-from nextflow_pipelines.throughput import UnitProgress
 
 WORK = "_work"
 """Sub-folder of an uncommitted stage: done-records, temporary files and data sets that only this stage reads."""
 PROGRESS = f"{WORK}/progress"
-"""Where units say how far they are (`nextflow_pipelines.throughput`)."""
+"""Where units say how far they are (`nextflow_pipelines.contract.progress`)."""
 
 
 class UnitRecord(TypedDict):

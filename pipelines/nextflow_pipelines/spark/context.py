@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nextflow_pipelines.config import SparkConfig
-from nextflow_pipelines.stage import Counts, StagePlan, append_metrics
-from nextflow_pipelines.throughput import speed
-from nextflow_pipelines.work import StageWork, open_stage
+from nextflow_pipelines.contract.progress import speed
+from nextflow_pipelines.contract.stage import Counts, StagePlan, append_metrics
+from nextflow_pipelines.contract.work import StageWork, open_stage
+from nextflow_pipelines.spark.config import SparkConfig
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -34,7 +34,7 @@ class RunContext:
 
     def session(self) -> SparkSession:
         """The Spark session, started at the first call: a run in which all is committed never starts one."""
-        from nextflow_pipelines.session import spark_session
+        from nextflow_pipelines.spark.session import spark_session
 
         return spark_session(self.spark, lambda: self.progress(0, None, "starting Spark"))
 
@@ -43,7 +43,7 @@ class RunContext:
         import sys
 
         if "pyspark" in sys.modules:
-            from nextflow_pipelines.session import stop_session
+            from nextflow_pipelines.spark.session import stop_session
 
             stop_session()
 

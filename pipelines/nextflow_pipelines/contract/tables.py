@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from nextflow_data.document import ASIDE_SCHEMA, DECISION_SCHEMA, DOCUMENT_SCHEMA
 
-from nextflow_pipelines.stage import read_manifest
-from nextflow_pipelines.units import UnitOutput
+from nextflow_pipelines.contract.stage import read_manifest
+from nextflow_pipelines.contract.units import UnitOutput
 
 ROW_GROUP = 256
 """Rows of a row group."""

@@ -1,4 +1,4 @@
-"""A stage at work: its lock, what a killed run left, and the commit. See `nextflow_pipelines.stage`."""
+"""A stage at work: its lock, what a killed run left, and the commit. See `nextflow_pipelines.contract.stage`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from typing import Any
 
 from nextflow_data.document import SCHEMA_VERSION
 
-from nextflow_pipelines.stage import (
+from nextflow_pipelines.contract.progress import Meter
+from nextflow_pipelines.contract.stage import (
     MANIFEST,
     MANIFEST_FORMAT,
     Corrupt,
@@ -32,8 +33,7 @@ from nextflow_pipelines.stage import (
     sha256_file,
     sorted_counts,
 )
-from nextflow_pipelines.throughput import Meter
-from nextflow_pipelines.units import PROGRESS, WORK, UnitRecord, unit_record, write_durably
+from nextflow_pipelines.contract.units import PROGRESS, WORK, UnitRecord, unit_record, write_durably
 
 
 def is_disk_full(error: BaseException) -> bool:

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nextflow_pipelines.config import SparkConfig
-from nextflow_pipelines.java import find_java, java_home
+from nextflow_pipelines.spark.config import SparkConfig
+from nextflow_pipelines.spark.java import find_java, java_home
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession

@@ -15,9 +15,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from nextflow_pipelines.config import SparkConfig
-from nextflow_pipelines.session import is_local
-from nextflow_pipelines.stage import StageError
+from nextflow_pipelines.contract.stage import StageError
+from nextflow_pipelines.spark.config import SparkConfig
+from nextflow_pipelines.spark.session import is_local
 
 if TYPE_CHECKING:
     from pyspark.resource import ResourceProfile

@@ -9,7 +9,7 @@ Two shapes of job, which are all that the stages need:
 
 What goes through a shuffle is keys and measures; documents and pixels stay in their files. Units that are already done are
 left out before the shuffle. The cost of files written by tasks and not by Spark's own sink: the done-record protocol of
-`nextflow_pipelines.stage`, which in exchange survives the death of the driver.
+`nextflow_pipelines.contract.stage`, which in exchange survives the death of the driver.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from nextflow_pipelines.context import Progress, no_progress
-from nextflow_pipelines.gpus import TaskGpus
-from nextflow_pipelines.stage import StageError
-from nextflow_pipelines.tables import UnitTables
-from nextflow_pipelines.units import unit_output, unit_record
-from nextflow_pipelines.work import StageWork, is_disk_full
+from nextflow_pipelines.contract.stage import StageError
+from nextflow_pipelines.contract.tables import UnitTables
+from nextflow_pipelines.contract.units import unit_output, unit_record
+from nextflow_pipelines.contract.work import StageWork, is_disk_full
+from nextflow_pipelines.spark.context import Progress, no_progress
+from nextflow_pipelines.spark.gpus import TaskGpus
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame, SparkSession

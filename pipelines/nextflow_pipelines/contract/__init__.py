@@ -1,0 +1,1 @@
+"""The stage contract: fingerprints, units of work, the commit."""

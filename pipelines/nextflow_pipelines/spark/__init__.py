@@ -1,0 +1,1 @@
+"""The engine's edge: the session, Java, GPUs, units run on executors."""
