@@ -33,7 +33,7 @@ PACKED = "pack of 256s"
 def visible_of(name: str) -> torch.Tensor:
     """Visible ranges [2, 1, s] of the row `name`: a level, or PACKED."""
     from megatron_nextflow.sequence.batch import join
-    from megatron_nextflow.sequence.pack_layout import build_layout, slots_of
+    from megatron_nextflow.sequence.pack_layout import build_pack_layout, slots_of
     from megatron_nextflow.sequence.vocabulary import Vocabulary
 
     vocabulary = Vocabulary(text=8, codes=8)
@@ -55,7 +55,7 @@ def visible_of(name: str) -> torch.Tensor:
         words = sum(s["tokens"] for s in segments if s["kind"] == "text")
         codes = sum(token_count(grids((64, 64), s["scales"])) for s in segments if s["kind"] == "image")
         ids, empty = np.zeros(words, np.int64), np.zeros(codes, np.int64)
-        layouts.append(build_layout(segments, ids, empty, empty, vocabulary, slots_of(segments)))
+        layouts.append(build_pack_layout(segments, ids, empty, empty, vocabulary, slots_of(segments)))
     return join(layouts).visible
 
 

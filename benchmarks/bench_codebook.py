@@ -17,7 +17,7 @@ from nextflow_tokenize.vision.images.dataset import load_pool
 from nextflow_tokenize.vision.images.image_index import encoded_images, index
 from nextflow_tokenize.vision.model import VisionTokenizer, cpu_threads
 from nextflow_tokenize.vision.scores.evaluate import EvalReport, evaluate_pictures
-from nextflow_tokenize.vision.training.training_stage import train
+from nextflow_tokenize.vision.training.training_stage import train_one_stage
 from pictures import write
 
 VARIANTS: dict[str, dict[str, object]] = {
@@ -55,7 +55,7 @@ def main() -> None:
         )
         folder = given.work / "tokenizer"
         shutil.rmtree(folder, ignore_errors=True)
-        done = train(images, config, folder)
+        done = train_one_stage(images, config, folder)
         pool = load_pool(images, config.levels, config.training.held_out, config.training.max_images, 0)
         with cpu_threads(1):
             tokenizer = VisionTokenizer.load(folder)

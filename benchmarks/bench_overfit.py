@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from common import report, table
-from nextflow_orchestration.recipe import load
+from nextflow_orchestration.recipes.run import load
 from nextflow_tokenize.config.vision import SelfCorrectionConfig, VisionTrainingConfig
 from nextflow_tokenize.config.vision_recipe import TokenizerRecipe
 from nextflow_tokenize.vision.images.dataset import Pool, load_pool
@@ -22,7 +22,7 @@ from nextflow_tokenize.vision.images.image_index import encoded_images, index
 from nextflow_tokenize.vision.model import VisionTokenizer, cpu_threads
 from nextflow_tokenize.vision.scores.evaluate import EvalReport, evaluate_pictures
 from nextflow_tokenize.vision.scores.sheets import pixels_for, schedule_for, sheet_of
-from nextflow_tokenize.vision.training.whole_training import run
+from nextflow_tokenize.vision.training.whole_training import train_by_recipe
 from pictures import write
 from self_correction import measure
 
@@ -33,7 +33,7 @@ BARS = {"training": 24.0, "held out": 20.0, "usage": 0.6, "seconds": 600.0}
 def trained(recipe: TokenizerRecipe) -> float:
     """Trains; returns the wall seconds of all stages."""
     started = time.monotonic()
-    for outcome in run(recipe, say=lambda text: print(text, flush=True), device="cpu"):
+    for outcome in train_by_recipe(recipe, say=lambda text: print(text, flush=True), device="cpu"):
         print(outcome.name, outcome.report, flush=True)
     return time.monotonic() - started
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from common import gpu, report, table
 from nextflow_tokenize.config.pack import CostModel, PackConfig
-from nextflow_tokenize.packing.pieces import DocumentShape, Part
+from nextflow_tokenize.packing.pieces import DocumentShape, SegmentShape
 from nextflow_tokenize.packing.plan import plan
 from nextflow_tokenize.schedule import LEVEL_SCALES, grids
 from spread import together, under_torchrun
@@ -44,9 +44,9 @@ SHAPE = {
 def packs_of(given: Sequence[Document], config: PackConfig) -> list[list[Document]]:
     """The documents of each pack, by the project's planner."""
 
-    def parts(one: Document) -> tuple[Part, ...]:
+    def parts(one: Document) -> tuple[SegmentShape, ...]:
         final = [(grids((64, 64), LEVEL_SCALES[level])[-1], LEVEL_SCALES[level]) for level in one.levels]
-        return (Part(text=one.words), *(Part(grid=grid, scales=scales) for grid, scales in final))
+        return (SegmentShape(text=one.words), *(SegmentShape(grid=grid, scales=scales) for grid, scales in final))
 
     shapes = [DocumentShape(str(number), parts(one)) for number, one in enumerate(given)]
     return [[given[int(piece.doc_id)] for piece in pack.pieces] for pack in plan(shapes, config).packs]

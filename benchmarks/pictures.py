@@ -11,7 +11,7 @@ import io
 import zipfile
 from pathlib import Path
 
-from nextflow_orchestration.sample_warc import WHEELS, Wheel, fetch
+from nextflow_orchestration.sample.warc import WHEELS, Wheel, fetch
 from PIL import Image
 
 MORE = (

@@ -13,7 +13,7 @@ import numpy as np
 from nextflow_tokenize.schedule import LEVEL_SCALES, grids, token_count
 from nextflow_tokenize.segments import ImageSegment, Segment, TextSegment
 
-from megatron_nextflow.sequence.pack_layout import PackLayout, build_layout, slots_of
+from megatron_nextflow.sequence.pack_layout import PackLayout, build_pack_layout, slots_of
 from megatron_nextflow.sequence.vocabulary import Vocabulary
 
 
@@ -59,4 +59,4 @@ def layout_of(pack: Sequence[Document], vocabulary: Vocabulary, seed: int = 0, l
     segments = [segment for number, one in enumerate(pack) for segment in one.segments(str(number))]
     words, codes = sum(one.words for one in pack), sum(one.codes for one in pack)
     text, given = rng.integers(0, vocabulary.text, words), rng.integers(0, vocabulary.codes, (2, codes))
-    return build_layout(segments, text, given[0], given[1], vocabulary, length or slots_of(segments))
+    return build_pack_layout(segments, text, given[0], given[1], vocabulary, length or slots_of(segments))

@@ -29,7 +29,7 @@ def canonical_address(address: str) -> str | None:
     return urlunsplit((parts.scheme, netloc, _path(parts.path), quote(parts.query, safe=_SAFE + "/?%"), ""))
 
 
-def resolve(base: str, reference: str) -> str | None:
+def absolute_address(base: str, reference: str) -> str | None:
     """`reference` as a page with base address `base` means it, in its one spelling; None where it names no http(s) thing."""
     reference = _WHITESPACE.sub("", reference).strip()
     if not reference:

@@ -28,7 +28,7 @@ TENSORS = "megatron"
 """Folder of Megatron's files within a checkpoint."""
 
 
-class FileEntry(Section):
+class CheckpointFile(Section):
     """One file: bytes and hex sha256."""
 
     size: int
@@ -89,7 +89,7 @@ class CheckpointManifest(Section):
     """manifest.json."""
 
     state: CheckpointState
-    files: dict[str, FileEntry]
+    files: dict[str, CheckpointFile]
 
 
 def generator_file(rank: int) -> str:

@@ -15,7 +15,14 @@ import torch.distributed as dist
 from safetensors.torch import load as from_safetensors
 
 from megatron_nextflow.checkpoint.format import CheckpointManifest, generator_file, read_manifest
-from megatron_nextflow.checkpoint.tensors import all_tensors, fill, layout, model_tensors, read_tensors, restore_generators
+from megatron_nextflow.checkpoint.tensors import (
+    all_tensors,
+    fill,
+    model_tensors,
+    parallel_layout,
+    read_tensors,
+    restore_generators,
+)
 from megatron_nextflow.checkpoint.verify import read_metadata, tensor_problem, way_back
 from megatron_nextflow.model.nextflow import NextFlowModel
 from megatron_nextflow.runtime.agreement import of_all, on_first
@@ -45,21 +52,21 @@ def load(trainer: Trainer, path: Path, manifest: CheckpointManifest) -> None:
     where the processes are laid out as they were; training draws no random numbers after its start, so on another layout
     nothing is lost. The schedule is a function of the step: see `Trainer.set_step`.
     """
-    verify(path, manifest)
+    require_whole(path, manifest)
     loaded = read_tensors(all_tensors(trainer, loading=True), path)
     fill(trainer.chunks, loaded)
     trainer.optimizer.load_state_dict(loaded["optimizer"])
-    if (manifest.state.parallel, manifest.state.processes) == layout(trainer.config.parallel):
+    if (manifest.state.parallel, manifest.state.processes) == parallel_layout(trainer.config.parallel):
         restore_generators(from_safetensors((path / generator_file(dist.get_rank())).read_bytes()))
 
 
 def load_weights(chunks: Sequence[NextFlowModel], path: Path, manifest: CheckpointManifest) -> None:
     """Verify the checkpoint `path` and fill the model alone from it; every process must call this. Raises as `load`."""
-    verify(path, manifest)
+    require_whole(path, manifest)
     fill(chunks, read_tensors(model_tensors(chunks), path))
 
 
-def verify(path: Path, manifest: CheckpointManifest) -> None:
+def require_whole(path: Path, manifest: CheckpointManifest) -> None:
     """Compare every file with the manifest, each process its share; CheckpointError on all where one is not right.
 
     The message names the newest older checkpoint that verifies; going back is left to whoever reads it.

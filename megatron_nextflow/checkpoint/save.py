@@ -26,14 +26,14 @@ from megatron_nextflow.checkpoint import retention
 from megatron_nextflow.checkpoint.format import (
     TENSORS,
     VERSION,
+    CheckpointFile,
     CheckpointManifest,
     CheckpointState,
-    FileEntry,
     RunRecord,
     read_manifest,
 )
-from megatron_nextflow.checkpoint.staging import Part, Written
-from megatron_nextflow.checkpoint.tensors import layout
+from megatron_nextflow.checkpoint.staging import Share, Written
+from megatron_nextflow.checkpoint.tensors import parallel_layout
 from megatron_nextflow.checkpoint.verify import METADATA, read_metadata, tensor_problem
 from megatron_nextflow.config.train import TrainConfig
 from megatron_nextflow.runtime.agreement import on_first
@@ -60,7 +60,7 @@ class Saver:
         self.parent = folder(config.output)
         self._facts = _facts(trainer, config)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._pending: tuple[CheckpointState, Part, Future[Written]] | None = None
+        self._pending: tuple[CheckpointState, Share, Future[Written]] | None = None
         self._done: list[Path] = []
 
     @property
@@ -81,7 +81,7 @@ class Saver:
         if _together(lambda: self._prepared(final, state), final):
             self._done.append(final)
             return
-        part = Part(self.trainer, self.parent / f".{final.name}.writing")
+        part = Share(self.trainer, self.parent / f".{final.name}.writing")
         self._pending = state, part, self._thread.submit(part.write)
         if not self.config.async_save:
             self._complete()
@@ -130,22 +130,22 @@ class Saver:
             raise
         self._done.append(final)
 
-    def _commit(self, final: Path, state: CheckpointState, part: Part, parts: list[dict[str, Any]]) -> None:
+    def _commit(self, final: Path, state: CheckpointState, part: Share, parts: list[dict[str, Any]]) -> None:
         """Put the checkpoint in force; on the first process."""
         working = part.folder
-        files: dict[str, FileEntry] = {}
+        files: dict[str, CheckpointFile] = {}
         for one in parts:
             files |= one["written"].files
         for name, entry in files.items():
             if not (working / name).is_file() or (working / name).stat().st_size != entry.size:
                 raise OSError(f"{working / name}, which another process wrote, is not seen here: is it on a shared disk?")
         config = json.dumps(asdict(CheckpointingConfig("torch_dist", 1))).encode()
-        files[f"{TENSORS}/{CONFIG_FNAME}"] = FileEntry(**write_hashed(working / TENSORS / CONFIG_FNAME, config))
+        files[f"{TENSORS}/{CONFIG_FNAME}"] = CheckpointFile(**write_hashed(working / TENSORS / CONFIG_FNAME, config))
         assert part.metadata is not None
         vars(part.metadata).pop("all_local_plans", None)  # Megatron's, for saving again; large, and read by nobody
         part.writer.finish(part.metadata, [one["written"].places for one in parts])
         description = working / METADATA
-        files[METADATA] = FileEntry(size=description.stat().st_size, sha256=file_sha256(description))
+        files[METADATA] = CheckpointFile(size=description.stat().st_size, sha256=file_sha256(description))
         expected = {name: shape for one in parts for name, shape in one["shapes"].items()}
         if problem := tensor_problem(read_metadata(working), files, expected):
             raise OSError(problem)
@@ -183,7 +183,7 @@ def _facts(trainer: Trainer, config: TrainConfig) -> dict[str, Any]:
         precision=trainer.precision,
         libraries={name: version(name) for name in ("torch", "megatron-core")},
     )
-    sizes, processes = layout(config.parallel)
+    sizes, processes = parallel_layout(config.parallel)
     return {
         "version": VERSION,
         "parallel": sizes,

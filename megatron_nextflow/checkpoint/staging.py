@@ -31,7 +31,7 @@ from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import WriteResult
 
-from megatron_nextflow.checkpoint.format import TENSORS, FileEntry, generator_file
+from megatron_nextflow.checkpoint.format import TENSORS, CheckpointFile, generator_file
 from megatron_nextflow.checkpoint.tensors import all_tensors, generators, shapes_of
 from megatron_nextflow.runtime.whole_files import HashingFile, file_problem, write_hashed
 from megatron_nextflow.step.trainer import Trainer
@@ -41,7 +41,7 @@ from megatron_nextflow.step.trainer import Trainer
 class Written:
     """What a process has written: its files, and where in them each of its tensors is."""
 
-    files: dict[str, FileEntry]
+    files: dict[str, CheckpointFile]
     places: list[WriteResult]
 
 
@@ -65,7 +65,7 @@ def _safe(name: str, tensor: Tensor) -> Tensor:
     return tensor.clone(memory_format=torch.contiguous_format) if tensor.is_cpu else tensor.to("cpu", non_blocking=True)
 
 
-class Part:
+class Share:
     """What this process is to write of the training's state as it is now; every process must make one.
 
     `shapes`: the tensors that this process has a share in. Megatron's `writer` and `metadata` (on the first process only)
@@ -89,7 +89,7 @@ class Part:
 
     def write(self) -> Written:
         """Write the files below `folder` and read them again; OSError, naming the file, where one cannot be or differs."""
-        files = {name: FileEntry(**write_hashed(self.folder / name, blob)) for name, blob in self.blobs.items()}
+        files = {name: CheckpointFile(**write_hashed(self.folder / name, blob)) for name, blob in self.blobs.items()}
         places: list[WriteResult] = []
         if self.writer.copies:
             name = f"__{dist.get_rank()}_0.distcp"
@@ -101,7 +101,7 @@ class Part:
                     file.check()
                     place = _StorageInfo(name, start, file.size - start)
                     places.append(WriteResult(index=item.index, size_in_bytes=file.size - start, storage_data=place))
-            files[f"{TENSORS}/{name}"] = FileEntry(**file.entry)
+            files[f"{TENSORS}/{name}"] = CheckpointFile(**file.entry)
         for name, entry in files.items():
             if problem := file_problem(self.folder / name, entry.size, entry.sha256):
                 raise OSError(f"{self.folder / name} {problem}, on reading it again")

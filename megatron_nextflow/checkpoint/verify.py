@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from megatron_nextflow.checkpoint.format import TENSORS, CheckpointManifest, FileEntry, read_manifest
+from megatron_nextflow.checkpoint.format import TENSORS, CheckpointFile, CheckpointManifest, read_manifest
 from megatron_nextflow.runtime.training_folder import LATEST, CheckpointError, folder_name, steps
 from megatron_nextflow.runtime.whole_files import file_problem
 
@@ -62,7 +62,7 @@ def shapes(metadata: Any) -> Shapes:
     return {name: tuple(tensor.size) for name, tensor in metadata.state_dict_metadata.items()}
 
 
-def tensor_problem(metadata: Any, files: Mapping[str, FileEntry], expected: Shapes | None = None) -> str | None:
+def tensor_problem(metadata: Any, files: Mapping[str, CheckpointFile], expected: Shapes | None = None) -> str | None:
     """What is wrong with a description of tensors, in words; None: nothing.
 
     Every part of every tensor must lie within one of `files`, the parts must make up the whole, and where `expected` is

@@ -31,7 +31,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 
-from megatron_nextflow.checkpoint.format import TENSORS, CheckpointManifest, CheckpointState, FileEntry
+from megatron_nextflow.checkpoint.format import TENSORS, CheckpointFile, CheckpointManifest, CheckpointState
 from megatron_nextflow.config.train import FeedConfig, TrainConfig
 from megatron_nextflow.conversion.hf_config import LanguageModel, read_config
 from megatron_nextflow.conversion.hf_folder import DTYPES, HfFolder
@@ -244,7 +244,7 @@ def _write(pieces: Sequence[_Piece], folder: Path, dtype: torch.dtype, progress:
 
 def _commit(step: Path, state: CheckpointState) -> None:
     found = sorted(path for path in step.rglob("*") if path.is_file())
-    files = {str(p.relative_to(step)): FileEntry(size=p.stat().st_size, sha256=file_sha256(p)) for p in found}
+    files = {str(p.relative_to(step)): CheckpointFile(size=p.stat().st_size, sha256=file_sha256(p)) for p in found}
     manifest = CheckpointManifest(state=state, files=files)
     (step / training_folder.MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
     (step.parent / training_folder.LATEST).write_text(step.name + "\n", encoding="utf-8")

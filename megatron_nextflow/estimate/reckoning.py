@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nextflow_tokenize.packing.cost import flops_per_pair, flops_per_slot
-from nextflow_tokenize.shards.manifest import MANIFEST, Manifest
+from nextflow_tokenize.shards.manifest import MANIFEST, ShardManifest
 from pydantic import ValidationError
 from rich import box
 from rich.console import Console
@@ -39,7 +39,7 @@ class Sizes:
 
     vocabulary: Vocabulary
     codebook_dim: int
-    manifest: Manifest | None
+    manifest: ShardManifest | None
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def _sizes(config: TrainConfig, notes: list[str]) -> Sizes:
     return Sizes(Vocabulary(text, codes), width, None)
 
 
-def _pack(config: TrainConfig, manifest: Manifest | None) -> tuple[float, float]:
+def _pack(config: TrainConfig, manifest: ShardManifest | None) -> tuple[float, float]:
     """Slots of a pack and their attended pairs: the set's means, or those of a text of `max_length`.
 
     A manifest has the mean cost and the model it was counted for, from which the pairs follow exactly.

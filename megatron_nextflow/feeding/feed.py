@@ -19,7 +19,7 @@ from nextflow_tokenize.shards.sample_format import Sample
 from megatron_nextflow.config.train import TrainConfig
 from megatron_nextflow.feeding.order import shuffled
 from megatron_nextflow.sequence.batch import LayoutBatch, join
-from megatron_nextflow.sequence.pack_layout import LayoutConfig, PackLayout, build_layout, slots_of
+from megatron_nextflow.sequence.pack_layout import PackLayout, PackLayoutConfig, build_pack_layout, slots_of
 from megatron_nextflow.sequence.vocabulary import Vocabulary
 
 
@@ -65,7 +65,7 @@ class Feed:
         self.consumed = consumed
         self.skip = set(skip)
         self.keys: list[str] = []
-        self.layout = LayoutConfig(
+        self.layout = PackLayoutConfig(
             spatial_extent=config.model.rope_extent, scale_alpha=config.loss.alpha, predict_boi=config.loss.predict_boi
         )
         parallel = config.parallel
@@ -106,7 +106,7 @@ class Feed:
                 raise ValueError(f"it takes {slots} slots, model.max_length is {model.max_length}; raise it or pack shorter")
             if self.config.loss.responses_only and all(segment["loss"] for segment in sample.segments):
                 raise ValueError("nothing in it is marked as given (loss: false), and loss.responses_only is set")
-            layout = build_layout(
+            layout = build_pack_layout(
                 sample.segments, sample.text, sample.input, sample.target, self.vocabulary, slots, self.layout
             )
         except ValueError as error:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from nextflow_tokenize.shards.manifest import Manifest, VisionTokenizerRecord
+from nextflow_tokenize.shards.manifest import ShardManifest, VisionTokenizerRecord
 from nextflow_tokenize.shards.reader import ShardSet
 from nextflow_tokenize.vision.identity import identity, load_codebook
 from torch import Tensor
@@ -65,7 +65,7 @@ def open_inputs(config: TrainConfig) -> Inputs:
     )
 
 
-def vocabulary_of(config: TrainConfig, folder: str, manifest: Manifest) -> Vocabulary:
+def vocabulary_of(config: TrainConfig, folder: str, manifest: ShardManifest) -> Vocabulary:
     """The joint vocabulary of the shard set in `folder`.
 
     Raises InputError where the set and the recipe do not fit, ValueError where the rows cannot be split over `parallel.tp`.

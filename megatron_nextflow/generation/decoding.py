@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from megatron_nextflow.config.generate import NO_PROMPT, GenerateConfig, GenerationError
 from megatron_nextflow.generation.cache import CachedModel
 from megatron_nextflow.generation.cost import Work
-from megatron_nextflow.generation.growing_document import Document, Part
+from megatron_nextflow.generation.growing_document import GrowingDocument, Part
 from megatron_nextflow.generation.sampling import draw, guided
 from megatron_nextflow.model.nextflow import NextFlowModel
-from megatron_nextflow.sequence.pack_layout import LayoutConfig
+from megatron_nextflow.sequence.pack_layout import PackLayoutConfig
 
 LONG_PROMPT = 256
 """Prompts of more slots are fed in passes of their own, so that no row is padded to them."""
@@ -49,12 +49,12 @@ class Row:
     """A document, its row of the cache and its generator; `beside`: row and document without the prompt, for guidance."""
 
     number: int
-    document: Document
+    document: GrowingDocument
     generator: torch.Generator
-    beside: tuple[int, Document] | None = None
+    beside: tuple[int, GrowingDocument] | None = None
 
     @property
-    def documents(self) -> dict[int, Document]:
+    def documents(self) -> dict[int, GrowingDocument]:
         """By row of the cache."""
         return {self.number: self.document, **dict([self.beside] if self.beside else [])}
 
@@ -64,7 +64,7 @@ def draw_images(
     prompts: Sequence[Sequence[Part]],
     schedule: tuple[Grid, ...],
     settings: GenerateConfig,
-    config: LayoutConfig,
+    config: PackLayoutConfig,
     seeds: Sequence[int],
     on_scale: OnScale | None = None,
 ) -> tuple[list[NDArray[np.int64]], Work]:
@@ -77,11 +77,11 @@ def draw_images(
     capacity = max(sum(part.slots for part in prompt) for prompt in prompts) + token_count(schedule)
     cached = CachedModel(model, len(prompts) + len(guiding), capacity)
     rows = [
-        Row(r, Document(prompt, model.vocabulary, config), torch.Generator(cached.device).manual_seed(seed))
+        Row(r, GrowingDocument(prompt, model.vocabulary, config), torch.Generator(cached.device).manual_seed(seed))
         for r, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True))
     ]
     for place, r in enumerate(guiding, start=len(rows)):
-        rows[r].beside = (place, Document([], model.vocabulary, config))
+        rows[r].beside = (place, GrowingDocument([], model.vocabulary, config))
     codes = fill_images(cached, rows, schedule, settings, on_scale)
     return codes, cached.work
 
@@ -124,7 +124,7 @@ def continue_texts(
     most: int,
     words: Words,
     settings: GenerateConfig,
-    config: LayoutConfig,
+    config: PackLayoutConfig,
     seeds: Sequence[int],
 ) -> tuple[list[list[int]], Work]:
     """Up to `most` text ids after each prompt, one a pass; and what they took.
@@ -137,7 +137,7 @@ def continue_texts(
     # The last token drawn is not fed.
     cached = CachedModel(model, len(prompts), max(lengths) + most - 1)
     rows = [
-        Row(r, Document(prompt, model.vocabulary, config), torch.Generator(cached.device).manual_seed(seed))
+        Row(r, GrowingDocument(prompt, model.vocabulary, config), torch.Generator(cached.device).manual_seed(seed))
         for r, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True))
     ]
     hidden: dict[int, torch.Tensor] = {}
@@ -176,7 +176,7 @@ def write_interleaved(
     prompt: Sequence[Part],
     schedule: tuple[Grid, ...],
     settings: GenerateConfig,
-    config: LayoutConfig,
+    config: PackLayoutConfig,
     seed: int,
     words: Words,
     room: int,
@@ -187,7 +187,7 @@ def write_interleaved(
     on; an image that would not fit, or is one more than `max_images`, is not begun, for ⟨boi⟩ is then not drawn. Raises
     GenerationError for a prompt with nothing in it.
     """
-    document = Document(prompt, model.vocabulary, config)
+    document = GrowingDocument(prompt, model.vocabulary, config)
     if not document.slots:
         raise GenerationError(NO_PROMPT)
     size, boi = token_count(schedule) + 1, model.vocabulary.boi
@@ -214,7 +214,7 @@ def write_interleaved(
             written += 1
             continue
         if settings.guidance:
-            row.beside = (1, Document([], model.vocabulary, config))
+            row.beside = (1, GrowingDocument([], model.vocabulary, config))
             cached.cache.clear(1)
         fill_images(cached, [row], schedule, settings)
         images += 1

@@ -24,9 +24,9 @@ from PIL import Image
 from megatron_nextflow.generation.cost import Work, generation_flops
 from megatron_nextflow.generation.growing_document import TextPart
 from megatron_nextflow.generation.prompt import PLACEHOLDER, parse_prompts
-from megatron_nextflow.generation.request import Job, Plan, Request, plan
+from megatron_nextflow.generation.request import GenerationPlan, Job, Request, plan
 from megatron_nextflow.generation.results import Generation, Result, write_folder, write_png
-from megatron_nextflow.sequence.pack_layout import LayoutConfig
+from megatron_nextflow.sequence.pack_layout import PackLayoutConfig
 
 if TYPE_CHECKING:
     from megatron_nextflow.checkpoint.format import CheckpointState
@@ -98,9 +98,9 @@ def generate(request: Request) -> Generation:
 class _Run:
     """A plan being carried out, batch by batch."""
 
-    def __init__(self, planned: Plan, model: NextFlowModel) -> None:
+    def __init__(self, planned: GenerationPlan, model: NextFlowModel) -> None:
         self.plan, self.model = planned, model
-        self.layout = LayoutConfig(spatial_extent=planned.state.model.rope_extent)
+        self.layout = PackLayoutConfig(spatial_extent=planned.state.model.rope_extent)
         self.places = iter(planned.request.places)
         self.results: list[Result] = []
         self.work = Work()

@@ -17,7 +17,13 @@ from nextflow_tokenize.segments import ImageSegment, Segment, TextSegment
 from numpy.typing import NDArray
 
 from megatron_nextflow.config.generate import GenerationError
-from megatron_nextflow.sequence.pack_layout import ImageInput, JointVocabulary, LayoutConfig, PackLayout, build_layout
+from megatron_nextflow.sequence.pack_layout import (
+    ImageInput,
+    JointVocabulary,
+    PackLayout,
+    PackLayoutConfig,
+    build_pack_layout,
+)
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,7 @@ class ImagePart:
 Part = TextPart | ImagePart
 
 
-def layout_of(parts: Sequence[Part], vocabulary: JointVocabulary, config: LayoutConfig) -> PackLayout:
+def layout_of(parts: Sequence[Part], vocabulary: JointVocabulary, config: PackLayoutConfig) -> PackLayout:
     """The layout of one document. Raises GenerationError for a schedule that no shard could name (`schedule_of`)."""
     segments: list[Segment] = []
     for part in parts:
@@ -61,7 +67,7 @@ def layout_of(parts: Sequence[Part], vocabulary: JointVocabulary, config: Layout
         segments.append(ImageSegment(kind="image", doc="", sha256="", grid=list(last), scales=scales, loss=False))
     text = np.array([i for part in parts if isinstance(part, TextPart) for i in part.ids], np.int64)
     codes = np.concatenate([np.zeros(0, np.int64), *(part.codes for part in parts if isinstance(part, ImagePart))])
-    return build_layout(segments, text, codes, codes, vocabulary, sum(part.slots for part in parts), config)
+    return build_pack_layout(segments, text, codes, codes, vocabulary, sum(part.slots for part in parts), config)
 
 
 def window(layout: PackLayout, first: int, last: int, images: tuple[ImageInput, ...] = ()) -> PackLayout:
@@ -73,13 +79,13 @@ def window(layout: PackLayout, first: int, last: int, images: tuple[ImageInput, 
     return replace(layout, **cut, images=images, used=last - first)
 
 
-class Document:
+class GrowingDocument:
     """A growing document: `parts`, of which the first `given` are its prompt.
 
     What is new is asked for in windows, each to be fed before the next.
     """
 
-    def __init__(self, parts: Sequence[Part], vocabulary: JointVocabulary, config: LayoutConfig) -> None:
+    def __init__(self, parts: Sequence[Part], vocabulary: JointVocabulary, config: PackLayoutConfig) -> None:
         self.parts = list(parts)
         self.given = len(self.parts)
         self.fed = 0

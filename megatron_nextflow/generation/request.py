@@ -99,7 +99,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Plan:
+class GenerationPlan:
     """A request that can be met: the checkpoint's folder and state, its tokenizers, the prompts as parts of documents."""
 
     request: Request
@@ -136,7 +136,7 @@ class Plan:
         }
 
 
-def plan(request: Request) -> Plan:
+def plan(request: Request) -> GenerationPlan:
     """Checks everything that can be checked without the model, and sets up the device where a prompt's images need it.
 
     Raises GenerationError, CheckpointError, ValueError or FileNotFoundError with what is wrong.
@@ -178,7 +178,7 @@ def plan(request: Request) -> Plan:
 
         vision = VisionTokenizer.load(folder, setup(request.device, request.threads))
         prompts = [encode_parts(p, parts, pictures, vision) for p, parts in zip(request.prompts, prompts, strict=True)]
-    return Plan(request, step, state, text, vision, pictures, prompts, jobs)
+    return GenerationPlan(request, step, state, text, vision, pictures, prompts, jobs)
 
 
 def _require_places(request: Request) -> None:

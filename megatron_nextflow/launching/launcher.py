@@ -59,7 +59,7 @@ def launch(
     is one machine's part, and `processes` counts those of all. Raises ValueError where the configuration cannot run with so
     many processes on this machine, its port is taken, or (AlreadyRunning) another launcher is training into the folder.
     """
-    resolved = resolve(config, root)
+    resolved = with_absolute_paths(config, root)
     resolved.check(processes)
     output = resolved.output
     output.mkdir(parents=True, exist_ok=True)
@@ -138,7 +138,7 @@ def _require_port(config: TrainConfig, cluster: Cluster | None) -> None:
                 ) from None
 
 
-def resolve(config: TrainConfig, root: Path) -> TrainConfig:
+def with_absolute_paths(config: TrainConfig, root: Path) -> TrainConfig:
     """The configuration with absolute paths, so that it means the same in any working directory."""
 
     def under(path: Path | None) -> Path | None:

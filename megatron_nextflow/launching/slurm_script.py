@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_nextflow.config.train import TrainConfig
-from megatron_nextflow.launching.launcher import resolve
+from megatron_nextflow.launching.launcher import with_absolute_paths
 from megatron_nextflow.runtime.training_folder import CONFIG, LOGS, RECORD
 
 SCRIPT = "train.sbatch"
@@ -36,7 +36,7 @@ def write_script(config: TrainConfig, root: Path, name: str, after: Sequence[str
 
     `after`: a command for the end of the job, as words. Raises ValueError for what cannot run with the job's processes.
     """
-    resolved = resolve(config, root)
+    resolved = with_absolute_paths(config, root)
     # In a container other packages are installed than here.
     elsewhere = {"fp8": None, "wandb": None} if config.slurm.container else {}
     resolved.model_copy(update=elsewhere).check(processes(resolved))

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from megatron_nextflow.config.train import TrainConfig
 from megatron_nextflow.model.attention import BlockRangeAttention
-from megatron_nextflow.model.precision import Precision, resolve
+from megatron_nextflow.model.precision import Precision, precision_of
 
 
 class RMSNorm(nn.Module):
@@ -46,7 +46,7 @@ def transformer_config(config: TrainConfig, precision: Precision | None = None) 
     """megatron-core's configuration of the transformer for this run; without `precision`, the recipe's without FP8."""
     model, parallel = config.model, config.parallel
     if precision is None:
-        precision = resolve(config.model_copy(update={"fp8": None}), torch.device("cpu"))
+        precision = precision_of(config.model_copy(update={"fp8": None}), torch.device("cpu"))
     dtype = precision.dtype
     fp8: dict[str, Any] = {"fp8": "hybrid", "fp8_recipe": precision.fp8} if precision.fp8 else {}
     if precision.fp8 and config.first_last_bf16:

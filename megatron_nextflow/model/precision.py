@@ -28,7 +28,7 @@ class Precision:
     words: str
 
 
-def resolve(config: TrainConfig, device: torch.device) -> Precision:
+def precision_of(config: TrainConfig, device: torch.device) -> Precision:
     """What `config` means on `device`. Raises ValueError where a named FP8 recipe cannot be had."""
     if config.precision == "float32":
         return Precision(torch.float32, None, "float32")

@@ -44,7 +44,7 @@ class JointVocabulary(Protocol):
     def size(self) -> int: ...
 
 
-class LayoutConfig(Section):
+class PackLayoutConfig(Section):
     """What the paper leaves open about the layout, or lets vary by training stage."""
 
     spatial_extent: float = Field(default=64.0, gt=0)
@@ -143,14 +143,14 @@ def _template(grids: tuple[Grid, ...], extent: float, alpha: float) -> _Template
     return template
 
 
-def build_layout(
+def build_pack_layout(
     segments: Sequence[Segment],
     text: NDArray[np.integer],
     input_codes: NDArray[np.integer],
     target_codes: NDArray[np.integer],
     vocabulary: JointVocabulary,
     length: int,
-    config: LayoutConfig | None = None,
+    config: PackLayoutConfig | None = None,
 ) -> PackLayout:
     """The layout of one pack in a sequence of `length` slots, padded at the end.
 
@@ -158,7 +158,7 @@ def build_layout(
     `doc` are one document: positions restart and nothing is visible across its border. A label counts where the segment that
     holds the predicted token has `loss`. Raises ValueError where segments, arrays, vocabulary or length do not fit together.
     """
-    config = config or LayoutConfig()
+    config = config or PackLayoutConfig()
     _check(segments, text, input_codes, target_codes, vocabulary)
     layout = empty_layout(length)
     slot = text_at = code_at = 0

@@ -32,7 +32,7 @@ from megatron_nextflow.model.attention import BlockRangeParams
 from megatron_nextflow.model.initialise import initialise
 from megatron_nextflow.model.layer_spec import transformer_config
 from megatron_nextflow.model.nextflow import NextFlowModel
-from megatron_nextflow.model.precision import resolve
+from megatron_nextflow.model.precision import precision_of
 from megatron_nextflow.sequence.batch import LayoutBatch
 from megatron_nextflow.sequence.vocabulary import Vocabulary
 
@@ -70,7 +70,7 @@ class Trainer:
     def __init__(self, config: TrainConfig, vocabulary: Vocabulary, codebook: Tensor, device: torch.device) -> None:
         self.config = config
         self.device = device
-        precision = resolve(config, device)
+        precision = precision_of(config, device)
         self.precision = precision.words
         self.megatron_config = transformer_config(config, precision)
         interleaved = config.parallel.vpp > 1

@@ -37,7 +37,7 @@ from megatron_nextflow.step.trainer import DivergedError, Trainer
 from megatron_nextflow.training.agreed_batch import Trouble, UnreadableError, read
 from megatron_nextflow.training.beginning import Beginning, begin
 from megatron_nextflow.training.figures import Figures
-from megatron_nextflow.watch.health import Finding, Health
+from megatron_nextflow.watch.health import BadBatch, Health
 from megatron_nextflow.watch.reporter import Reporter, Silence
 from megatron_nextflow.watch.stragglers import Stragglers
 from megatron_nextflow.watch.watchdog import Watchdog
@@ -184,7 +184,7 @@ class _Run:
             self._save_last()
             raise UnreadableError(message) if trouble.lasting else FeedError(message)
 
-    def _act(self, finding: Finding, loss: float) -> None:
+    def _act(self, finding: BadBatch, loss: float) -> None:
         place, step = self._place(), self.state.step + 1
         packs = sorted(set().union(*of_all(self.feed.keys)))
         named = ", ".join(packs[:8]) + (f" and {len(packs) - 8} more" if len(packs) > 8 else "")

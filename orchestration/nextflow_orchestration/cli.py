@@ -12,8 +12,11 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from nextflow_orchestration import checkpoint_cli, convert_cli, tokenizer_cli, training_cli
-from nextflow_orchestration.cli_common import RecipeArg, SetOption, plain_errors
+from nextflow_orchestration.verbs import checkpoint as checkpoint_cli
+from nextflow_orchestration.verbs import convert as convert_cli
+from nextflow_orchestration.verbs import tokenizer as tokenizer_cli
+from nextflow_orchestration.verbs import train as training_cli
+from nextflow_orchestration.verbs.common import RecipeArg, SetOption, plain_errors
 
 app = typer.Typer(
     help="Web pages to verified shards of multi-scale image tokens, and a Megatron-Core trainer that learns from them.",
@@ -34,7 +37,7 @@ DEFAULT_ROOT = Path("runs/quickstart")
 def run(recipe: RecipeArg, set_: SetOption = None) -> None:
     """Everything, from source files to a trained model, a generated image and a report. Skips what is already committed."""
     with plain_errors():
-        from nextflow_orchestration.run import run_recipe
+        from nextflow_orchestration.verbs.run import run_recipe
 
         run_recipe(recipe, set_ or [])
 
@@ -74,7 +77,7 @@ def generate(
     Options left out are those of the run's recipe.
     """
     with plain_errors():
-        from nextflow_orchestration.training import generate_from_run
+        from nextflow_orchestration.generation import generate_from_run
 
         generate_from_run(
             root, checkpoint, prompt, out, images=image or [], interleaved=interleaved, n=n, batch=batch,
@@ -92,7 +95,7 @@ def audit(
 ) -> None:
     """Verifies every hash, count, code and grid of a shard set; exits 1 when anything is wrong."""
     with plain_errors():
-        from nextflow_orchestration.auditing import audit_shards
+        from nextflow_orchestration.verbs.audit import audit_shards
 
         if not audit_shards(shards, report):
             raise typer.Exit(1)
@@ -108,11 +111,11 @@ def explain(
     Exits 1 when nothing is called so.
     """
     with plain_errors():
-        from nextflow_orchestration.explain import explain as tell
-        from nextflow_orchestration.story import render
+        from nextflow_orchestration.explain.find import explain as tell
+        from nextflow_orchestration.explain.story import print_story
 
         story = tell(root, query)
-        render(story, Console())
+        print_story(story, Console())
         if not story.found:
             raise typer.Exit(1)
 
@@ -125,7 +128,7 @@ def schedule(
 ) -> None:
     """Serves the recipe's flow as a Prefect deployment with a schedule, until Ctrl-C."""
     with plain_errors():
-        from nextflow_orchestration.scheduling import serve
+        from nextflow_orchestration.verbs.schedule import serve
 
         serve(recipe, set_ or [], cron)
 
@@ -137,7 +140,7 @@ def ui(
 ) -> None:
     """Keeps a Prefect server up for the runs beside ROOT, past and present; open the address it prints."""
     with plain_errors():
-        from nextflow_orchestration.prefect_server import serve_standing
+        from nextflow_orchestration.runs.server import serve_standing
 
         raise typer.Exit(serve_standing(root, port))
 
@@ -148,7 +151,7 @@ def recipe(recipe: RecipeArg, set_: SetOption = None) -> None:
     with plain_errors():
         import yaml
 
-        from nextflow_orchestration.training_recipe import load_either
+        from nextflow_orchestration.recipes.training import load_either
 
         loaded = load_either(recipe, set_ or [])
         typer.echo(yaml.safe_dump(loaded.model_dump(mode="json"), sort_keys=False), nl=False)

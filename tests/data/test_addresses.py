@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from nextflow_data.addresses import canonical_address, resolve, site_of
+from nextflow_data.addresses import absolute_address, canonical_address, site_of
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ from nextflow_data.addresses import canonical_address, resolve, site_of
     ],
 )
 def test_references(reference, expected):
-    assert resolve("http://a/b/c/d;p?q", reference) == expected
+    assert absolute_address("http://a/b/c/d;p?q", reference) == expected
 
 
 @pytest.mark.parametrize(
@@ -58,6 +58,6 @@ def test_no_web_address(address):
 
 @given(st.text(max_size=60))
 def test_never_raises_and_is_stable(text):
-    for address in (canonical_address(text), resolve("https://a.example/b/", text)):
+    for address in (canonical_address(text), absolute_address("https://a.example/b/", text)):
         assert address is None or canonical_address(address) == address
     assert isinstance(site_of(text), str)

@@ -20,7 +20,7 @@ from nextflow_data.dedup.images import (
     remove_images,
     same_image,
 )
-from nextflow_data.dedup.minhash import band_keys, signature, text_hash, verify
+from nextflow_data.dedup.minhash import band_keys, signature, similarity_of, text_hash
 from nextflow_data.dedup.texts import choose_survivor, decide_documents, duplicate_edges, summarise
 from nextflow_data.document import DECISION_SCHEMA, image_node, to_table
 from nextflow_data.images.measure import measure
@@ -72,13 +72,13 @@ def test_estimate_is_near_the_true_similarity(build):
     for seed, changes in enumerate((0, 3, 10, 20, 40, 300)):
         text = prose(seed)
         other = edited(text, seed, changes)
-        found = verify(
+        found = similarity_of(
             signature(build.document("https://a/", text), CONFIG), signature(build.document("https://b/", other), CONFIG)
         )
         assert found == pytest.approx(jaccard(text, other), abs=0.24)
     many = [edited(prose(1), seed, 15) for seed in range(40)]
     first = signature(build.document("https://a/", prose(1)), CONFIG)
-    errors = [verify(first, signature(build.document("https://b/", t), CONFIG)) - jaccard(prose(1), t) for t in many]
+    errors = [similarity_of(first, signature(build.document("https://b/", t), CONFIG)) - jaccard(prose(1), t) for t in many]
     assert abs(np.mean(errors)) < 0.03
 
 

@@ -97,7 +97,7 @@ def small_warc(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def prefect_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder whose standing Prefect server is up, as after `mnf ui`."""
-    from nextflow_orchestration.prefect_server import standing_server
+    from nextflow_orchestration.runs.server import standing_server
 
     home = tmp_path_factory.mktemp("prefect")
     environment = {**os.environ, "PREFECT_HOME": str(home)}

@@ -70,7 +70,7 @@ def test_a_signal_saves_and_ends_with_0(whole: Any, out: Path, number: signal.Si
     assert process.returncode == 0, said
     step = last_step(out)
     assert step >= 2 and f"stopped early at step {step} of 100000, saved; the same command goes on from there" in said
-    assert record(out).status == "stopped" and (out / "run.html").is_file()
+    assert record(out).status == "stopped" and (out / "training.html").is_file()
 
 
 def test_a_flow_that_is_killed_finds_its_training_again(whole: Any, prefect_home: Path, out: Path) -> None:
@@ -105,7 +105,7 @@ def test_a_flow_that_is_killed_finds_its_training_again(whole: Any, prefect_home
     assert set(trainings) == {"CRASHED", "CANCELLED"}
     artifacts = ask(prefect_home, "artifacts/filter", artifacts={"flow_run_id": {"any_": [trainings["CANCELLED"]["id"]]}})
     by_key = {artifact["key"]: artifact for artifact in artifacts}
-    assert (out / "run.html").as_uri() in by_key["training-page"]["data"]
+    assert (out / "training.html").as_uri() in by_key["training-page"]["data"]
     assert f"step {step:,} of 100,000: stopped" in by_key["training-progress"]["description"]
 
 
@@ -115,7 +115,7 @@ def test_a_flow_sees_the_end_and_a_failure(whole: Any, out: Path) -> None:
     assert "step 4: done" in said and "finished" not in said.splitlines()[0]
     assert record(out).status == "finished"
     runner.finish("page", str(out), "--samples", "2", "--prompt", "A picture & more")
-    page = (out / "run.html").read_text()
+    page = (out / "training.html").read_text()
     assert page.count("A picture &amp; more") == page.count("data:image/jpeg") == 2
     process = runner.start("train", str(runner.recipe), "--out", str(out), "--flow", "--set", "train.data.seed=7")
     said, _ = process.communicate()

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from nextflow_orchestration.explain import explain
-from nextflow_orchestration.lineage import NoRun
-from nextflow_orchestration.story import Story, render, visible
+from nextflow_orchestration.explain.find import explain
+from nextflow_orchestration.explain.story import Story, print_story, visible
+from nextflow_orchestration.runs.lineage import NoRun
 from nextflow_tokenize.schedule import grids, token_count
 from rich.console import Console
 
@@ -19,7 +19,7 @@ CODES = token_count(grids((64, 64), 8))
 def told(story: Story) -> str:
     """What a person reads."""
     console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    render(story, console)
+    print_story(story, console)
     return console.export_text()
 
 
@@ -76,7 +76,7 @@ def test_by_id_and_by_image(small_run: Any) -> None:
     doc_id = small_run.ids["short"]
     assert [d.doc_id for d in explain(small_run.root, doc_id).documents] == [doc_id]
     assert [d.doc_id for d in explain(small_run.root, doc_id[:10]).documents] == [doc_id]
-    from nextflow_orchestration.lineage import chain
+    from nextflow_orchestration.runs.lineage import chain
     from nextflow_pipelines.contract.tables import read_table
 
     rows = read_table(chain(small_run.root)["ingest"].folder, "documents").to_pylist()

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from nextflow_orchestration.lineage import NoRun, chain, shard_folder
+from nextflow_orchestration.runs.lineage import NoRun, chain, shard_folder
 
 
 def commit(root: Path, stage: str, fingerprint: str, inputs: dict[str, str], broken: bool = False) -> Path:

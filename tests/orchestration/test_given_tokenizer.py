@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from nextflow_orchestration.lineage import Commit
-from nextflow_orchestration.recipe import Recipe, load_recipe
-from nextflow_orchestration.recipe_error import RecipeError
+from nextflow_orchestration.recipes.errors import RecipeError
+from nextflow_orchestration.recipes.run import Recipe, load_recipe
 from nextflow_orchestration.report.from_tokenizer import tokenizer
 from nextflow_orchestration.report.pictures import Gallery
+from nextflow_orchestration.runs.lineage import Commit
 from nextflow_tokenize.config.vision import VisionTokenizerConfig
 from nextflow_tokenize.vision.model import VisionTokenizer
 

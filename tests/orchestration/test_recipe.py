@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-from nextflow_orchestration.recipe import Recipe, load, load_recipe
-from nextflow_orchestration.recipe_error import RecipeError
-from nextflow_orchestration.training_recipe import TrainingRecipe
+from nextflow_orchestration.recipes.errors import RecipeError
+from nextflow_orchestration.recipes.run import Recipe, load, load_recipe
+from nextflow_orchestration.recipes.training import TrainingRecipe
 from nextflow_tokenize.config.vision_recipe import TokenizerRecipe
 
 

@@ -14,9 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from nextflow_orchestration.report import model
-from nextflow_orchestration.report.charts import histogram, lines, short, thin, ticks
+from nextflow_orchestration.report.charts import histogram, lines, thin, ticks
 from nextflow_orchestration.report.model import Curve, Report
-from nextflow_orchestration.report.page import render
+from nextflow_orchestration.report.page import report_html
+from nextflow_orchestration.words.numbers import short
 
 HOSTILE = """</title></style><script>alert(1)</script><img src=x onerror=alert(2)> "'><a href="javascript:alert(3)">&lt;"""
 PIXEL = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="
@@ -61,7 +62,7 @@ class Tags(HTMLParser):
 
 @pytest.fixture(scope="module")
 def hostile_page() -> str:
-    return render(filled(model.Report))
+    return report_html(filled(model.Report))
 
 
 def test_hostile_text_in_every_field_stays_text(hostile_page: str) -> None:
@@ -92,12 +93,12 @@ def test_nothing_is_loaded_from_elsewhere(hostile_page: str) -> None:
 
 
 def test_what_is_missing_is_left_out() -> None:
-    page = render(Report("A set", "alone", audit=model.Audit((model.Fact("Shards", "3"),))))
+    page = report_html(Report("A set", "alone", audit=model.Audit((model.Fact("Shards", "3"),))))
     tags = Tags(page)
     assert {a["id"] for tag, a in tags.found if tag == "section"} == {"audit"}
     assert "Nothing wrong was found" in tags.text
-    bad = render(
-        Report("A set", "", audit=model.Audit((), (model.Finding("error", "shard-000001", "1", "is wrong"),), False))
+    bad = report_html(
+        Report("A set", "", audit=model.Audit((), (model.AuditLine("error", "shard-000001", "1", "is wrong"),), False))
     )
     assert "1 finding." in Tags(bad).text and "Nothing wrong" not in bad
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from nextflow_orchestration.lineage import NoRun, chain
 from nextflow_orchestration.report.from_shards import chosen, spread
-from nextflow_orchestration.report.write import write_audit_report, write_report
+from nextflow_orchestration.report.run_report import write_audit_report, write_report
+from nextflow_orchestration.runs.lineage import NoRun, chain
 from nextflow_tokenize.audit.shard_set import audit
 from nextflow_tokenize.schedule import grids, token_count
 from PIL import Image

@@ -1,4 +1,4 @@
-"""The run page of a long training, of a damaged folder, and of none; and what is drawn of many steps."""
+"""The training page of a long training, of a damaged folder, and of none; and what is drawn of many steps."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 from nextflow_orchestration.cli import app
-from nextflow_orchestration.report import run_page as page_module
+from nextflow_orchestration.generation import make_samples
+from nextflow_orchestration.report import training_page
 from nextflow_orchestration.report.charts import lines, powers
-from nextflow_orchestration.report.from_run import BUCKETS, run_page, span, thinned
+from nextflow_orchestration.report.from_training_folder import BUCKETS, page_of, span, thinned
 from nextflow_orchestration.report.model import Curve
-from nextflow_orchestration.report.run_page import make_samples, write_run_page
+from nextflow_orchestration.report.training_page import write_training_page
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from typer.testing import CliRunner
@@ -88,9 +89,9 @@ class Reader(HTMLParser):
 
 
 def test_a_long_run_in_one_small_file_without_anything_from_elsewhere(long_run: Path) -> None:
-    path = write_run_page(long_run)
+    path = write_training_page(long_run)
     text = path.read_text()
-    assert path == long_run / "run.html" and len(text) < 2_000_000
+    assert path == long_run / "training.html" and len(text) < 2_000_000
     read = Reader(text)
     assert "script" not in {tag for tag, _ in read.tags} and read.text.count(HOSTILE) >= 3
     loads = [value for _, attrs in read.tags for name, value in attrs.items() if name in ("src", "href", "data", "action")]
@@ -106,7 +107,7 @@ def test_a_long_run_in_one_small_file_without_anything_from_elsewhere(long_run: 
 
 
 def test_a_leap_of_one_step_is_drawn_and_marked(long_run: Path) -> None:
-    page = run_page(long_run)
+    page = page_of(long_run)
     (loss,) = next(chart for chart in page.charts if chart.title == "Loss").curves
     assert len(loss.points) <= BUCKETS and max(high for _, _, high in loss.spread) == 99.0
     assert page.marks == ((7001, f"a leap {HOSTILE}"),)
@@ -143,17 +144,17 @@ def test_a_folder_with_nothing_but_a_beginning(tmp_path: Path) -> None:
     (tmp_path / "events.jsonl").write_text('[1]\n{"time": "x"}\n')
     gone = LaunchRecord(pid=1, started=0.0, host=socket.gethostname(), processes=1, status="running", began=1.0, ended=61.0)
     write_record(tmp_path, gone)
-    read = Reader(write_run_page(tmp_path).read_text())
+    read = Reader(write_training_page(tmp_path).read_text())
     assert "ended without a word" in read.text and not any(attrs.get("http-equiv") == "refresh" for _, attrs in read.tags)
 
 
 def test_no_training_is_said_in_one_line(tmp_path: Path) -> None:
     said = CliRunner().invoke(app, ["page", str(tmp_path)])
-    assert said.exit_code != 0 and "holds no training" in said.output and not (tmp_path / "run.html").exists()
+    assert said.exit_code != 0 and "holds no training" in said.output and not (tmp_path / "training.html").exists()
 
 
 def test_samples_are_asked_of_the_newest_checkpoint(long_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from nextflow_orchestration import final_stages
+    from nextflow_orchestration import generation
 
     asked: list[Any] = []
 
@@ -161,7 +162,7 @@ def test_samples_are_asked_of_the_newest_checkpoint(long_run: Path, monkeypatch:
         asked.append((checkpoint.name, prompts, out.name, settings.level, settings.end_of_text, options))
         return {"results": [{"path": str(out)}]}
 
-    monkeypatch.setattr(final_stages, "generate_in_process", generate)
+    monkeypatch.setattr(generation, "generate_in_process", generate)
     recipe = {"generate": {"prompt": "the run's", "level": 256}, "text_tokenizer": {"end_of_text": "<end>"}}
     (long_run.parent / "recipe.json").write_text(json.dumps(recipe))
     assert make_samples(long_run, 2, [], None) == [long_run / "samples" / "step-00010000.png"]
@@ -170,4 +171,4 @@ def test_samples_are_asked_of_the_newest_checkpoint(long_run: Path, monkeypatch:
         ("step-00010000", ["the run's"], "step-00010000.png", 256, "<end>", ["--n=2"]),
         ("step-00010000", ["mine", "other"], "step-00010000.png", 512, "<end>", ["--n=1"]),
     ]
-    assert page_module.SAMPLES == "samples"
+    assert training_page.SAMPLES == "samples"

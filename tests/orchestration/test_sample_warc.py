@@ -8,8 +8,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from nextflow_orchestration.sample_pages import gallery_page, skimage_photographs
-from nextflow_orchestration.sample_warc import SampleError, Wheel, build
+from nextflow_orchestration.sample.pages import gallery_page, skimage_photographs
+from nextflow_orchestration.sample.warc import SampleError, Wheel, build
 from warcio.archiveiterator import ArchiveIterator
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(40)

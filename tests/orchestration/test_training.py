@@ -14,19 +14,19 @@ from typing import Any
 
 import psutil
 import pytest
-from nextflow_orchestration import final_stages, training, training_start
 from nextflow_orchestration.cli import app
-from nextflow_orchestration.recipe import Recipe
-from nextflow_orchestration.recipe_error import RecipeError
-from nextflow_orchestration.training import TrainingFailed, TrainingOutcome, TrainingRefused
-from nextflow_orchestration.training_job import LocalJob, SlurmJob, start_or_find
-from nextflow_orchestration.training_recipe import TrainingRecipe, load_either
-from nextflow_orchestration.training_start import Prepared, prepare
-from nextflow_orchestration.training_watch import Watch
+from nextflow_orchestration.flow import final_stages
+from nextflow_orchestration.recipes.errors import RecipeError
+from nextflow_orchestration.recipes.run import Recipe
+from nextflow_orchestration.recipes.training import TrainingRecipe, load_either
+from nextflow_orchestration.training import here, start
+from nextflow_orchestration.training.job import LocalJob, SlurmJob, start_or_find
+from nextflow_orchestration.training.outcome import TrainingFailed, TrainingOutcome, TrainingRefused
+from nextflow_orchestration.training.prepare import Prepared, prepare
+from nextflow_orchestration.training.watch import Watch
 from typer.testing import CliRunner
 
 from megatron_nextflow.config.train import TrainConfig
-from megatron_nextflow.launching import launcher as launch
 from megatron_nextflow.launching.launch_record import LaunchRecord, read_record, write_record
 from megatron_nextflow.watch.heartbeat import Heartbeat
 
@@ -90,15 +90,15 @@ def test_paths_are_made_absolute_and_options_replace_the_recipes_own(recipe: Pat
 def test_how_a_training_ended(
     status: int, step: int, raised: Any, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launch, "launch", lambda *_: status)
+    monkeypatch.setattr(here, "launch", lambda *_: status)
     config = TrainConfig(output=tmp_path, steps=20)
     if step:
         saved(tmp_path, step)
     if raised:
         with pytest.raises(raised, match=says):
-            training.run_training(config)
+            here.run_training(config)
     else:
-        outcome = training.run_training(config)
+        outcome = here.run_training(config)
         assert (str(outcome), outcome.finished) == (says, step == 20)
 
 
@@ -126,7 +126,7 @@ def test_a_dry_run_asks_for_the_jobs_processes_and_hands_on_the_status(
         asked.append([command[2], command[-1], config["data"]["shards"]])
         return subprocess.CompletedProcess(command, 2)
 
-    monkeypatch.setattr(training_start.subprocess, "run", run)
+    monkeypatch.setattr(start.subprocess, "run", run)
     shards = str(Path("data/shards").absolute())
     assert mnf("train", recipe, "--dry-run").exit_code == 2
     mnf("train", recipe, "--dry-run", "--processes", 6)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from nextflow_pipelines.contract.stage import StageError, read_manifest, sha256_file, verify
+from nextflow_pipelines.contract.stage import StageError, damaged_files, read_manifest, sha256_file
 from nextflow_pipelines.contract.tables import read_table
 from nextflow_pipelines.registry import run_stage
 from nextflow_pipelines.sources import bind_sources
@@ -40,7 +40,7 @@ def test_a_given_tokenizer_is_copied_scored_and_used_as_one_trained_here(
 ) -> None:
     trained = results["vision_tokenizer"]
     given = take(home, trained.dir / "tokenizer", chain, results)
-    assert verify(given.dir) == [] and given.fingerprint != trained.fingerprint
+    assert damaged_files(given.dir) == [] and given.fingerprint != trained.fingerprint
     assert given.facts["tokenizer"] == trained.facts["tokenizer"] == identity(given.dir / "tokenizer")
     names = [path.name for path in sorted((given.dir / "tokenizer").iterdir())]
     assert names == ["config.json", "evaluation.json", "held_out.png", "weights.safetensors"]

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from nextflow_pipelines.contract.stage import DiskFull, StageError, StagePlan, sha256_file, verify
+from nextflow_pipelines.contract.stage import DiskFull, StageError, StagePlan, damaged_files, sha256_file
 from nextflow_pipelines.contract.tables import UnitTables, read_table
 from nextflow_pipelines.contract.units import unit_record
 from nextflow_pipelines.contract.work import open_stage
@@ -67,7 +67,7 @@ def test_a_task_that_fails_is_tried_again(tmp_path: Path) -> None:
         names = run_units(ctx.session, work, units(3), partial(fail_once, str(tmp_path / "marks")), {"data": SCHEMA})
         work.commit(names)
     assert read_table(work.dir, "data")["value"].to_pylist() == [0, 1, 4]
-    assert verify(work.dir) == []
+    assert damaged_files(work.dir) == []
 
 
 def fail_always(payload: Any, out: UnitTables) -> None:

@@ -23,11 +23,11 @@ from nextflow_pipelines.contract.stage import (
     StageBusy,
     StageError,
     StagePlan,
+    damaged_files,
     find_committed,
     merge_counts,
     read_manifest,
     sha256_file,
-    verify,
 )
 from nextflow_pipelines.contract.units import unit_output
 from nextflow_pipelines.contract.work import StageWork, open_stage
@@ -101,7 +101,7 @@ def test_a_stage_is_invisible_until_its_manifest_is_written(tmp_path: Path) -> N
         content = (work.dir / entry["path"]).read_bytes()
         assert (entry["bytes"], entry["sha256"]) == (len(content), hashlib.sha256(content).hexdigest())
     assert set(tree(work.dir)) == {MANIFEST, *(f["path"] for f in manifest["files"])}
-    assert verify(work.dir) == []
+    assert damaged_files(work.dir) == []
 
 
 def test_committed_stages_are_found_newest_first_and_by_whole_name(tmp_path: Path) -> None:
@@ -182,14 +182,14 @@ def test_verify_names_what_is_wrong(tmp_path: Path) -> None:
     content[0] ^= 1
     flipped.write_bytes(content)
     (folder / "data" / "stray").write_text("")
-    assert verify(folder) == [
+    assert damaged_files(folder) == [
         "data/part-00002.txt has another sha256 than the manifest says",
         "data/stray is not named by the manifest",
     ]
     manifest = json.loads((folder / MANIFEST).read_bytes())
     manifest["parameters"]["toy"]["size"] = 4
     (folder / MANIFEST).write_text(json.dumps(manifest))
-    assert any("fingerprint" in line for line in verify(folder))
+    assert any("fingerprint" in line for line in damaged_files(folder))
 
 
 @pytest.mark.parametrize(("content", "error"), [(b"{", Corrupt), (b"[]", Corrupt), (b"{}", Corrupt)])
@@ -249,7 +249,7 @@ def test_a_killed_stage_goes_on_and_ends_in_the_same_bytes(tmp_path: Path, after
     assert again.stdout.strip() == str(kept), again.stderr
     (whole,), (killed,) = find_committed(tmp_path / "whole", "toy"), find_committed(tmp_path / "killed", "toy")
     assert whole.name == killed.name and tree(whole) == tree(killed)
-    assert verify(killed) == []
+    assert damaged_files(killed) == []
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "missing", "record"])
@@ -268,7 +268,7 @@ def test_a_kept_unit_whose_files_do_not_match_is_redone(tmp_path: Path, damage: 
         (PLAN.folder(tmp_path) / "_work" / "done" / "part-00001.json").write_text('{"unit": "part-00001"')
     assert drive(tmp_path).stdout.strip() == "3"
     assert file.read_text() == "content 1\n" * 1000
-    assert verify(PLAN.folder(tmp_path)) == []
+    assert damaged_files(PLAN.folder(tmp_path)) == []
 
 
 def test_two_runs_of_one_stage_do_not_meet_and_a_killed_one_holds_no_lock(tmp_path: Path) -> None:
@@ -314,7 +314,7 @@ def test_a_full_disk_says_what_was_kept_and_the_run_goes_on_once_there_is_space(
     assert find_committed(small_disk, "toy") == []
     ballast.unlink()
     work = attempt()
-    assert len(work.kept) >= 1 and verify(work.dir) == []
+    assert len(work.kept) >= 1 and damaged_files(work.dir) == []
 
 
 def test_a_full_disk_is_recognised_where_nothing_can_be_mounted(tmp_path: Path) -> None:

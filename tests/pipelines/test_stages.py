@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from nextflow_pipelines.contract.stage import StageError, find_committed, read_manifest, sha256_file, verify
+from nextflow_pipelines.contract.stage import StageError, damaged_files, find_committed, read_manifest, sha256_file
 from nextflow_pipelines.contract.tables import read_table
 from nextflow_pipelines.registry import STAGES, run_stage
 from nextflow_pipelines.sources import SOURCES, bind_sources, image_loader
@@ -52,7 +52,7 @@ def tree(root: Path) -> dict[str, str]:
 def test_every_stage_is_committed_and_whole(results: Results, root: Path) -> None:
     assert list(results) == list(STAGES)
     for name, result in results.items():
-        assert not result.skipped and verify(result.dir) == [] and find_committed(root, name) == [result.dir]
+        assert not result.skipped and damaged_files(result.dir) == [] and find_committed(root, name) == [result.dir]
         assert json.loads((root / "metrics" / f"{name}.jsonl").read_text())["seconds"] > 0
         for path in result.dir.rglob("*.json"):
             assert str(root) not in path.read_text(), f"{path} holds a path of this machine"

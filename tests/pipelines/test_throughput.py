@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from nextflow_pipelines.contract import progress
 from nextflow_pipelines.contract.progress import UnitProgress
-from nextflow_pipelines.contract.stage import StagePlan, verify
+from nextflow_pipelines.contract.stage import StagePlan, damaged_files
 from nextflow_pipelines.contract.tables import UnitTables
 from nextflow_pipelines.contract.units import unit_output
 from nextflow_pipelines.contract.work import StageWork, open_stage
@@ -89,7 +89,7 @@ def test_a_stage_shows_them_and_notes_them_in_its_metrics(tmp_path: Path, sessio
 
     result = run_contract(ctx, PLAN, body)
     assert seen[0] == "counting" and seen[-1] == "committing" and seen[-2].startswith("counting: 16 images, ")
-    assert verify(result.dir) == [] and [path.name for path in result.dir.iterdir()] == ["manifest.json"]
+    assert damaged_files(result.dir) == [] and [path.name for path in result.dir.iterdir()] == ["manifest.json"]
     assert "images" not in (result.dir / "manifest.json").read_text()
     (line,) = (tmp_path / "metrics" / "toy.jsonl").read_text().splitlines()
     metrics = json.loads(line)

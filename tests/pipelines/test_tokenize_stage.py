@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from nextflow_pipelines.contract.stage import read_manifest, verify
+from nextflow_pipelines.contract.stage import damaged_files, read_manifest
 from nextflow_pipelines.contract.tables import dataset_files
 from nextflow_pipelines.registry import run_stage
 from nextflow_pipelines.sources import bind_sources
@@ -51,7 +51,7 @@ def test_images_and_their_speed_are_in_the_metrics_and_not_in_the_output(results
     assert metrics["images"] == result.counts["tokens"]["images"] > 0
     assert 0 < metrics["images_per_second"] < metrics["images"] / 0.01
     assert "per_second" not in (result.dir / "manifest.json").read_text()
-    assert not (result.dir / "_work").exists() and verify(result.dir) == []
+    assert not (result.dir / "_work").exists() and damaged_files(result.dir) == []
 
 
 def test_progress_says_images_and_speed(results: Results, chain: ModuleType, warc: Path, tmp_path: Path) -> None:

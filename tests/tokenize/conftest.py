@@ -11,10 +11,10 @@ from nextflow_tokenize.config.pack import CostModel, PackConfig
 from nextflow_tokenize.documents.tokenized import TokenizedDocument, TokenizedSegment
 from nextflow_tokenize.npy import code_dtype
 from nextflow_tokenize.packing.pieces import shape_of
-from nextflow_tokenize.packing.plan import Plan, assign_shards, plan
+from nextflow_tokenize.packing.plan import Packing, assign_shards, plan
 from nextflow_tokenize.packing.sample import PackSample, build_pack
 from nextflow_tokenize.schedule import FINAL_GRIDS, canonical_final, grids, token_count
-from nextflow_tokenize.shards.manifest import Manifest, TextTokenizerRecord, VisionTokenizerRecord
+from nextflow_tokenize.shards.manifest import ShardManifest, TextTokenizerRecord, VisionTokenizerRecord
 from nextflow_tokenize.shards.tables import ShardInfo
 from nextflow_tokenize.shards.writer import shard_name, write_manifest, write_shard
 
@@ -63,9 +63,9 @@ class MadeSet:
     path: Path
     documents: dict[str, TokenizedDocument]
     config: PackConfig
-    plan: Plan
+    plan: Packing
     shards: list[ShardInfo]
-    manifest: Manifest
+    manifest: ShardManifest
 
 
 MakeSet = Callable[..., MadeSet]

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from nextflow_tokenize.config.pack import CostModel, PackConfig
 from nextflow_tokenize.documents.tokenized import TokenizedDocument
 from nextflow_tokenize.packing.cost import attended_pairs, cost_of, pack_slots, text_pairs
-from nextflow_tokenize.packing.pieces import DocumentShape, Part, budget, shape_of
-from nextflow_tokenize.packing.plan import PackPlan, Plan, assign_shards, plan
+from nextflow_tokenize.packing.pieces import DocumentShape, SegmentShape, budget, shape_of
+from nextflow_tokenize.packing.plan import Packing, PackPlan, assign_shards, plan
 from nextflow_tokenize.schedule import FINAL_GRIDS, canonical_final, grids
 from nextflow_tokenize.segments import Segment
 from pydantic import ValidationError
@@ -17,13 +17,13 @@ from pydantic import ValidationError
 SMALL = CostModel(hidden_size=32, ffn_hidden_size=64, layers=2, heads=2, query_groups=2, vocabulary=100)
 
 
-def image_part(final: tuple[int, int], scales: int) -> Part:
-    return Part(grid=grids(canonical_final(final, scales), scales)[-1], scales=scales)
+def image_part(final: tuple[int, int], scales: int) -> SegmentShape:
+    return SegmentShape(grid=grids(canonical_final(final, scales), scales)[-1], scales=scales)
 
 
 parts_strategy = st.lists(
     st.one_of(
-        st.builds(Part, text=st.integers(0, 400)),
+        st.builds(SegmentShape, text=st.integers(0, 400)),
         st.builds(image_part, st.sampled_from(FINAL_GRIDS), st.integers(1, 7)),
     ),
     max_size=6,
@@ -62,7 +62,7 @@ def segments_of(pack: PackPlan, shapes: dict[str, DocumentShape]) -> list[Segmen
     return segments
 
 
-def check(found: Plan, shapes: list[DocumentShape], config: PackConfig) -> None:
+def check(found: Packing, shapes: list[DocumentShape], config: PackConfig) -> None:
     by_id = {shape.doc_id: shape for shape in shapes}
     limit = budget(config)
     pieces: dict[str, dict[int, list]] = {}
@@ -110,9 +110,9 @@ def web_shapes(count: int, seed: int = 0) -> list[DocumentShape]:
     rng = random.Random(seed)
     shapes = []
     for number in range(count):
-        parts = [Part(text=max(1, int(rng.lognormvariate(5.5, 1.1))))]
+        parts = [SegmentShape(text=max(1, int(rng.lognormvariate(5.5, 1.1))))]
         for _ in range(rng.choice([0, 0, 0, 1, 1, 2, 3, 6])):
-            parts += [image_part(rng.choice(FINAL_GRIDS), 12), Part(text=max(1, int(rng.lognormvariate(4, 1))))]
+            parts += [image_part(rng.choice(FINAL_GRIDS), 12), SegmentShape(text=max(1, int(rng.lognormvariate(4, 1))))]
         shapes.append(DocumentShape(f"{number:032x}", tuple(parts)))
     return shapes
 
@@ -150,7 +150,7 @@ def test_another_seed_is_another_order() -> None:
 
 def test_a_document_alone_is_cut_at_tokens_and_each_piece_fills_its_pack() -> None:
     config = PackConfig(max_length=100, relative_cost=5, cost=SMALL)
-    found = plan([DocumentShape("0" * 32, (Part(text=250),))], config)
+    found = plan([DocumentShape("0" * 32, (SegmentShape(text=250),))], config)
     assert sorted(pack.slots for pack in found.packs) == [50, 100, 100]
     assert found.statistics.split_documents == 1
 
@@ -159,7 +159,7 @@ def test_an_image_at_a_cut_takes_the_words_before_it_along() -> None:
     """95 tokens and an image of 31 slots in packs of 100: the image begins a pack, with the 10 tokens that lead to it."""
     picture = image_part((64, 64), 4)
     assert picture.slots == 31
-    shape = DocumentShape("0" * 32, (Part(text=95), picture, Part(text=3)))
+    shape = DocumentShape("0" * 32, (SegmentShape(text=95), picture, SegmentShape(text=3)))
     spans = {}
     for context in (0, 10):
         packs = plan([shape], PackConfig(max_length=100, relative_cost=5, cost=SMALL, image_context=context)).packs
@@ -170,7 +170,7 @@ def test_an_image_at_a_cut_takes_the_words_before_it_along() -> None:
 
 
 def test_what_fits_no_pack_is_set_aside_with_its_measure() -> None:
-    big = DocumentShape("a" * 32, (Part(text=5), image_part((64, 64), 12)))
+    big = DocumentShape("a" * 32, (SegmentShape(text=5), image_part((64, 64), 12)))
     config = PackConfig(max_length=900, relative_cost=5, cost=SMALL)
     (decision,) = plan([big], config).decisions
     assert (decision["rule"], decision["value"], decision["threshold"], decision["node"]) == (
@@ -183,16 +183,16 @@ def test_what_fits_no_pack_is_set_aside_with_its_measure() -> None:
     (decision,) = plan([big], PackConfig(max_length=901, relative_cost=0.5, cost=SMALL)).decisions
     assert decision["rule"] == "costlier-than-pack"
     assert decision["threshold"] == budget(PackConfig(max_length=901, relative_cost=0.5, cost=SMALL))
-    (decision,) = plan([DocumentShape("b" * 32, (Part(text=0),))], config).decisions
+    (decision,) = plan([DocumentShape("b" * 32, (SegmentShape(text=0),))], config).decisions
     assert decision["rule"] == "empty"
     (decision,) = plan(
-        [DocumentShape("c" * 32, (Part(text=901),))], PackConfig(max_length=900, cost=SMALL, split="drop")
+        [DocumentShape("c" * 32, (SegmentShape(text=901),))], PackConfig(max_length=900, cost=SMALL, split="drop")
     ).decisions
     assert (decision["rule"], decision["value"]) == ("longer-than-pack", 901)
 
 
 def test_two_documents_of_one_id_are_refused() -> None:
-    twice = [DocumentShape("0" * 32, (Part(text=5),)), DocumentShape("0" * 32, (Part(text=6),))]
+    twice = [DocumentShape("0" * 32, (SegmentShape(text=5),)), DocumentShape("0" * 32, (SegmentShape(text=6),))]
     with pytest.raises(ValueError, match="two documents have the id 0000"):
         plan(twice, PackConfig(cost=SMALL))
 

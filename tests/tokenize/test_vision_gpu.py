@@ -9,7 +9,7 @@ from nextflow_tokenize.config.vision import VisionTokenizerConfig
 from nextflow_tokenize.schedule import grids
 from nextflow_tokenize.vision.images.dataset import EncodedImage
 from nextflow_tokenize.vision.model import VisionTokenizer
-from nextflow_tokenize.vision.training.training_stage import train
+from nextflow_tokenize.vision.training.training_stage import train_one_stage
 from PIL import Image
 
 pytestmark = pytest.mark.gpu
@@ -43,8 +43,8 @@ def test_it_trains_in_bfloat16_compiled(tmp_path):
             | {"adversarial_start": 5, "held_out": 0.2}
         }
     )
-    report = train(images, config, tmp_path / "out", device="cuda")
-    started = train(
+    report = train_one_stage(images, config, tmp_path / "out", device="cuda")
+    started = train_one_stage(
         images,
         config.model_copy(update={"training": config.training.model_copy(update={"steps": 0})}),
         tmp_path / "start",

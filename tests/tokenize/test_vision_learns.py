@@ -16,7 +16,7 @@ from nextflow_tokenize.vision.images.dataset import EncodedImage, load_pool
 from nextflow_tokenize.vision.model import VisionTokenizer
 from nextflow_tokenize.vision.scores.evaluate import evaluate_pictures
 from nextflow_tokenize.vision.scores.sheets import pixels_for, schedule_for
-from nextflow_tokenize.vision.training.training_stage import train
+from nextflow_tokenize.vision.training.training_stage import train_one_stage
 
 NAMES = (
     "astronaut", "brick", "camera", "cell", "chelsea", "coffee", "coins", "color", "grass", "gravel", "horse", "ihc", "moon",
@@ -45,10 +45,10 @@ def images():
 def tokenizers(images, tmp_path_factory):
     """By name: both branches after joint training, a single branch after as much, and the start of both."""
     root = tmp_path_factory.mktemp("learns")
-    train(images, config(steps=120), root / "dual")
-    train(images, config("pixel", steps=120), root / "single")
-    train(images, config(steps=0), root / "start")
-    train(images, config(stage="decoder", steps=300), root / "decoder", init=root / "dual")
+    train_one_stage(images, config(steps=120), root / "dual")
+    train_one_stage(images, config("pixel", steps=120), root / "single")
+    train_one_stage(images, config(steps=0), root / "start")
+    train_one_stage(images, config(stage="decoder", steps=300), root / "decoder", init=root / "dual")
     return {path.name: VisionTokenizer.load(path) for path in root.iterdir() if path.is_dir()}
 
 

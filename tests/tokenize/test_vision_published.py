@@ -17,7 +17,7 @@ from nextflow_tokenize.vision.model import VisionTokenizer
 from nextflow_tokenize.vision.scores.evaluate import Judges, evaluate
 from nextflow_tokenize.vision.scores.inception import InceptionFeatures
 from nextflow_tokenize.vision.scores.perceptual import Lpips
-from nextflow_tokenize.vision.training.whole_training import run
+from nextflow_tokenize.vision.training.whole_training import train_by_recipe
 from PIL import Image
 
 transformers = pytest.importorskip("transformers")
@@ -83,7 +83,7 @@ def trained(siglip, lpips, images, tmp_path_factory):
         stage["vision_tokenizer"]["training"]["steps"] = 4
     content["stages"][2]["vision_tokenizer"] |= {"decoder_channels": 64, "decoder_res_blocks": 2}
     recipe = TokenizerRecipe.model_validate(content)
-    return recipe, run(recipe, device="cpu")
+    return recipe, train_by_recipe(recipe, device="cpu")
 
 
 def test_every_stage_gives_a_tokenizer(trained):

@@ -19,7 +19,7 @@ from nextflow_tokenize.vision.images.image_index import encoded_images, find, in
 from nextflow_tokenize.vision.model import VisionTokenizer
 from nextflow_tokenize.vision.training import checkpoints as training_state
 from nextflow_tokenize.vision.training.checkpoints import OtherTraining
-from nextflow_tokenize.vision.training.whole_training import run
+from nextflow_tokenize.vision.training.whole_training import train_by_recipe
 from PIL import Image
 from pydantic import ValidationError
 
@@ -82,7 +82,7 @@ def metrics(folder):
 def test_three_stages_by_one_recipe_and_again(images, tmp_path):
     given = TokenizerRecipe.model_validate(recipe(images, tmp_path / "out", THREE))
     said, ended = [], []
-    outcomes = run(given, say=said.append, finished=ended.append, device="cpu")
+    outcomes = train_by_recipe(given, say=said.append, finished=ended.append, device="cpu")
     assert [(o.name, o.kept) for o in outcomes] == [
         ("pixel", False),
         ("joint", False),
@@ -92,15 +92,18 @@ def test_three_stages_by_one_recipe_and_again(images, tmp_path):
     assert VisionTokenizer.load(tmp_path / "out" / "tokenizer").config.decoder_channels == 16
     assert "6 distinct images" in said[-1]
     before = identity(tmp_path / "out" / "tokenizer")
-    assert all(outcome.kept for outcome in run(given, device="cpu"))
+    assert all(outcome.kept for outcome in train_by_recipe(given, device="cpu"))
     assert identity(tmp_path / "out" / "tokenizer") == before
     # What says only how to work may change.
     assert all(
-        o.kept for o in run(TokenizerRecipe.model_validate(recipe(images, tmp_path / "out", THREE, workers=1)), device="cpu")
+        o.kept
+        for o in train_by_recipe(
+            TokenizerRecipe.model_validate(recipe(images, tmp_path / "out", THREE, workers=1)), device="cpu"
+        )
     )
     changed = TokenizerRecipe.model_validate(recipe(images, tmp_path / "out", THREE, learning_rate=1e-3))
     with pytest.raises(OtherTraining, match="another `output`"):
-        run(changed, device="cpu")
+        train_by_recipe(changed, device="cpu")
 
 
 def test_two_processes_learn_what_one_learns(images, tmp_path):
@@ -161,9 +164,9 @@ def test_killed_outright_it_goes_on_from_the_last_checkpoint(images, tmp_path):
     process.kill()
     process.wait(60)
     assert not (tmp_path / "killed" / "1-train" / "tokenizer").exists()
-    run(TokenizerRecipe.model_validate(content), device="cpu")
+    train_by_recipe(TokenizerRecipe.model_validate(content), device="cpu")
     whole = TokenizerRecipe.model_validate(recipe(images, tmp_path / "whole", steps=40, checkpoint_interval=10))
-    run(whole, device="cpu")
+    train_by_recipe(whole, device="cpu")
     assert identity(tmp_path / "killed" / "tokenizer") == identity(tmp_path / "whole" / "tokenizer")
 
 
@@ -198,7 +201,7 @@ def test_weights_of_a_later_stage_are_looked_for_before_the_first(images, tmp_pa
         "vision_tokenizer": {"training": {"perceptual": "lpips", "lpips_path": "nowhere"}},
     }
     with pytest.raises(FileNotFoundError, match="lpips_path: nowhere is not a folder"):
-        run(TokenizerRecipe.model_validate(content), device="cpu")
+        train_by_recipe(TokenizerRecipe.model_validate(content), device="cpu")
     assert not (tmp_path / "out").exists()
 
 

@@ -20,7 +20,7 @@ from nextflow_tokenize.vision.scores.perceptual import gradient_distance
 from nextflow_tokenize.vision.scores.sheets import contact_sheet, preview, preview_scales
 from nextflow_tokenize.vision.training import checkpoints as training_state
 from nextflow_tokenize.vision.training.objective import Objective, trained_parameters
-from nextflow_tokenize.vision.training.training_stage import train
+from nextflow_tokenize.vision.training.training_stage import train_one_stage
 from PIL import Image, ImageDraw
 
 
@@ -68,13 +68,15 @@ def settings(**training):
 def trained(tmp_path_factory):
     out = tmp_path_factory.mktemp("train") / "tokenizer"
     seen = []
-    report = train([*IMAGES, *BAD], settings(), out, lambda done, steps, metrics: seen.append((done, steps, metrics)))
+    report = train_one_stage(
+        [*IMAGES, *BAD], settings(), out, lambda done, steps, metrics: seen.append((done, steps, metrics))
+    )
     return out, report, seen
 
 
 def test_training_improves_on_its_start(trained, tmp_path):
     _, report, _ = trained
-    started = train(IMAGES, settings(steps=0), tmp_path / "start")
+    started = train_one_stage(IMAGES, settings(steps=0), tmp_path / "start")
     assert report.psnr_training > started.psnr_training + 0.5
     assert report.psnr_held_out > started.psnr_held_out
     assert report.semantic_cosine > started.semantic_cosine + 0.15
@@ -105,14 +107,14 @@ def test_bad_images_are_left_out_with_a_reason(trained):
 def test_the_same_run_gives_the_same_files(trained, tmp_path):
     before = torch.get_num_threads()
     torch.manual_seed(99)
-    train([*reversed(BAD), *reversed(IMAGES)], settings(), tmp_path / "again")
+    train_one_stage([*reversed(BAD), *reversed(IMAGES)], settings(), tmp_path / "again")
     for name in ("config.json", "weights.safetensors", "metrics.jsonl", "evaluation.json", "held_out.png"):
         assert (tmp_path / "again" / name).read_bytes() == (trained[0] / name).read_bytes(), name
     assert torch.get_num_threads() == before
 
 
 def test_another_seed_gives_another_tokenizer(trained, tmp_path):
-    assert train(IMAGES, settings(seed=1), tmp_path / "other").identity != trained[1].identity
+    assert train_one_stage(IMAGES, settings(seed=1), tmp_path / "other").identity != trained[1].identity
 
 
 def test_cut_off_it_leaves_nothing_that_looks_done(trained, tmp_path):
@@ -121,22 +123,22 @@ def test_cut_off_it_leaves_nothing_that_looks_done(trained, tmp_path):
 
     out = tmp_path / "tokenizer"
     with pytest.raises(KeyboardInterrupt):
-        train([*IMAGES, *BAD], settings(), out, stop)
+        train_one_stage([*IMAGES, *BAD], settings(), out, stop)
     assert not out.exists()
-    assert train([*IMAGES, *BAD], settings(), out).identity == trained[1].identity
+    assert train_one_stage([*IMAGES, *BAD], settings(), out).identity == trained[1].identity
     with pytest.raises(FileExistsError, match="never overwritten"):
-        train(IMAGES, settings(), out)
+        train_one_stage(IMAGES, settings(), out)
 
 
 def test_nothing_to_train_on(tmp_path):
     with pytest.raises(NoImages, match="none of 3 images"):
-        train(BAD, settings(), tmp_path / "none")
+        train_one_stage(BAD, settings(), tmp_path / "none")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_networks_without_linear_projections_or_kmeans_train_in_bfloat16(tmp_path):
     config = settings(steps=3, kmeans_iterations=0, precision="bfloat16").model_copy(update={"linear_skip": False})
-    report = train(IMAGES, config, tmp_path / "plain")
+    report = train_one_stage(IMAGES, config, tmp_path / "plain")
     assert np.isfinite(report.psnr_training)
 
 
@@ -177,7 +179,7 @@ def stopped(config, out, work, at, images=IMAGES, **more):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(images, config, out, stop, work=work, **more)
+        train_one_stage(images, config, out, stop, work=work, **more)
 
 
 @pytest.mark.parametrize(
@@ -191,11 +193,11 @@ def stopped(config, out, work, at, images=IMAGES, **more):
 )
 def test_a_stopped_training_goes_on_exactly(tmp_path, more):
     config = settings(**more)
-    train(IMAGES, config, tmp_path / "whole")
+    train_one_stage(IMAGES, config, tmp_path / "whole")
     stopped(config, tmp_path / "parts", tmp_path / "work", 10)
     assert [path.name for path in training_state.found(tmp_path / "work")] == ["checkpoint-00000010.pt"]
     seen = []
-    train(IMAGES, config, tmp_path / "parts", lambda done, *_: seen.append(done), work=tmp_path / "work")
+    train_one_stage(IMAGES, config, tmp_path / "parts", lambda done, *_: seen.append(done), work=tmp_path / "work")
     assert seen == [20, 25]
     assert tree(tmp_path / "parts") == tree(tmp_path / "whole")
     assert not (tmp_path / "work").exists()
@@ -208,20 +210,20 @@ def test_kept_checkpoints_and_what_is_done_about_damage(tmp_path, caplog):
     assert [path.name for path in training_state.found(work)] == ["checkpoint-00000020.pt", "checkpoint-00000018.pt"]
     newest = training_state.found(work)[0]
     newest.write_bytes(newest.read_bytes()[:1000])
-    train(IMAGES, config, tmp_path / "out", work=work)
+    train_one_stage(IMAGES, config, tmp_path / "out", work=work)
     assert f"{newest} cannot be read" in caplog.text
-    train(IMAGES, config, tmp_path / "whole")
+    train_one_stage(IMAGES, config, tmp_path / "whole")
     assert tree(tmp_path / "out") == tree(tmp_path / "whole")
 
 
 def test_a_checkpoint_of_another_training_is_refused(tmp_path):
     stopped(settings(), tmp_path / "out", tmp_path / "work", 10)
     with pytest.raises(training_state.OtherTraining, match="other settings or images"):
-        train(IMAGES, settings(learning_rate=1e-3), tmp_path / "out", work=tmp_path / "work")
+        train_one_stage(IMAGES, settings(learning_rate=1e-3), tmp_path / "out", work=tmp_path / "work")
     with pytest.raises(training_state.OtherTraining):
-        train(IMAGES[:-1], settings(), tmp_path / "out", work=tmp_path / "work")
+        train_one_stage(IMAGES[:-1], settings(), tmp_path / "out", work=tmp_path / "work")
     # What only says how to work may change.
-    train(IMAGES, settings(checkpoint_interval=7, cache_mib=1), tmp_path / "out", work=tmp_path / "work")
+    train_one_stage(IMAGES, settings(checkpoint_interval=7, cache_mib=1), tmp_path / "out", work=tmp_path / "work")
 
 
 def test_export_of_a_training_at_work(tmp_path):
@@ -252,12 +254,12 @@ def averaged_of(state, config, name):
 
 def test_the_three_stages(tmp_path):
     """Pixel branch alone; joint from it; a wider decoder alone, for the same codes."""
-    pixel = train(IMAGES, settings(stage="pixel"), tmp_path / "pixel")
+    pixel = train_one_stage(IMAGES, settings(stage="pixel"), tmp_path / "pixel")
     assert pixel.semantic_cosine is None
     first = VisionTokenizer.load(tmp_path / "pixel")
     assert first.config.branches == "pixel"
-    started = train(IMAGES, settings(steps=0), tmp_path / "start", init=tmp_path / "pixel")
-    joint = train(IMAGES, settings(), tmp_path / "joint", init=tmp_path / "pixel")
+    started = train_one_stage(IMAGES, settings(steps=0), tmp_path / "start", init=tmp_path / "pixel")
+    joint = train_one_stage(IMAGES, settings(), tmp_path / "joint", init=tmp_path / "pixel")
     begun, second = VisionTokenizer.load(tmp_path / "start"), VisionTokenizer.load(tmp_path / "joint")
     assert second.config.branches == "dual"
     for name, value in first.state_dict().items():
@@ -267,7 +269,7 @@ def test_the_three_stages(tmp_path):
     assert joint.semantic_cosine > started.semantic_cosine + 0.1
 
     wider = settings(stage="decoder").model_copy(update={"decoder_channels": 32})
-    report = train(IMAGES, wider, tmp_path / "decoder", init=tmp_path / "joint")
+    report = train_one_stage(IMAGES, wider, tmp_path / "decoder", init=tmp_path / "joint")
     third = VisionTokenizer.load(tmp_path / "decoder")
     assert third.config.decoder_channels == 32
     schedule = grids((64, 64), 8)
@@ -277,29 +279,31 @@ def test_the_three_stages(tmp_path):
         name for name, v in third.state_dict().items() if not torch.equal(v, second.state_dict().get(name, v.new_zeros(0)))
     }
     assert changed and all(name.startswith("pixel_decoder.") for name in changed)
-    before = train(IMAGES, wider.model_copy(update={"training": wider.training.model_copy(update={"steps": 0})}),
+    before = train_one_stage(IMAGES, wider.model_copy(update={"training": wider.training.model_copy(update={"steps": 0})}),
                    tmp_path / "before", init=tmp_path / "joint")  # fmt: skip
     assert report.psnr_training > before.psnr_training
     deeper = settings(stage="decoder", steps=0).model_copy(update={"decoder_res_blocks": 2})
-    grown = train(IMAGES, deeper, tmp_path / "deeper", init=tmp_path / "joint")
+    grown = train_one_stage(IMAGES, deeper, tmp_path / "deeper", init=tmp_path / "joint")
     assert grown.psnr_training == joint.psnr_training  # a deeper decoder begins as the one it grew from
     with pytest.raises(ValueError, match="stage decoder"):
-        train(IMAGES, wider, tmp_path / "none")
+        train_one_stage(IMAGES, wider, tmp_path / "none")
     with pytest.raises(ValueError, match="put a joint stage before"):
-        train(IMAGES, wider, tmp_path / "none", init=tmp_path / "pixel")
+        train_one_stage(IMAGES, wider, tmp_path / "none", init=tmp_path / "pixel")
     for changed in ({"w_dis": 3.0}, {"linear_skip": False}):
         with pytest.raises(ValueError, match=r"decides them|there is no"):
-            train(IMAGES, wider.model_copy(update=changed), tmp_path / "none", init=tmp_path / "joint")
+            train_one_stage(IMAGES, wider.model_copy(update=changed), tmp_path / "none", init=tmp_path / "joint")
     with pytest.raises(ValueError, match="only the pixel decoder may change"):
-        train(IMAGES, settings().model_copy(update={"codebook_size": 128}), tmp_path / "none", init=tmp_path / "joint")
+        train_one_stage(
+            IMAGES, settings().model_copy(update={"codebook_size": 128}), tmp_path / "none", init=tmp_path / "joint"
+        )
 
 
 def test_a_single_branch_is_probed_and_not_moved(tmp_path):
     """With one branch the semantic decoder learns from pixel codes that do not know of it."""
     config = settings(semantic_weight=0.0).model_copy(update={"branches": "pixel"})
-    train(IMAGES, config, tmp_path / "without")
+    train_one_stage(IMAGES, config, tmp_path / "without")
     probed = config.model_copy(update={"training": config.training.model_copy(update={"semantic_weight": 1.0})})
-    report = train(IMAGES, probed, tmp_path / "with")
+    report = train_one_stage(IMAGES, probed, tmp_path / "with")
     one, other = (VisionTokenizer.load(tmp_path / name).state_dict() for name in ("without", "with"))
     assert torch.equal(one["quantizer.pixel"], other["quantizer.pixel"])
     moved = {name for name in one if not torch.equal(one[name], other[name])}
@@ -309,20 +313,20 @@ def test_a_single_branch_is_probed_and_not_moved(tmp_path):
 
 
 def test_processes_that_decode_ahead_change_nothing(trained, tmp_path):
-    train([*IMAGES, *BAD], settings(workers=2), tmp_path / "ahead")
+    train_one_stage([*IMAGES, *BAD], settings(workers=2), tmp_path / "ahead")
     assert (tmp_path / "ahead" / "weights.safetensors").read_bytes() == (trained[0] / "weights.safetensors").read_bytes()
 
 
 def test_images_that_fail_while_training_are_replaced_and_named(tmp_path):
     lost = EncodedImage("cd" * 32, broken, (150, 150))
-    report = train([*IMAGES, lost], settings(held_out=0.0), tmp_path / "out")
+    report = train_one_stage([*IMAGES, lost], settings(held_out=0.0), tmp_path / "out")
     assert report.failed == {"cd" * 32: "OSError: the file is gone"}
 
 
 def test_tensorboard_gets_curves_and_pictures(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    train(IMAGES, settings(picture_interval=20), tmp_path / "out", log_dir=tmp_path / "log")
+    train_one_stage(IMAGES, settings(picture_interval=20), tmp_path / "out", log_dir=tmp_path / "log")
     events = EventAccumulator(str(tmp_path / "log"))
     events.Reload()
     assert {"psnr", "usage", "l2", "learning_rate"} <= set(events.Tags()["scalars"])
@@ -331,7 +335,7 @@ def test_tensorboard_gets_curves_and_pictures(tmp_path):
 
 
 def test_out_of_time_it_ends_with_what_it_has(tmp_path):
-    report = train(IMAGES, settings(max_seconds=1e-9), tmp_path / "out")
+    report = train_one_stage(IMAGES, settings(max_seconds=1e-9), tmp_path / "out")
     assert (report.steps, report.stopped_early) == (1, True)
     assert [json.loads(line).get("step") for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()] == [
         1,
@@ -341,7 +345,7 @@ def test_out_of_time_it_ends_with_what_it_has(tmp_path):
 
 def test_a_loss_that_is_no_number_stops_at_once(tmp_path):
     with pytest.raises(FloatingPointError, match=r"lower training\.learning_rate"):
-        train(IMAGES, settings(learning_rate=1e30, gradient_clip=1e30), tmp_path / "out")
+        train_one_stage(IMAGES, settings(learning_rate=1e30, gradient_clip=1e30), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

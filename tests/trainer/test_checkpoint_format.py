@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from megatron_nextflow.checkpoint.format import FileEntry
+from megatron_nextflow.checkpoint.format import CheckpointFile
 from megatron_nextflow.checkpoint.retention import superfluous
 from megatron_nextflow.checkpoint.verify import read_metadata, tensor_problem
 from megatron_nextflow.runtime.training_folder import CheckpointError
@@ -43,7 +43,7 @@ def test_problems_of_tensors_are_seen() -> None:
         places = {_Index("a", offsets): SimpleNamespace(relative_path="f", offset=at, length=10) for offsets, _, at in parts}
         return SimpleNamespace(state_dict_metadata={"a": SimpleNamespace(size=size, chunks=chunks)}, storage_data=places)
 
-    files = {"megatron/f": FileEntry(size=20, sha256="")}
+    files = {"megatron/f": CheckpointFile(size=20, sha256="")}
     whole = described((4, 3), ((0, 0), (2, 3), 0), ((2, 0), (2, 3), 10))
     assert tensor_problem(whole, files) is None and tensor_problem(whole, files, {"a": (4, 3)}) is None
     assert tensor_problem(described((4, 3), ((0, 0), (2, 3), 0)), files) == "a is there in part only"

@@ -63,13 +63,13 @@ def make_run(make_config: Config, training_data: Any) -> Callable[..., Run]:
 @pytest.fixture
 def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """The writing thread waits for this."""
-    event, write = threading.Event(), staging.Part.write
+    event, write = threading.Event(), staging.Share.write
 
-    def wait_and_write(part: staging.Part) -> staging.Written:
+    def wait_and_write(part: staging.Share) -> staging.Written:
         assert event.wait(60)
         return write(part)
 
-    monkeypatch.setattr(staging.Part, "write", wait_and_write)
+    monkeypatch.setattr(staging.Share, "write", wait_and_write)
     yield event
     event.set()
 
@@ -162,13 +162,13 @@ def test_the_old_one_stays_until_the_new_one_was_read_again(
 def test_a_checkpoint_that_lacks_a_tensor_does_not_come_into_force(
     make_run: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = staging.Part.write
+    write = staging.Share.write
 
-    def forgetful(part: staging.Part) -> staging.Written:
+    def forgetful(part: staging.Share) -> staging.Written:
         written = write(part)
         return staging.Written(written.files, written.places[:-1])
 
-    monkeypatch.setattr(staging.Part, "write", forgetful)
+    monkeypatch.setattr(staging.Share, "write", forgetful)
     run = make_run(tmp_path)
     run.step()
     run.saver.begin(run.state)

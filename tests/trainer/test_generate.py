@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from nextflow_orchestration import final_stages
-from nextflow_orchestration.training import generate_from_run
+from nextflow_orchestration import generation
+from nextflow_orchestration.generation import generate_from_run
 from nextflow_tokenize.config.tokenize import TextTokenizerConfig
 from nextflow_tokenize.config.vision import VisionTokenizerConfig
 from nextflow_tokenize.documents.text_tokenizer import TextTokenizer, train_bpe
@@ -43,7 +43,7 @@ from megatron_nextflow.generation.requirements import image_grids_of
 from megatron_nextflow.model.attention import BlockRangeParams
 from megatron_nextflow.runtime.training_folder import CheckpointError
 from megatron_nextflow.sequence.batch import collate
-from megatron_nextflow.sequence.pack_layout import LayoutConfig
+from megatron_nextflow.sequence.pack_layout import PackLayoutConfig
 from megatron_nextflow.sequence.vocabulary import Vocabulary
 from megatron_nextflow.step.process_groups import start_parallel
 from megatron_nextflow.step.trainer import Trainer
@@ -175,7 +175,7 @@ def test_an_image_in_the_prompt_enters_as_its_nearest_codes(run: Run) -> None:
     parts = [TextPart(tuple(text.encode("a red square"))), ImagePart(schedule, codes)]
     with torch.no_grad():
         for _ in range(5):
-            batch = collate([layout_of([*parts, TextPart(ids)], model.vocabulary, LayoutConfig())])
+            batch = collate([layout_of([*parts, TextPart(ids)], model.vocabulary, PackLayoutConfig())])
             logits = model(batch, BlockRangeParams.of(batch.visible))[-1, 0, : state.text_vocabulary]
             ids = (*ids, int(logits.argmax()))
     stop = ids.index(text.eod_id) if text.eod_id in ids else 5
@@ -328,7 +328,7 @@ def test_the_verb_hands_everything_on_and_shows_every_result(
             main([*command[3:6], "--device=cpu", *command[6:]])
         return subprocess.CompletedProcess(command, 0, out.getvalue(), "")
 
-    monkeypatch.setattr(final_stages.subprocess, "run", here)
+    monkeypatch.setattr(generation.subprocess, "run", here)
     recipe = {"generate": {"prompt": "a", "top_k": [3, 2], "guidance": 0, "seed": 1}}
     recipe["text_tokenizer"] = {"end_of_text": GenerateConfig().end_of_text}
     (tmp_path / "recipe.json").write_text(json.dumps(recipe), encoding="utf-8")

@@ -18,14 +18,14 @@ from megatron_nextflow.config.train import TrainConfig
 from megatron_nextflow.generation.cache import CachedModel, KeyValueCache
 from megatron_nextflow.generation.cost import Work
 from megatron_nextflow.generation.decoding import LONG_PROMPT, Words, continue_texts, draw_images, write_interleaved
-from megatron_nextflow.generation.growing_document import Document, ImagePart, Part, TextPart, layout_of
+from megatron_nextflow.generation.growing_document import GrowingDocument, ImagePart, Part, TextPart, layout_of
 from megatron_nextflow.generation.sampling import draw, guided
 from megatron_nextflow.model.attention import BlockRangeParams
 from megatron_nextflow.model.initialise import initialise
 from megatron_nextflow.model.layer_spec import transformer_config
 from megatron_nextflow.model.nextflow import NextFlowModel
 from megatron_nextflow.sequence.batch import collate
-from megatron_nextflow.sequence.pack_layout import LayoutConfig, build_layout
+from megatron_nextflow.sequence.pack_layout import PackLayoutConfig, build_pack_layout
 from megatron_nextflow.sequence.vocabulary import Vocabulary
 from megatron_nextflow.step.process_groups import start_parallel
 
@@ -33,7 +33,7 @@ VOCABULARY = Vocabulary(text=40, codes=24)
 CODES = slice(VOCABULARY.code_offset, VOCABULARY.size)
 IDS = 31
 """Ids of the text tokenizer, where the vocabulary has 40 rows for text."""
-LAYOUT = LayoutConfig()
+LAYOUT = PackLayoutConfig()
 Schedule = tuple[Grid, ...]
 
 
@@ -71,7 +71,7 @@ def whole(model: NextFlowModel, parts: Sequence[Part]) -> torch.Tensor:
 def feed_whole_document(model: NextFlowModel, given: Sequence[list[Part]], made: Sequence[ImagePart]) -> list[torch.Tensor]:
     """Every slot's logits: each row's prompt and image block by block, then ⟨eoi⟩ and two words, one a pass."""
     cached = CachedModel(model, len(given), 400)
-    documents = {row: Document(parts, VOCABULARY, LAYOUT) for row, parts in enumerate(given)}
+    documents = {row: GrowingDocument(parts, VOCABULARY, LAYOUT) for row, parts in enumerate(given)}
     pieces = [cached.feed({row: document.begin(made[row].grids) for row, document in documents.items()})]
     for codes in zip(*map(by_scale, made), strict=True):
         windows = {row: document.grow(codes[row]) for row, document in documents.items()}
@@ -104,7 +104,7 @@ def test_cached_logits_equal_those_of_one_whole_pass(model: NextFlowModel) -> No
 def test_a_row_may_stand_still_or_begin_anew(model: NextFlowModel) -> None:
     texts = [[1, 2, 3, 4], [5, 6], [7, 8, 9]]
     cached = CachedModel(model, 3, 8)
-    documents = {row: Document([TextPart(tuple(ids))], VOCABULARY, LAYOUT) for row, ids in enumerate(texts)}
+    documents = {row: GrowingDocument([TextPart(tuple(ids))], VOCABULARY, LAYOUT) for row, ids in enumerate(texts)}
     cached.feed({row: document.unread() for row, document in documents.items()})
     for row in (0, 2):  # rows that are no neighbours
         documents[row].add(11)
@@ -113,7 +113,7 @@ def test_a_row_may_stand_still_or_begin_anew(model: NextFlowModel) -> None:
         expected = whole(model, [TextPart((*texts[row], 11))])[-1:]
         torch.testing.assert_close(cached.score(found[row], 0, VOCABULARY.size), expected, atol=1e-5, rtol=1e-5)
     cached.cache.clear(1)
-    again = cached.feed({1: Document([TextPart((4, 4))], VOCABULARY, LAYOUT).unread()})[1]
+    again = cached.feed({1: GrowingDocument([TextPart((4, 4))], VOCABULARY, LAYOUT).unread()})[1]
     torch.testing.assert_close(cached.score(again, 0, 40), whole(model, [TextPart((4, 4))])[:, :40], atol=1e-5, rtol=1e-5)
 
 
@@ -273,7 +273,7 @@ def test_a_document_is_laid_out_as_a_pack_of_training_is() -> None:
         TextSegment(kind="text", doc="a", tokens=1, loss=True),
     ]
     slots = token_count(schedule) + 4
-    trained = build_layout(segments, np.array([3, 1, 4]), part.codes, part.codes, VOCABULARY, slots)  # type: ignore[arg-type]
+    trained = build_pack_layout(segments, np.array([3, 1, 4]), part.codes, part.codes, VOCABULARY, slots)  # type: ignore[arg-type]
     found = layout_of([TextPart((3, 1)), part, TextPart((4,))], VOCABULARY, LAYOUT)
     for name in ("token_ids", "is_vision", "scale", "num_scales", "positions", "visible"):
         assert np.array_equal(getattr(found, name), getattr(trained, name)), name

@@ -15,7 +15,14 @@ from nextflow_tokenize.segments import ImageSegment, Segment, TextSegment, image
 from torch.nn.functional import interpolate
 
 from megatron_nextflow.sequence.batch import collate, vision_inputs
-from megatron_nextflow.sequence.pack_layout import IGNORED, ImageInput, LayoutConfig, PackLayout, build_layout, scale_weights
+from megatron_nextflow.sequence.pack_layout import (
+    IGNORED,
+    ImageInput,
+    PackLayout,
+    PackLayoutConfig,
+    build_pack_layout,
+    scale_weights,
+)
 from megatron_nextflow.sequence.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary(text=50, codes=64)
@@ -35,14 +42,14 @@ def lay_out(segments: list[Segment], length: int | None = None, **config: float)
     """Distinct ids where the vocabulary has room, so that a misplaced label shows."""
     tokens = sum(s["tokens"] for s in segments if s["kind"] == "text")
     codes = sum(token_count(image_grids(s)) for s in segments if s["kind"] == "image")
-    return build_layout(
+    return build_pack_layout(
         segments,
         np.arange(tokens, dtype=np.int32) % VOCABULARY.text,
         np.arange(codes, dtype=np.uint32) % VOCABULARY.codes,
         (np.arange(codes, dtype=np.uint32) + 7) % VOCABULARY.codes,
         VOCABULARY,
         length or sum(slots(s) for s in segments),
-        LayoutConfig(**config),  # type: ignore[arg-type]
+        PackLayoutConfig(**config),  # type: ignore[arg-type]
     )
 
 
@@ -215,6 +222,6 @@ def test_a_layout_says_the_same_slot_by_slot(segments: list[Segment], spare: int
 def test_what_does_not_fit_together_is_refused(change: dict[str, object], message: str) -> None:
     good = {"text": np.arange(3), "input_codes": np.arange(5), "target_codes": np.arange(5), "length": 9}
     segments: list[Segment] = [text("a", 3), image("a", 2)]
-    build_layout(segments, **good, vocabulary=VOCABULARY)  # type: ignore[arg-type]
+    build_pack_layout(segments, **good, vocabulary=VOCABULARY)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=message):
-        build_layout(segments, **{**good, **change}, vocabulary=VOCABULARY)  # type: ignore[arg-type]
+        build_pack_layout(segments, **{**good, **change}, vocabulary=VOCABULARY)  # type: ignore[arg-type]

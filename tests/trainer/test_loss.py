@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from megatron_nextflow.model.loss import HeadShare, logits_bytes, weighted_loss
 from megatron_nextflow.sequence.batch import LayoutBatch, collate
-from megatron_nextflow.sequence.pack_layout import IGNORED, LayoutConfig, build_layout
+from megatron_nextflow.sequence.pack_layout import IGNORED, PackLayoutConfig, build_pack_layout
 from megatron_nextflow.sequence.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary(text=11, codes=20, multiple=8)
@@ -33,7 +33,9 @@ def batch() -> LayoutBatch:
             TextSegment(kind="text", doc="a", tokens=4, loss=True),
         ]
         codes = rng.integers(0, 20, (2, n))
-        return build_layout(segments, rng.integers(0, 11, 7), *codes, VOCABULARY, n + 10, LayoutConfig(scale_alpha=0.9))
+        return build_pack_layout(
+            segments, rng.integers(0, 11, 7), *codes, VOCABULARY, n + 10, PackLayoutConfig(scale_alpha=0.9)
+        )
 
     return collate([pack(True), pack(False)])
 

@@ -20,9 +20,9 @@ from megatron_nextflow.model import layer_spec
 from megatron_nextflow.model.attention import BlockRangeParams
 from megatron_nextflow.model.initialise import initialise
 from megatron_nextflow.model.nextflow import NextFlowModel
-from megatron_nextflow.model.precision import resolve
+from megatron_nextflow.model.precision import precision_of
 from megatron_nextflow.sequence.batch import collate
-from megatron_nextflow.sequence.pack_layout import build_layout
+from megatron_nextflow.sequence.pack_layout import build_pack_layout
 from megatron_nextflow.sequence.vocabulary import Vocabulary
 from megatron_nextflow.step.process_groups import start_parallel
 from megatron_nextflow.step.trainer import Trainer
@@ -52,12 +52,12 @@ def _kept(config: TrainConfig) -> int:
     """Bytes that the forward pass of one full text keeps for the backward pass, weights apart."""
     start_parallel(config)
     model = NextFlowModel(
-        layer_spec.transformer_config(config, resolve(config, CPU)), config.model, VOCABULARY, torch.randn(48, 10)
+        layer_spec.transformer_config(config, precision_of(config, CPU)), config.model, VOCABULARY, torch.randn(48, 10)
     )
     initialise(model.sharded_state_dict(), config.model)
     ids, none = np.arange(LENGTH) % VOCABULARY.text, np.zeros(0, dtype=np.int64)
     segments: Any = [{"kind": "text", "doc": "a", "tokens": LENGTH, "loss": True}]
-    batch = collate([build_layout(segments, ids, none, none, VOCABULARY, LENGTH)])
+    batch = collate([build_pack_layout(segments, ids, none, none, VOCABULARY, LENGTH)])
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, Tensor] = {}
 

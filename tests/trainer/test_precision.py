@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from megatron_nextflow.config.train import TrainConfig
 from megatron_nextflow.model import precision
 from megatron_nextflow.model.layer_spec import transformer_config
-from megatron_nextflow.model.precision import resolve
+from megatron_nextflow.model.precision import precision_of
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -32,11 +32,11 @@ def hopper(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 @pytest.mark.parametrize("recipe", ["tensorwise", "delayed", "blockwise"])
 def test_a_named_recipe_is_refused_without_a_gpu(recipe: str) -> None:
     with pytest.raises(ValueError, match=f"fp8: {recipe} cannot be had: it needs an NVIDIA GPU.*auto"):
-        resolve(config(fp8=recipe), CPU)
+        precision_of(config(fp8=recipe), CPU)
 
 
 def test_auto_runs_in_bf16_and_says_why() -> None:
-    found = resolve(config(fp8="auto"), CPU)
+    found = precision_of(config(fp8="auto"), CPU)
     assert (found.dtype, found.fp8) == (torch.bfloat16, None)
     assert found.words == "bf16 (fp8: auto, but it needs an NVIDIA GPU)"
 
@@ -44,21 +44,21 @@ def test_auto_runs_in_bf16_and_says_why() -> None:
 def test_without_transformer_engine(hopper: pytest.MonkeyPatch) -> None:
     hopper.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="Transformer Engine is not installed"):
-        resolve(config(fp8="tensorwise"), GPU)
+        precision_of(config(fp8="tensorwise"), GPU)
     with pytest.raises(ValueError, match="Transformer Engine, which is not installed"):
         config(fp8="tensorwise", data={"shards": "x"}).check(1)  # type: ignore[arg-type]
-    assert resolve(config(fp8="auto"), GPU).fp8 is None
+    assert precision_of(config(fp8="auto"), GPU).fp8 is None
 
 
 def test_with_everything(hopper: pytest.MonkeyPatch) -> None:
-    found = resolve(config(fp8="auto", first_last_bf16=1), GPU)
+    found = precision_of(config(fp8="auto", first_last_bf16=1), GPU)
     assert found.fp8 == "tensorwise"
     assert found.words == "bf16 with FP8 (tensorwise) matrix products, first and last 1 layers in bf16"
-    assert resolve(config(fp8="blockwise"), GPU).fp8 == "blockwise"
+    assert precision_of(config(fp8="blockwise"), GPU).fp8 == "blockwise"
     hopper.setattr(torch.cuda, "get_device_capability", lambda device: (8, 9))
     with pytest.raises(ValueError, match=r"compute capability 8\.9, blockwise needs 9\.0"):
-        resolve(config(fp8="blockwise"), GPU)
-    assert resolve(config(fp8="delayed"), GPU).fp8 == "delayed"
+        precision_of(config(fp8="blockwise"), GPU)
+    assert precision_of(config(fp8="delayed"), GPU).fp8 == "delayed"
 
 
 def test_megatron_is_told_the_recipe_and_the_layers_left_out() -> None:

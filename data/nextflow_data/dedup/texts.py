@@ -15,7 +15,7 @@ import numpy as np
 
 from nextflow_data.config import DedupConfig
 from nextflow_data.dedup.clusters import bucket_pairs, connected_components
-from nextflow_data.dedup.minhash import signature, signature_keys, text_hash, verify
+from nextflow_data.dedup.minhash import signature, signature_keys, similarity_of, text_hash
 from nextflow_data.document import Decision, Document
 from nextflow_data.nodes import text_of
 
@@ -66,7 +66,7 @@ def duplicate_edges(summaries: Sequence[DocumentSummary], config: DedupConfig) -
     for ids in buckets.values():
         for a, b in bucket_pairs(ids):
             if (a, b) not in edges:
-                similarity = verify(signatures[a], signatures[b])
+                similarity = similarity_of(signatures[a], signatures[b])
                 if similarity >= config.min_similarity:
                     edges[a, b] = similarity
     return sorted((a, b, similarity) for (a, b), similarity in edges.items())
@@ -101,7 +101,7 @@ def decide_documents(summaries: Mapping[str, DocumentSummary], edges: Iterable[E
             equal = summary["text_hash"] == survivor["text_hash"]
             value = 1.0 if equal else strongest[summary["doc_id"]]
             if not equal and summary["signature"] is not None and survivor["signature"] is not None:
-                value = verify(np.array(summary["signature"]), np.array(survivor["signature"]))
+                value = similarity_of(np.array(summary["signature"]), np.array(survivor["signature"]))
             decisions.append(
                 {
                     "doc_id": summary["doc_id"],

@@ -15,7 +15,7 @@ from urllib.parse import unquote_to_bytes
 
 from lxml import etree
 
-from nextflow_data.addresses import resolve
+from nextflow_data.addresses import absolute_address
 from nextflow_data.config import IngestConfig
 
 _LAZY = (
@@ -65,7 +65,9 @@ def describe_image(element: etree._Element, base: str, config: IngestConfig, dec
     plain = [element.get(name) for name in (*_LAZY, "src")]
     found = [address for address, _, _ in ranked] + [value for value in plain if value]
     data_addresses = [value for value in found if _is_data(value)]
-    addresses = tuple(dict.fromkeys(a for a in (resolve(base, value) for value in found if not _is_data(value)) if a))
+    addresses = tuple(
+        dict.fromkeys(a for a in (absolute_address(base, value) for value in found if not _is_data(value)) if a)
+    )
     data, problem = None, None
     if data_addresses and decode:
         data, problem = decode_data_address(data_addresses[0], config.max_data_address_bytes)

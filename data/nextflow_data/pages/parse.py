@@ -11,7 +11,7 @@ import re
 
 from lxml import etree, html
 
-from nextflow_data.addresses import canonical_address, resolve
+from nextflow_data.addresses import absolute_address, canonical_address
 from nextflow_data.config import IngestConfig
 from nextflow_data.pages.blocks import ParsedPage, Removed
 from nextflow_data.pages.charset import decode_page
@@ -70,13 +70,13 @@ def parse_page(payload: bytes, address: str, content_type: str | None, config: I
 
 def _base(root: etree._Element, address: str) -> str:
     href = next((b.get("href") for b in root.iter("base") if b.get("href")), None)
-    return (resolve(address, href) if href else None) or address
+    return (absolute_address(address, href) if href else None) or address
 
 
 def _licence(root: etree._Element, address: str) -> str | None:
     for element in root.iter("link", "a"):
         if "license" in (element.get("rel") or "").lower().split() and element.get("href"):
-            return resolve(address, element.get("href")) or canonical_address(element.get("href"))
+            return absolute_address(address, element.get("href")) or canonical_address(element.get("href"))
     return None
 
 

@@ -12,24 +12,10 @@ from collections.abc import Sequence
 from markupsafe import Markup, escape
 
 from nextflow_orchestration.report.model import Curve
+from nextflow_orchestration.words.numbers import short
 
 WIDTH, HEIGHT = 520, 240
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 14, 40
-
-
-def short(value: float) -> str:
-    """A number for an axis or a tile: 0.03, 12.5, 1,234, 3.4 M, 2.1 G."""
-    size = abs(value)
-    if size == 0:
-        return "0"
-    if size < 1e-3 or size >= 1e15:
-        return f"{value:.1e}"
-    for limit, unit in ((1e12, " T"), (1e9, " G"), (1e6, " M")):
-        if size >= limit:
-            return f"{value / limit:.3g}{unit}"
-    if size >= 100 or value == int(value):
-        return f"{value:,.0f}"
-    return f"{value:.3g}"
 
 
 def ticks(low: float, high: float, wanted: int = 7) -> list[float]:

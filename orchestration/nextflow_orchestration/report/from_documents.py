@@ -16,11 +16,12 @@ from typing import Any
 import pyarrow.compute as pc
 from nextflow_pipelines.contract.tables import dataset_files, iter_batches, read_table
 
-from nextflow_orchestration.in_short import aside_line, node_words, plural, shorten
-from nextflow_orchestration.lineage import Commit
 from nextflow_orchestration.report.model import Example, Fact, Kept, Rule, StageCount
 from nextflow_orchestration.report.pictures import Gallery
-from nextflow_orchestration.rule_words import number, reason_words, rule_words
+from nextflow_orchestration.runs.lineage import Commit
+from nextflow_orchestration.words.numbers import plural
+from nextflow_orchestration.words.rows import aside_line, node_words, shorten
+from nextflow_orchestration.words.rules import number, reason_words, rule_words
 
 DOES = {
     "ingest": "reads records, parses pages into ordered text and images, measures each image once",

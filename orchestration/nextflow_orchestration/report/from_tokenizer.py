@@ -12,10 +12,10 @@ from typing import Any
 from nextflow_tokenize.schedule import grids, schedule_of
 from nextflow_tokenize.vision.identity import VisionInfo, vision_info
 
-from nextflow_orchestration.lineage import Commit
-from nextflow_orchestration.report.from_training import read_rows
 from nextflow_orchestration.report.model import Curve, Fact, Pair, ScaleUse, Tokenizer
-from nextflow_orchestration.report.pictures import Gallery, data_uri, psnr
+from nextflow_orchestration.report.pictures import Gallery, data_uri, psnr_of_pictures
+from nextflow_orchestration.report.training_part import read_rows
+from nextflow_orchestration.runs.lineage import Commit
 
 MOST_PAIRS = 16
 CURVES = {"psnr": "PSNR (dB)"}
@@ -119,5 +119,6 @@ def _pairs(evaluation: dict[str, Any], images: dict[str, Any], gallery: Gallery)
         made = gallery.reconstruct(codes, schedule)
         if made is not None:
             first = to_images(pixels)[0]
-            found.append(Pair(data_uri(first), data_uri(made), psnr(first, made), image["address"] or scored["sha256"][:12]))
+            name = image["address"] or scored["sha256"][:12]
+            found.append(Pair(data_uri(first), data_uri(made), psnr_of_pictures(first, made), name))
     return found

@@ -199,7 +199,7 @@ class Generated:
 
 
 @dataclass(frozen=True)
-class Finding:
+class AuditLine:
     """Something the audit found wrong, and where. `severity` is "error" or "warning"."""
 
     severity: str
@@ -213,7 +213,7 @@ class Audit:
     """The audit's verdict: what was checked, every finding, and whether the set may be trained on (`ok`)."""
 
     facts: tuple[Fact, ...]
-    findings: tuple[Finding, ...] = ()
+    findings: tuple[AuditLine, ...] = ()
     ok: bool = True
 
 
@@ -273,7 +273,7 @@ class Saved:
 
 
 @dataclass(frozen=True)
-class RunPage:
+class TrainingPage:
     """One training, finished or at work. `refresh`: seconds after which a browser reads the page again; 0: never."""
 
     title: str

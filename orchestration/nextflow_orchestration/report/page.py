@@ -13,8 +13,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from nextflow_orchestration.report.charts import histogram, lines, shade, short
+from nextflow_orchestration.report.charts import histogram, lines, shade
 from nextflow_orchestration.report.model import Curve, Packing, Report, Training
+from nextflow_orchestration.words.numbers import short
 
 _SECTIONS = (
     ("input", "What went in", lambda r: r.inputs),
@@ -32,7 +33,7 @@ _SECTIONS = (
 )
 
 
-def render(report: Report) -> str:
+def report_html(report: Report) -> str:
     """The report as a complete HTML document, no reference to anything outside it."""
     values: dict[str, Any] = {
         "report": report,

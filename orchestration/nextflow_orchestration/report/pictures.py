@@ -42,7 +42,7 @@ def file_uri(path: Path, side: int = 512) -> str:
         return data_uri(picture, side, lossless=True)
 
 
-def psnr(first: Pillow.Image, second: Pillow.Image) -> float:
+def psnr_of_pictures(first: Pillow.Image, second: Pillow.Image) -> float:
     """Peak signal to noise ratio in dB of two RGB pictures of one size, over 8-bit levels."""
     import numpy as np
 
@@ -141,6 +141,6 @@ class Gallery:
         return Pair(
             original=data_uri(first) if first is not None else None,
             reconstruction=data_uri(made) if made is not None else None,
-            psnr=psnr(first, made) if first is not None and made is not None else None,
+            psnr=psnr_of_pictures(first, made) if first is not None and made is not None else None,
             label=(image or {}).get("address") or sha256[:12],
         )

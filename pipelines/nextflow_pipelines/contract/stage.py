@@ -34,7 +34,7 @@ Counts = dict[str, Any]
 """Nested counters: leaves are ints, added up over units (`merge_counts`)."""
 
 
-class FileEntry(TypedDict):
+class StageFile(TypedDict):
     """One output file: `path` is relative to the stage's folder; `rows` only for data sets."""
 
     path: str
@@ -43,7 +43,7 @@ class FileEntry(TypedDict):
     rows: NotRequired[int]
 
 
-class Manifest(TypedDict):
+class StageManifest(TypedDict):
     """`manifest.json` of a committed stage."""
 
     format: int
@@ -53,7 +53,7 @@ class Manifest(TypedDict):
     fingerprint: str
     parameters: dict[str, Any]
     inputs: dict[str, str]
-    files: list[FileEntry]
+    files: list[StageFile]
     counts: Counts
     facts: dict[str, Any]
 
@@ -117,11 +117,11 @@ def sorted_counts(counts: Mapping[str, Any]) -> Counts:
     return {k: sorted_counts(v) if isinstance(v, Mapping) else v for k, v in sorted(counts.items())}
 
 
-def read_manifest(stage_dir: Path) -> Manifest:
+def read_manifest(stage_dir: Path) -> StageManifest:
     """The manifest of a committed stage. StageError where there is none, it is damaged or of another format."""
     path = stage_dir / MANIFEST
     try:
-        manifest: Manifest = json.loads(path.read_bytes())
+        manifest: StageManifest = json.loads(path.read_bytes())
         version = manifest["format"], manifest["schema_version"]
     except FileNotFoundError:
         raise StageError(f"{stage_dir} is not a committed stage: it has no {MANIFEST}") from None
@@ -132,7 +132,7 @@ def read_manifest(stage_dir: Path) -> Manifest:
     return manifest
 
 
-def check_sizes(stage_dir: Path, manifest: Manifest) -> list[str]:
+def check_sizes(stage_dir: Path, manifest: StageManifest) -> list[str]:
     """Files of a committed stage that are missing or of another size, in words."""
     wrong = []
     for entry in manifest["files"]:
@@ -146,7 +146,7 @@ def check_sizes(stage_dir: Path, manifest: Manifest) -> list[str]:
     return wrong
 
 
-def verify(stage_dir: Path) -> list[str]:
+def damaged_files(stage_dir: Path) -> list[str]:
     """Everything wrong with a committed stage, in words: fingerprint, sizes, sha256, files that no manifest names."""
     manifest = read_manifest(stage_dir)
     plan = StagePlan(manifest["stage"], manifest["version"], manifest["parameters"], manifest["inputs"])

@@ -17,8 +17,8 @@ from nextflow_pipelines.contract.progress import UnitProgress
 from nextflow_pipelines.contract.stage import (
     MANIFEST,
     Counts,
-    FileEntry,
     StageError,
+    StageFile,
     canonical_json,
     merge_counts,
     sorted_counts,
@@ -34,7 +34,7 @@ class UnitRecord(TypedDict):
     """The done-record of one unit. `facts` are small values other than counts that the stage needs at its end."""
 
     unit: str
-    files: list[FileEntry]
+    files: list[StageFile]
     counts: Counts
     facts: dict[str, Any]
 
@@ -118,7 +118,7 @@ def unit_output(stage_dir: Path, unit: str) -> Iterator[UnitOutput]:
     out = UnitOutput(stage_dir, unit)
     try:
         yield out
-        entries: list[FileEntry] = []
+        entries: list[StageFile] = []
         folders = set()
         for relative, rows in sorted(out._files.items()):
             temporary = out.temporary / relative
@@ -126,7 +126,7 @@ def unit_output(stage_dir: Path, unit: str) -> Iterator[UnitOutput]:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
                 os.fsync(file.fileno())
                 size = file.tell()
-            entry: FileEntry = {"path": relative, "bytes": size, "sha256": digest}
+            entry: StageFile = {"path": relative, "bytes": size, "sha256": digest}
             if rows is not None:
                 entry["rows"] = rows
             entries.append(entry)

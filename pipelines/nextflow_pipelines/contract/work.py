@@ -22,10 +22,10 @@ from nextflow_pipelines.contract.stage import (
     Corrupt,
     Counts,
     DiskFull,
-    FileEntry,
-    Manifest,
     StageBusy,
     StageError,
+    StageFile,
+    StageManifest,
     StagePlan,
     check_sizes,
     merge_counts,
@@ -55,7 +55,7 @@ class StageWork:
     root: Path
     plan: StagePlan
     dir: Path
-    manifest: Manifest | None
+    manifest: StageManifest | None
     """Set when the stage is committed."""
     kept: list[str] = field(default_factory=list)
     """Units found finished by an earlier run."""
@@ -95,17 +95,17 @@ class StageWork:
         prefix = f"{dataset}/"
         return [self.dir / f["path"] for r in self.records(units) for f in r["files"] if f["path"].startswith(prefix)]
 
-    def commit(self, units: Sequence[str], facts: Mapping[str, Any] | None = None) -> Manifest:
+    def commit(self, units: Sequence[str], facts: Mapping[str, Any] | None = None) -> StageManifest:
         """Writes the manifest over what `units` wrote, then removes everything it does not name.
 
         Files under `_work/` are not part of the output. Counts of all units are added up.
         """
         counts: Counts = {}
-        files: list[FileEntry] = []
+        files: list[StageFile] = []
         for record in self.records(units):
             merge_counts(counts, record["counts"])
             files += [f for f in record["files"] if not f["path"].startswith(f"{WORK}/")]
-        manifest: Manifest = {
+        manifest: StageManifest = {
             "format": MANIFEST_FORMAT,
             "schema_version": SCHEMA_VERSION,
             "stage": self.plan.name,

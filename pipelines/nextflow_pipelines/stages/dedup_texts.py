@@ -95,10 +95,10 @@ def signature_pairs(pairs: list[Path], summaries: list[Path], files: int, spark:
 
 def verify_pairs(config: DedupConfig, bucket: int, tables: Iterator[pa.Table], out: UnitTables) -> None:
     import numpy as np
-    from nextflow_data.dedup.minhash import verify
+    from nextflow_data.dedup.minhash import similarity_of
 
     for row in rows_of(tables):
-        value = 1.0 if row["exact"] else verify(np.array(row["signature_a"]), np.array(row["signature_b"]))
+        value = 1.0 if row["exact"] else similarity_of(np.array(row["signature_a"]), np.array(row["signature_b"]))
         if value >= config.min_similarity:
             out.write("_work/edges", [{"a": row["a"], "b": row["b"], "value": value}])
 

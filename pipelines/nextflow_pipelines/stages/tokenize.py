@@ -176,12 +176,12 @@ def _shape_row(shape: DocumentShape, address: str | None) -> dict[str, Any]:
 
 def shape_from_row(row: Mapping[str, Any]) -> DocumentShape:
     """A document's shape from a row of the data set `shapes`."""
-    from nextflow_tokenize.packing.pieces import DocumentShape, Part
+    from nextflow_tokenize.packing.pieces import DocumentShape, SegmentShape
 
     return DocumentShape(
         row["doc_id"],
         tuple(
-            Part(part["text"], None if part["height"] is None else (part["height"], part["width"]), part["scales"])
+            SegmentShape(part["text"], None if part["height"] is None else (part["height"], part["width"]), part["scales"])
             for part in row["parts"]
         ),
     )

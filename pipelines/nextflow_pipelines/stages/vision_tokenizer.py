@@ -138,7 +138,7 @@ def _train(
     ctx: RunContext, config: VisionTokenizerConfig, images: list[EncodedImage], out: UnitOutput, checkpoints: Path
 ) -> None:
     from nextflow_tokenize.vision.images.dataset import NoImages
-    from nextflow_tokenize.vision.training.training_stage import train
+    from nextflow_tokenize.vision.training.training_stage import train_one_stage
 
     out.facts.update({"tokenizer": None, "images": len(images)})
     folder = out.temporary / TOKENIZER
@@ -149,7 +149,7 @@ def _train(
         ctx.progress(done, total, f"training, {metrics.get('psnr', 0.0):.1f} dB")
 
     try:
-        report = train(images, config, folder, step, work=checkpoints)
+        report = train_one_stage(images, config, folder, step, work=checkpoints)
     except NoImages as error:
         out.facts["reason"] = str(error)
         return

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nextflow_tokenize.audit.statistics import Statistics
-from nextflow_tokenize.shards.manifest import Manifest
+from nextflow_tokenize.shards.manifest import ShardManifest
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class AuditResult:
     path: Path
     findings: list[Finding] = field(default_factory=list)
     statistics: Statistics = field(default_factory=Statistics)
-    manifest: Manifest | None = None
+    manifest: ShardManifest | None = None
     samples_read: int = 0
 
     @property

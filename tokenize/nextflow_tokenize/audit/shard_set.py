@@ -22,7 +22,15 @@ from pydantic import ValidationError
 from nextflow_tokenize.audit.result import AuditResult, Finding
 from nextflow_tokenize.audit.tables import ByShard, Row, check_pieces, check_totals, compare_rows, piece_rows, sample_row
 from nextflow_tokenize.shards.energon import nv_meta
-from nextflow_tokenize.shards.manifest import DOCUMENTS, MANIFEST, SAMPLES, Manifest, ManifestError, ShardRecord, from_bytes
+from nextflow_tokenize.shards.manifest import (
+    DOCUMENTS,
+    MANIFEST,
+    SAMPLES,
+    ManifestError,
+    ShardManifest,
+    ShardRecord,
+    from_bytes,
+)
 from nextflow_tokenize.shards.sample_format import BLOCK, MEMBERS, Sample, SampleError, parse_sample
 from nextflow_tokenize.shards.tables import DOCUMENTS_SCHEMA, SAMPLES_SCHEMA
 
@@ -88,11 +96,11 @@ class _Audit:
             self.find(MANIFEST, str(error))
             try:
                 # Changed but legible: what it lists is still worth comparing with the files.
-                self.result.manifest = Manifest.model_validate_json(data)
+                self.result.manifest = ShardManifest.model_validate_json(data)
             except (ValidationError, ValueError):
                 self.find(MANIFEST, "the files cannot be judged without it: the rest of the set was not examined")
 
-    def examine(self, manifest: Manifest, progress: Progress | None) -> None:
+    def examine(self, manifest: ShardManifest, progress: Progress | None) -> None:
         for name, (size, digest) in manifest.file_table().items():
             with self.guard(name):
                 self.intact[name] = self.check_file(name, size, digest)
@@ -147,7 +155,7 @@ class _Audit:
             return False
         return True
 
-    def check_extra(self, manifest: Manifest) -> None:
+    def check_extra(self, manifest: ShardManifest) -> None:
         known = {MANIFEST, *manifest.file_table(), *ENERGON_OWN}
         for file in sorted(self.path.rglob("*")):
             name = file.relative_to(self.path).as_posix()
@@ -174,7 +182,7 @@ class _Audit:
                 self.find(name, "its columns are not those of the format")
         return None
 
-    def check_shard(self, shard: ShardRecord, manifest: Manifest) -> None:
+    def check_shard(self, shard: ShardRecord, manifest: ShardManifest) -> None:
         """Reads every sample of a shard and compares it with all that is said of it elsewhere."""
         file = self.path / shard.name
         if not file.is_file():
@@ -237,7 +245,7 @@ class _Audit:
         return found
 
     def check_sample(
-        self, shard: ShardRecord, key: str, start: int, stop: int, data: bytes, manifest: Manifest
+        self, shard: ShardRecord, key: str, start: int, stop: int, data: bytes, manifest: ShardManifest
     ) -> Sample | None:
         if len(data) < stop - start:
             self.find(shard.name, "the shard ends within it", key=key, where=_bytes(start + len(data), stop))

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from nextflow_tokenize.audit.statistics import Statistics
 from nextflow_tokenize.segments import slots
-from nextflow_tokenize.shards.manifest import Manifest, Tokens, packing_of, schedule_record, sum_by
+from nextflow_tokenize.shards.manifest import ShardManifest, Tokens, packing_of, schedule_record, sum_by
 from nextflow_tokenize.shards.sample_format import Sample
 
 Row = dict[str, Any]
@@ -120,7 +120,7 @@ def check_pieces(documents: pa.Table) -> Iterator[str]:
 
 
 def check_totals(
-    manifest: Manifest, documents: pa.Table | None, statistics: Statistics, complete: bool
+    manifest: ShardManifest, documents: pa.Table | None, statistics: Statistics, complete: bool
 ) -> Iterator[tuple[str, str]]:
     """(field, what is wrong) of totals in the manifest; fills the statistics by source, licence and task.
 

@@ -17,7 +17,7 @@ from nextflow_tokenize.packing.cost import cost_of, flops_per_pair, flops_per_sl
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class SegmentShape:
     """A segment's shape: `text` tokens, or an image of last grid `grid` with `scales` scales (then `text` is 0)."""
 
     text: int = 0
@@ -40,7 +40,7 @@ class DocumentShape:
     """All that planning needs of a document: its id and the shape of each segment, in order."""
 
     doc_id: str
-    parts: tuple[Part, ...]
+    parts: tuple[SegmentShape, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +69,10 @@ def shape_of(document: TokenizedDocument) -> DocumentShape:
     parts = []
     for number, segment in enumerate(document["segments"]):
         if segment["kind"] == "text":
-            parts.append(Part(text=len(segment["text"] or ())))
+            parts.append(SegmentShape(text=len(segment["text"] or ())))
             continue
         (h, w), scales = segment["grid"] or (0, 0), segment["scales"] or 0
-        part = Part(grid=(h, w), scales=scales)
+        part = SegmentShape(grid=(h, w), scales=scales)
         for name in ("input", "target"):
             if (found := len(segment[name] or ())) != part.slots - 1:  # type: ignore[literal-required]
                 where = f"document {document['doc_id']}, segment {number}"
@@ -157,7 +157,7 @@ class _Cutter:
             if start < tokens:
                 self.close()
 
-    def image(self, segment: int, part: Part) -> None:
+    def image(self, segment: int, part: SegmentShape) -> None:
         if not self.fits(part.slots, part.pairs):
             context = self.take_context(part)
             self.close()
@@ -166,7 +166,7 @@ class _Cutter:
         self.add(Span(segment, 0, 0), part.slots, part.pairs)
         self.codes += part.slots - 1
 
-    def take_context(self, part: Part) -> Span | None:
+    def take_context(self, part: SegmentShape) -> Span | None:
         """Takes back text from the piece's end to go before the image; None where the piece would be left empty."""
         last = self.spans[-1] if self.spans else Span(0, 0, 0)
         spare = last.stop - last.start - (1 if len(self.spans) == 1 else 0)

@@ -50,7 +50,7 @@ class PackStatistics:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class Packing:
     """Packs in the order they are to be written, and a decision for each document set aside."""
 
     packs: tuple[PackPlan, ...]
@@ -58,7 +58,7 @@ class Plan:
     statistics: PackStatistics
 
 
-def plan(shapes: Iterable[DocumentShape], config: PackConfig) -> Plan:
+def plan(shapes: Iterable[DocumentShape], config: PackConfig) -> Packing:
     """Every token and image of every document in exactly one pack, or a decision that says why the document is in none.
 
     No pack exceeds `max_length` slots or the budget of FLOPs, and no pack holds two pieces of one document (they would be
@@ -92,7 +92,7 @@ def plan(shapes: Iterable[DocumentShape], config: PackConfig) -> Plan:
     bins.close(0)
     packs = [_finish(members, config.seed, limits) for members in bins.closed]
     packs.sort(key=lambda pack: _hash(config.seed, *(f"{piece.doc_id}/{piece.number}" for piece in pack.pieces)))
-    return Plan(tuple(packs), tuple(decisions), _statistics(packs, documents, split, len(pieces), limits))
+    return Packing(tuple(packs), tuple(decisions), _statistics(packs, documents, split, len(pieces), limits))
 
 
 def _hash(seed: int, *names: str) -> bytes:

@@ -149,7 +149,7 @@ class CostRecord(Section):
     cost_fill: float = Field(ge=0, le=1)
 
 
-class Manifest(Section):
+class ShardManifest(Section):
     """The whole of `manifest.json`; `sha256` is that of the canonical text without this field."""
 
     format: Literal["megatron-nextflow-shards"] = FORMAT
@@ -213,13 +213,13 @@ def canonical(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()
 
 
-def seal(manifest: Manifest) -> Manifest:
+def seal(manifest: ShardManifest) -> ShardManifest:
     """The manifest with its own hash in it."""
     body = manifest.model_dump(mode="json", exclude={"sha256"})
     return manifest.model_copy(update={"sha256": sha256(canonical(body)).hexdigest()})
 
 
-def to_bytes(manifest: Manifest) -> bytes:
+def to_bytes(manifest: ShardManifest) -> bytes:
     """The file's bytes: sorted keys, one space of indent, a final newline."""
     value = manifest.model_dump(mode="json")
     return json.dumps(value, sort_keys=True, indent=1, ensure_ascii=True, allow_nan=False).encode() + b"\n"
@@ -243,7 +243,7 @@ def strict_json(data: bytes) -> Any:
         raise ValueError("nested too deeply") from None
 
 
-def from_bytes(data: bytes, where: str = MANIFEST) -> Manifest:
+def from_bytes(data: bytes, where: str = MANIFEST) -> ShardManifest:
     """The manifest of a file's bytes. Raises ManifestError saying what is wrong: syntax, version, schema, or hash."""
     try:
         value = strict_json(data)
@@ -256,7 +256,7 @@ def from_bytes(data: bytes, where: str = MANIFEST) -> Manifest:
         raise ManifestError(f"{where} has format version {found!r}; this software reads version {FORMAT_VERSION}")
     try:
         # JSON mode, so that arrays may fill tuples while a string is still no number.
-        manifest = Manifest.model_validate_json(data, strict=True)
+        manifest = ShardManifest.model_validate_json(data, strict=True)
     except (ValidationError, ValueError) as error:
         raise ManifestError(f"{where} does not follow the schema: {_first(error)}") from None
     try:
@@ -278,7 +278,7 @@ def _first(error: Exception) -> str:
     return str(error)
 
 
-def _check_numbers(manifest: Manifest, where: str) -> None:
+def _check_numbers(manifest: ShardManifest, where: str) -> None:
     for expected, shard in enumerate(manifest.shards):
         if shard.number != expected:
             raise ManifestError(f"{where}: shard {expected} is missing or out of order; '{shard.name}' stands in its place")

@@ -25,8 +25,8 @@ from nextflow_tokenize.shards.manifest import (
     MANIFEST,
     MAX_MANIFEST_BYTES,
     SAMPLES,
-    Manifest,
     ManifestError,
+    ShardManifest,
     ShardRecord,
     from_bytes,
 )
@@ -69,7 +69,7 @@ class ShardSet:
     """A set of packs, numbered 0 … len − 1 in the order of shards. Made by `ShardSet.open`."""
 
     path: str
-    manifest: Manifest
+    manifest: ShardManifest
     opener: Opener
     starts: NDArray[np.int64]
     """[shards + 1]: number of the first sample of each shard, then of all samples."""
@@ -211,7 +211,7 @@ class ShardSet:
         return self._indexes[shard.number]
 
 
-def _read_manifest(path: str, opener: Opener) -> Manifest:
+def _read_manifest(path: str, opener: Opener) -> ShardManifest:
     try:
         with opener(f"{path}/{MANIFEST}") as stream:
             data = stream.read(MAX_MANIFEST_BYTES + 1)

@@ -20,7 +20,7 @@ from nextflow_tokenize.npy import TEXT_DTYPE, NpyError, code_dtype, from_npy
 from nextflow_tokenize.packing.cost import attended_pairs, cost_of, pack_slots
 from nextflow_tokenize.schedule import schedule_of
 from nextflow_tokenize.segments import ImageSegment, Segment, TextSegment, slots
-from nextflow_tokenize.shards.manifest import Manifest, Sha256, canonical, strict_json
+from nextflow_tokenize.shards.manifest import Sha256, ShardManifest, canonical, strict_json
 
 BLOCK = 512
 MEMBERS = ("input.npy", "json", "target.npy", "text.npy")
@@ -81,7 +81,7 @@ class Sample:
         return sum(slots(segment) for segment in self.segments)
 
 
-def parse_sample(data: bytes, key: str, manifest: Manifest) -> Sample:
+def parse_sample(data: bytes, key: str, manifest: ShardManifest) -> Sample:
     """The sample of these bytes, checked as far as it can be without other samples. Raises SampleError.
 
     Checked: headers, member set and order, schema of the JSON, grids against the schedule, counts of the arrays against the
@@ -194,7 +194,7 @@ def _array(member: Member, dtype: np.dtype, count: int, limit: int, what: str, o
     return array
 
 
-def _budget(segments: tuple[Segment, ...], cost: float, manifest: Manifest, member: Member) -> None:
+def _budget(segments: tuple[Segment, ...], cost: float, manifest: ShardManifest, member: Member) -> None:
     used = pack_slots(segments)
     if used > manifest.budget.max_length:
         raise member.error(f"the pack takes {used} slots, more than the budget of {manifest.budget.max_length}")

@@ -35,7 +35,7 @@ from nextflow_tokenize.shards.manifest import (
     SAMPLES,
     BudgetRecord,
     FileRecord,
-    Manifest,
+    ShardManifest,
     ShardRecord,
     TextTokenizerRecord,
     Tokens,
@@ -191,7 +191,7 @@ def write_manifest(
     text_tokenizer: TextTokenizerRecord,
     vision_tokenizer: VisionTokenizerRecord | None,
     parents: dict[str, str],
-) -> Manifest:
+) -> ShardManifest:
     """Commits a shard set: writes `samples.parquet`, `documents.parquet`, `.nv-meta` and, last, `manifest.json`.
 
     `shards` in any order; `parents` maps each stage it was made from to its fingerprint. Raises ValueError where a shard's
@@ -219,12 +219,12 @@ def _manifest(
     text_tokenizer: TextTokenizerRecord,
     vision_tokenizer: VisionTokenizerRecord | None,
     parents: dict[str, str],
-) -> Manifest:
+) -> ShardManifest:
     rows = [row for info in ordered for row in info.samples]
     pieces = [piece for row in rows for piece in row.pieces]
     limit = budget(config)
     return seal(
-        Manifest(
+        ShardManifest(
             text_tokenizer=text_tokenizer,
             vision_tokenizer=vision_tokenizer,
             schedule=schedule_record(),

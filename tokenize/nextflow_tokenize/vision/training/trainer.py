@@ -41,7 +41,7 @@ BETAS = (0.9, 0.95)
 """Adam's decays (TokenFlow's code)."""
 
 
-class Trainer:
+class TokenizerTrainer:
     """Model, optimisers, running means and sampler of one training, stepped together."""
 
     def __init__(self, tokenizer: VisionTokenizer, pictures: Sequence[Picture], settings: VisionTrainingConfig) -> None:

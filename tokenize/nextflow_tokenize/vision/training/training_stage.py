@@ -34,7 +34,7 @@ from nextflow_tokenize.vision.scores.evaluate import EvalReport, evaluate_pictur
 from nextflow_tokenize.vision.scores.sheets import sheet_of
 from nextflow_tokenize.vision.training import checkpoints as training_state
 from nextflow_tokenize.vision.training.beginning import begin, begin_joint, inherit
-from nextflow_tokenize.vision.training.trainer import Trainer
+from nextflow_tokenize.vision.training.trainer import TokenizerTrainer
 
 METRICS_FILE = "metrics.jsonl"
 EVALUATION_FILE = "evaluation.json"
@@ -69,7 +69,7 @@ class TrainReport:
     stopped_early: bool
 
 
-def train(
+def train_one_stage(
     images: Sequence[EncodedImage],
     config: VisionTokenizerConfig,
     out_dir: Path | str,
@@ -145,7 +145,7 @@ class _Run:
             if config.teacher_path is None:
                 raise ValueError("stage joint with teacher: siglip needs teacher_path, the folder of the SigLIP model")
             tokenizer.attach_teacher(Path(config.teacher_path), initialise=anew and state is None)
-        self.trainer = Trainer(tokenizer, pool.training, self.settings)
+        self.trainer = TokenizerTrainer(tokenizer, pool.training, self.settings)
         if state is None:
             generator = torch.Generator().manual_seed(self.settings.seed)
             if init is None:

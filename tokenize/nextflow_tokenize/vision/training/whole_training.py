@@ -33,7 +33,7 @@ from nextflow_tokenize.vision.identity import identity, training_identity
 from nextflow_tokenize.vision.images.dataset import EncodedImage
 from nextflow_tokenize.vision.images.image_index import encoded_images, index, unusable
 from nextflow_tokenize.vision.training.checkpoints import OPERATIONAL, OtherTraining
-from nextflow_tokenize.vision.training.training_stage import Progress, TrainReport, train
+from nextflow_tokenize.vision.training.training_stage import Progress, TrainReport, train_one_stage
 
 INDEX = "images.parquet"
 TOKENIZER = "tokenizer"
@@ -52,7 +52,7 @@ class StageOutcome:
     report: TrainReport | None
 
 
-def run(
+def train_by_recipe(
     recipe: TokenizerRecipe,
     progress: Callable[[str], Progress] | None = None,
     say: Say = lambda text: None,
@@ -127,7 +127,7 @@ def _stage(
     if processes.rank() == 0:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / STAGE).write_text(json.dumps(belongs, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    report = train(
+    report = train_one_stage(
         images, config, tokenizer, progress,
         work=folder / "work", init=init, log_dir=folder / "tensorboard", device=device, stop=stop,
     )  # fmt: skip
@@ -175,7 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         recipe = TokenizerRecipe.model_validate(yaml.safe_load(given.recipe.read_text(encoding="utf-8")))
-        run(recipe, show, lambda text: print(text, file=sys.stderr, flush=True), _print, given.device)
+        train_by_recipe(recipe, show, lambda text: print(text, file=sys.stderr, flush=True), _print, given.device)
     except KeyboardInterrupt:
         return 130
     except (ValidationError, ValueError, OSError, RuntimeError, FloatingPointError, yaml.YAMLError) as error:

@@ -1,0 +1,1 @@
+"""Where a page, an image or a sample came from, and what became of it."""

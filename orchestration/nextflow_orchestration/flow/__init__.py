@@ -1,0 +1,1 @@
+"""A run from source files to report, as a Prefect flow."""

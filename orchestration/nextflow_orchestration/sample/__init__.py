@@ -1,0 +1,1 @@
+"""The quickstart's input, made from packages that ship pages and photographs."""

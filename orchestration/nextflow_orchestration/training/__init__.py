@@ -1,0 +1,1 @@
+"""A training started, found again and watched: here, on Slurm, as a flow."""

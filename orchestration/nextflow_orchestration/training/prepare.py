@@ -1,0 +1,78 @@
+"""A recipe of either kind made ready to train with.
+
+A whole run's recipe trains on the shards of its last run, or on a set named beside it; a training recipe names its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_nextflow.config.train import TrainConfig
+from megatron_nextflow.launching.launcher import with_absolute_paths
+from nextflow_orchestration.recipes.errors import RecipeError
+from nextflow_orchestration.recipes.run import Recipe
+from nextflow_orchestration.recipes.training import TrainingRecipe, load_either
+from nextflow_orchestration.runs.lineage import NoRun, chain
+from nextflow_orchestration.training.folders import training_folder, with_paths
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A recipe made ready: its configuration with absolute paths, and the folder beside which Prefect keeps its records."""
+
+    name: str
+    config: TrainConfig
+    home: Path
+
+
+def prepare(recipe_path: Path, overrides: list[str], shards: Path | None, out: Path | None) -> Prepared:
+    """The configuration that a recipe of either kind trains with. Raises RecipeError, NoRun.
+
+    `shards` replaces the set that the recipe trains on, `out` the folder that it trains into.
+    """
+    recipe = load_either(recipe_path, overrides)
+    if isinstance(recipe, TrainingRecipe):
+        config = _of_training_recipe(recipe.train, shards, out)
+        return Prepared(recipe.name, config, config.output)
+    return Prepared(recipe.name, _of_run(recipe, recipe_path, shards, out), recipe.root)
+
+
+def _of_training_recipe(config: TrainConfig, shards: Path | None, out: Path | None) -> TrainConfig:
+    data = config.data if shards is None else config.data.model_copy(update={"shards": str(shards)})
+    return with_absolute_paths(config.model_copy(update={"data": data, "output": out or config.output}), Path.cwd())
+
+
+def _of_run(recipe: Recipe, recipe_path: Path, shards: Path | None, out: Path | None) -> TrainConfig:
+    if shards is None:
+        commits = chain(recipe.root)
+        if "pack" not in commits:
+            raise NoRun(f"{recipe.root} holds no shards yet: run `mnf run {recipe_path}` first, or name a set with --shards")
+        pack = commits["pack"]
+        shards, tokenizer = pack.folder / "shards", commits["vision_tokenizer"].folder / "tokenizer"
+        text_tokenizer: Path | None = commits["text_tokenizer"].folder / "tokenizer.json"
+        fingerprint = pack.manifest["fingerprint"]
+    else:
+        given = recipe.train.data.vision_tokenizer
+        if given is None:
+            raise RecipeError("--shards needs train.data.vision_tokenizer: the folder of the tokenizer that made them")
+        tokenizer, text_tokenizer = given, recipe.train.data.text_tokenizer
+        fingerprint = hashlib.sha256((shards / "manifest.json").read_bytes()).hexdigest()
+    output = out or training_folder(recipe.root, recipe.train, fingerprint)
+    return with_absolute_paths(with_paths(recipe, shards, tokenizer, text_tokenizer, output), Path.cwd())
+
+
+def foreseen(recipe: Recipe | TrainingRecipe, recipe_path: Path) -> TrainConfig:
+    """The configuration of a training; for a run that has no shards yet, with the sizes that its tokenizers will have."""
+    if isinstance(recipe, TrainingRecipe):
+        return _of_training_recipe(recipe.train, None, None)
+    try:
+        return _of_run(recipe, recipe_path, None, None)
+    except NoRun:
+        vision, train = recipe.vision_tokenizer, recipe.train
+        sizes = {"codebook_size": vision.codebook_size, "codebook_dim": vision.semantic_dim + vision.pixel_dim}
+        text = {"text_vocabulary": train.model.text_vocabulary or recipe.text_tokenizer.vocab_size}
+        return train.model_copy(
+            update={"data": train.data.model_copy(update=sizes), "model": train.model.model_copy(update=text)}
+        )

@@ -1,0 +1,1 @@
+"""What rules and rows are called in front of people."""
