@@ -11,7 +11,7 @@ from nextflow_data.pages.assemble import assemble, image_addresses
 from nextflow_data.pages.blocks import TextBlock
 from nextflow_data.pages.parse import parse_page
 
-PAGE = Path(__file__).parent / "fixtures" / "pygame_intro.html"
+PAGE = Path(__file__).parents[1] / "fixtures" / "pygame_intro.html"
 ADDRESS = "https://pygame.example/docs/tut/PygameIntro.html"
 
 EXPECTED = [

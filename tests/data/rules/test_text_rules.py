@@ -26,7 +26,7 @@ from nextflow_data.pages.parse import parse_page
 from nextflow_data.rules.text_rules import TextRules
 from nextflow_data.rules.word_tokens import SharedTokenizer
 
-PAGE = Path(__file__).parent / "fixtures" / "pygame_intro.html"
+PAGE = Path(__file__).parents[1] / "fixtures" / "pygame_intro.html"
 BLOCKS = [
     b.text
     for b in parse_page(PAGE.read_bytes(), "https://a.example/", None, IngestConfig()).blocks

@@ -87,7 +87,7 @@ def test_a_level_that_the_vision_tokenizer_is_not_made_for_is_refused(tmp_path: 
 
 
 def test_every_recipe_of_the_repository_is_valid() -> None:
-    recipes = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+    recipes = sorted((Path(__file__).parents[3] / "recipes").glob("*.yaml"))
     assert recipes
     for path in recipes:
         kinds = {"tokenizer": TokenizerRecipe, "nextflow": TrainingRecipe}

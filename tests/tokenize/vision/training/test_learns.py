@@ -80,7 +80,7 @@ def test_two_branches_agree_better_with_the_teacher_than_one(scores):
 
 
 def test_drawn_codes_cost_little_where_the_residual_follows_them(tokenizers, pool):
-    spec = importlib.util.spec_from_file_location("bench", Path(__file__).parents[2] / "benchmarks" / "self_correction.py")
+    spec = importlib.util.spec_from_file_location("bench", Path(__file__).parents[4] / "benchmarks" / "self_correction.py")
     assert spec is not None and spec.loader is not None
     bench = importlib.util.module_from_spec(spec)
     sys.modules["bench"] = bench  # dataclasses look their module up

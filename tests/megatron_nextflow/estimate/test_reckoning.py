@@ -21,7 +21,7 @@ from megatron_nextflow.estimate.reckoning import reckon
 from megatron_nextflow.runtime import device
 from megatron_nextflow.sequence.vocabulary import Vocabulary
 
-RECIPES = Path(__file__).parents[2] / "recipes"
+RECIPES = Path(__file__).parents[3] / "recipes"
 PAPER = {
     "align": (1e-3, 0.01e12, 0.0, 12),
     "pretrain_256": (1e-4, 3.4e12, 0.0, 12),

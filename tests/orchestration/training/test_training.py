@@ -62,7 +62,7 @@ def test_a_training_recipe_is_known_by_its_keys_and_names_its_folder(recipe: Pat
     loaded = load_either(recipe)
     assert isinstance(loaded, TrainingRecipe) and loaded.train.output == Path("runs/tiny")
     assert load_either(recipe, ["train.output=there"]).train.output == Path("there")
-    assert isinstance(load_either(Path(__file__).parents[2] / "recipes" / "quickstart.yaml"), Recipe)
+    assert isinstance(load_either(Path(__file__).parents[3] / "recipes" / "quickstart.yaml"), Recipe)
     with pytest.raises(RecipeError, match=r"--set: unknown key 'train\.stepz'; did you mean 'steps'"):
         load_either(recipe, ["train.stepz=3"])
     printed = mnf("recipe", recipe)
