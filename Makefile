@@ -1,8 +1,14 @@
 # Two commands matter: `make quickstart` and `make test`. Each makes the environment it needs, once.
+# `make test CPU=avx2` computes as a processor without AVX-512 does, `CPU=sse4` as one without AVX.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+CPU ?= native
+CPU_native :=
+CPU_avx2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
+CPU_sse4 := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2
+PYTEST := env $(CPU_$(CPU)) $(BIN)/python -m pytest -q --durations=25
 
 .PHONY: quickstart test test-slow check format clean
 
@@ -17,10 +23,11 @@ quickstart: $(READY)
 	@$(BIN)/mnf run recipes/quickstart.yaml
 
 test: $(READY)
-	@$(BIN)/python -m pytest -q -m "not slow and not gpu"
+	@$(PYTEST) -m "not slow and not gpu"
 
+# All of what is slow, or one part of it as in PART=2/6; tests/.slow_seconds says how long each test took.
 test-slow: $(READY)
-	@$(BIN)/python -m pytest -q -m slow
+	@$(PYTEST) -m "slow and not gpu" $(if $(PART),--splits $(word 2,$(subst /, ,$(PART))) --group $(word 1,$(subst /, ,$(PART))))
 
 check: $(READY)
 	@$(BIN)/ruff check .

@@ -17,7 +17,7 @@ from nextflow_tokenize.config.pack import PackConfig
 from nextflow_tokenize.config.tokenize import TextTokenizerConfig, TokenizeConfig
 from nextflow_tokenize.config.vision import VisionTokenizerConfig, missing_weights
 from nextflow_tokenize.schedule import LEVEL_SCALES, grids, token_count
-from nextflow_tokenize.vision.images.usable import check_levels, read_tokenizer_config
+from nextflow_tokenize.vision.usable import check_levels, read_tokenizer_config
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from megatron_nextflow.config.generate import GenerateConfig

@@ -68,7 +68,7 @@ def run(ctx: RunContext, config: VisionTokenizerConfig, ingest: IngestConfig, do
         parameters: dict[str, Any] = training_identity(config)
         body = partial(_work, ctx, config, ingest, files, config.training.seed, config.training.max_images)
     else:
-        from nextflow_tokenize.vision.images.usable import check_levels, read_tokenizer_config
+        from nextflow_tokenize.vision.usable import check_levels, read_tokenizer_config
 
         check_levels(read_tokenizer_config(config.path), ())
         inputs[TOKENIZER] = identity(config.path)

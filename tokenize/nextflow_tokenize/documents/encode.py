@@ -24,8 +24,8 @@ from nextflow_tokenize.documents.tokenized import TokenizedDocument, TokenizedSe
 from nextflow_tokenize.schedule import LEVEL_SCALES, Grid, canonical_final, choose_grids, grids, nearest_final, upscale
 from nextflow_tokenize.vision.codes.quantizer import seed_of
 from nextflow_tokenize.vision.images.pixels import fit
-from nextflow_tokenize.vision.images.usable import check_levels
 from nextflow_tokenize.vision.stream import Buckets, Encoded, StreamItem
+from nextflow_tokenize.vision.usable import check_levels
 
 if TYPE_CHECKING:
     from nextflow_tokenize.documents.text_tokenizer import TextTokenizer

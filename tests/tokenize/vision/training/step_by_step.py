@@ -34,7 +34,7 @@ for step in range(settings.steps):
         torch.save(trainer.state(), before)
     else:
         trainer.restore(torch.load(before, weights_only=True))
-    metrics = trainer.advance(trainer.batches(), lambda: {})
+    metrics = trainer.advance(trainer.batches(), dict)
     if processes.rank() == 0:
         after = {"metrics": metrics, "state": trainer.state()}
         torch.save(after, folder / f"after-{step}-of-{processes.world()}.pt")

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from nextflow_tokenize.config.vision import VisionTokenizerConfig
-from nextflow_tokenize.vision.images.usable import check_levels, read_tokenizer_config
 from nextflow_tokenize.vision.model import VisionTokenizer
+from nextflow_tokenize.vision.usable import check_levels, read_tokenizer_config
 
 CONFIG = VisionTokenizerConfig(
     levels=(128,), codebook_size=32, semantic_dim=4, pixel_dim=6, channels=8, decoder_channels=8, semantic_channels=8

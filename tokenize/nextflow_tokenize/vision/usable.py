@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
-from safetensors import SafetensorError
 
 from nextflow_tokenize.config.vision import VisionTokenizerConfig
 from nextflow_tokenize.vision.identity import CONFIG_FILE, WEIGHTS_FILE, load_codebook, read_config
@@ -22,6 +21,8 @@ def read_tokenizer_config(directory: Path | str) -> VisionTokenizerConfig:
     Raises FileNotFoundError for a folder or a file that is missing and ValueError for one that does not fit, each in one
     line that names the folder.
     """
+    from safetensors import SafetensorError  # a recipe that names no tokenizer is read without it
+
     if not Path(directory).is_dir():
         raise FileNotFoundError(f"{directory} is not a folder: give the folder of a trained vision tokenizer")
     try:
