@@ -25,7 +25,7 @@ from nextflow_pipelines.spark.context import RunContext, StageResult
 
 @dataclass(frozen=True)
 class StageDefinition:
-    """`sections` and `inputs` are the arguments of the stage's `run`, in order: its settings, then the stages it reads."""
+    """`sections` and `inputs` are the arguments of its `carry_out`, in order: its settings, then the stages it reads."""
 
     name: str
     sections: tuple[str, ...]
@@ -70,5 +70,5 @@ def run_stage(
     arguments += [inputs[key] for key in definition.inputs]
     if name == "ingest":
         arguments.append(sources)
-    result: StageResult = import_module(f"nextflow_pipelines.stages.{name}").run(ctx, *arguments)
+    result: StageResult = import_module(f"nextflow_pipelines.stages.{name}").carry_out(ctx, *arguments)
     return result

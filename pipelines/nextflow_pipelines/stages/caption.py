@@ -19,7 +19,7 @@ NAME = "caption"
 VERSION = 1
 
 
-def run(ctx: RunContext, config: CaptionConfig, documents: StageResult) -> StageResult:
+def carry_out(ctx: RunContext, config: CaptionConfig, documents: StageResult) -> StageResult:
     """Captions the images of a committed stage's documents."""
     captioner = make_captioner(config)
     who = f"{captioner.name}/{captioner.version}"

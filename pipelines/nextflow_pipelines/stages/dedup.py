@@ -63,10 +63,10 @@ NAME = "dedup"
 VERSION = 1
 
 
-def run(ctx: RunContext, config: DedupConfig, ingest: IngestConfig, documents: StageResult) -> StageResult:
+def carry_out(ctx: RunContext, config: DedupConfig, ingest: IngestConfig, documents: StageResult) -> StageResult:
     """Removes copies among a committed stage's documents; `ingest` bounds what is decoded."""
     plan = StagePlan(NAME, VERSION, {"dedup": config.model_dump(mode="json")}, {documents.name: documents.fingerprint})
-    return run_contract(ctx, plan, lambda work: _Dedup(ctx, config, ingest, document_files(documents), work).run())
+    return run_contract(ctx, plan, lambda work: _Dedup(ctx, config, ingest, document_files(documents), work).units())
 
 
 class _Dedup:
@@ -77,7 +77,7 @@ class _Dedup:
     ) -> None:
         self.ctx, self.config, self.ingest, self.files, self.work = ctx, config, ingest, files, work
 
-    def run(self) -> tuple[list[str], Mapping[str, Any]]:
+    def units(self) -> tuple[list[str], Mapping[str, Any]]:
         self._summarise()
         dropped = self._document_decisions()
         images = self._image_decisions(dropped)

@@ -37,7 +37,7 @@ _KEY_SCHEMA = pa.schema([("key", pa.string()), ("doc_id", pa.string())])
 _RECURRENCE_SCHEMA = pa.schema([("doc_id", pa.string()), ("key", pa.string()), ("count", pa.int64())])
 
 
-def run(ctx: RunContext, config: FilterConfig, documents: StageResult) -> StageResult:
+def carry_out(ctx: RunContext, config: FilterConfig, documents: StageResult) -> StageResult:
     """Filters the documents of a committed stage."""
     plan = StagePlan(NAME, VERSION, {"filter": config.model_dump(mode="json")}, {documents.name: documents.fingerprint})
     return run_contract(ctx, plan, partial(_work, ctx, config, document_files(documents)))

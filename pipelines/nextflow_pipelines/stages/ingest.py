@@ -73,7 +73,7 @@ LINKS = pa.schema(
 _LINKS = "_work/links"
 
 
-def run(ctx: RunContext, config: IngestConfig, paths: Sequence[Path]) -> StageResult:
+def carry_out(ctx: RunContext, config: IngestConfig, paths: Sequence[Path]) -> StageResult:
     """Ingests source files. Raises FileNotFoundError for a missing one, before any work."""
     ctx.progress(0, None, "hashing the sources")
     sources = bind_sources(ctx.root, paths)

@@ -47,11 +47,13 @@ _PLACES, _INFO = "_work/places", "_work/info"
 _PLACES_SCHEMA = pa.schema([("doc_id", pa.string()), ("bucket", pa.int32())])
 
 
-def run(ctx: RunContext, config: PackConfig, tokenized: StageResult, text: StageResult, vision: StageResult) -> StageResult:
+def carry_out(
+    ctx: RunContext, config: PackConfig, tokenized: StageResult, text: StageResult, vision: StageResult
+) -> StageResult:
     """Packs a committed stage's tokenised documents into shards that name the two tokenizers."""
     inputs = {tokenized.name: tokenized.fingerprint}
     plan = StagePlan(NAME, VERSION, {"pack": config.model_dump(mode="json")}, inputs)
-    return run_contract(ctx, plan, lambda work: _Pack(ctx, config, tokenized, text, vision, work).run())
+    return run_contract(ctx, plan, lambda work: _Pack(ctx, config, tokenized, text, vision, work).units())
 
 
 class _Pack:
@@ -73,7 +75,7 @@ class _Pack:
         self.vision = _vision_record(vision)
         self.codebook_size = 1 if self.vision is None else self.vision.codebook_size
 
-    def run(self) -> tuple[list[str], Mapping[str, Any]]:
+    def units(self) -> tuple[list[str], Mapping[str, Any]]:
         self.ctx.progress(0, None, "planning packs")
         run_local(self.work, [Unit(_PLAN, None)], self._plan, {"decisions": SCHEMAS["decisions"], _PLACES: _PLACES_SCHEMA})
         planned = self.work.records([_PLAN])[0]["facts"]

@@ -25,7 +25,7 @@ TOKENIZER = "tokenizer.json"
 _UNIT = "tokenizer"
 
 
-def run(ctx: RunContext, config: TextTokenizerConfig, documents: StageResult) -> StageResult:
+def carry_out(ctx: RunContext, config: TextTokenizerConfig, documents: StageResult) -> StageResult:
     """Trains on a committed stage's documents, or takes `config.path`. Raises FileNotFoundError for a missing file and
     ValueError for one that is no tokenizer, before any work."""
     if config.path is None:

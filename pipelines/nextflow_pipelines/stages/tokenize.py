@@ -46,7 +46,7 @@ _PART = pa.struct([("text", pa.int32()), ("height", pa.int32()), ("width", pa.in
 _SHAPE_SCHEMA = pa.schema([("doc_id", pa.string()), ("address", pa.string()), ("parts", pa.list_(_PART))])
 
 
-def run(
+def carry_out(
     ctx: RunContext,
     config: TokenizeConfig,
     ingest: IngestConfig,

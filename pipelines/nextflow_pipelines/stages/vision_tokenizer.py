@@ -56,7 +56,7 @@ _CHECKPOINTS = "_work/training"
 """Where a killed training's checkpoints wait; gone when the stage is committed."""
 
 
-def run(ctx: RunContext, config: VisionTokenizerConfig, ingest: IngestConfig, documents: StageResult) -> StageResult:
+def carry_out(ctx: RunContext, config: VisionTokenizerConfig, ingest: IngestConfig, documents: StageResult) -> StageResult:
     """Trains on the images of a committed stage's documents, or takes `config.path`; `ingest` bounds what is decoded.
 
     Raises, before any work, FileNotFoundError and ValueError for a path that is not the folder of a vision tokenizer
