@@ -1,15 +1,18 @@
 # Two commands matter: `make quickstart` and `make test`. Each makes the environment it needs, once.
-# `make test CPU=avx2` computes as a processor without AVX-512 does, `CPU=sse4` as one without AVX.
+# `make test CPU=avx2` computes as a processor without AVX-512 does, `CPU=sse4` as one without AVX; THREADS is torch's, JOBS how
+# many files of tests run beside each other.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 CPU ?= native
+JOBS ?= 2
+THREADS ?= 1
 CPU_native :=
 CPU_avx2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
 CPU_sse4 := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2
 $(if $(filter undefined,$(origin CPU_$(CPU))),$(error CPU is native, avx2 or sse4, not $(CPU)))
-PYTEST := env $(CPU_$(CPU)) $(BIN)/python -m pytest -q --durations=25
+PYTEST := env $(CPU_$(CPU)) OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest -q --durations=25 -n $(JOBS) --dist loadfile
 
 .PHONY: quickstart test test-slow check format clean
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+pytestmark = pytest.mark.slow
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 
 
@@ -35,7 +36,7 @@ def test_speed_with_codes_compared(tmp_path):
 def test_other_codes_stop_the_benchmark(tmp_path):
     """The comparison of codes sees a search that takes the second nearest."""
     script = (
-        "import sys, runpy; from nextflow_tokenize.vision import quantizer;"
+        "import sys, runpy; from nextflow_tokenize.vision.codes import quantizer;"
         "search = quantizer.largest_products;"
         "quantizer.largest_products = lambda q, k, n: tuple(part[:, 1:] for part in search(q, k, n + 1));"
         f"sys.path.insert(0, {str(FOLDER)!r}); sys.argv = ['bench_tokenizer.py', '--quick', '--reports', {str(tmp_path)!r}];"

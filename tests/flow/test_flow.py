@@ -75,11 +75,20 @@ def at_work(root: Path, stage: str) -> bool:
 
 
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
-def test_stopped_once_in_every_stage_the_shards_are_the_same(whole: Any, tmp_path: Path, number: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("number", "stages"),
+    [
+        (signal.SIGKILL, ("dedup", "train")),  # one of Spark's, and the training; all of them take minutes
+        pytest.param(signal.SIGKILL, STAGES, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, STAGES, marks=pytest.mark.slow),
+    ],
+)
+def test_stopped_in_a_stage_the_shards_are_the_same(
+    whole: Any, tmp_path: Path, number: signal.Signals, stages: tuple[str, ...]
+) -> None:
     undisturbed, _ = whole
     runner = type(undisturbed)(tmp_path, undisturbed.warc, undisturbed.home)
-    for stage in STAGES:
+    for stage in stages:
         process = runner.start()
         while not at_work(runner.root, stage):
             assert process.poll() is None, process.communicate()[0]

@@ -22,11 +22,11 @@ Config = Callable[..., TrainConfig]
 
 _ATTENTION = """
 import json, torch
-from megatron_nextflow.device import setup
+from megatron_nextflow.runtime.device import setup
 device = setup("cuda")
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron_nextflow.attention import BlockRangeAttention, BlockRangeParams
+from megatron_nextflow.model.attention import BlockRangeAttention, BlockRangeParams
 visible = []
 for start, sizes in ((0, [1] * 70 + [4, 9, 16, 25, 36, 100, 256]), (516, [1] * 300 + [400])):
     at = start

@@ -14,23 +14,23 @@ PROGRAM = """
 import sys
 import numpy as np
 import torch
-from megatron_nextflow.device import setup
+from megatron_nextflow.runtime.device import setup
 device = setup(sys.argv[1])
 from nextflow_tokenize.schedule import grids, token_count
-from megatron_nextflow.attention import BlockRangeParams
-from megatron_nextflow.batch import collate
-from megatron_nextflow.cache import CachedModel
-from megatron_nextflow.config import TrainConfig
-from megatron_nextflow.decoding import draw_images
-from megatron_nextflow.document import Document, ImagePart, TextPart, layout_of
-from megatron_nextflow.generate_config import GenerateConfig
-from megatron_nextflow.initialise import initialise
-from megatron_nextflow.layout import LayoutConfig
-from megatron_nextflow.model import NextFlowModel
-from megatron_nextflow.model_config import ModelConfig
-from megatron_nextflow.spec import transformer_config
-from megatron_nextflow.training import start_parallel
-from megatron_nextflow.vocabulary import Vocabulary
+from megatron_nextflow.config.generate import GenerateConfig
+from megatron_nextflow.config.model import ModelConfig
+from megatron_nextflow.config.train import TrainConfig
+from megatron_nextflow.generation.cache import CachedModel
+from megatron_nextflow.generation.decoding import draw_images
+from megatron_nextflow.generation.growing_document import GrowingDocument, ImagePart, TextPart, layout_of
+from megatron_nextflow.model.attention import BlockRangeParams
+from megatron_nextflow.model.initialise import initialise
+from megatron_nextflow.model.layer_spec import transformer_config
+from megatron_nextflow.model.nextflow import NextFlowModel
+from megatron_nextflow.sequence.batch import collate
+from megatron_nextflow.sequence.pack_layout import PackLayoutConfig
+from megatron_nextflow.sequence.vocabulary import Vocabulary
+from megatron_nextflow.step.process_groups import start_parallel
 
 shape = ModelConfig(hidden_size=128, layers=3, heads=4, query_groups=2, ffn_size=192, init_std=0.1)
 vocabulary, schedule = Vocabulary(40, 24), grids((64, 64), 8)
@@ -45,7 +45,7 @@ def model(precision):
 exact = model("float32")
 codes = np.arange(token_count(schedule)) % 24
 prompt = [TextPart((3, 1, 4)), ImagePart(schedule, codes), TextPart((1, 5))]
-document = Document(prompt, vocabulary, LayoutConfig())
+document = GrowingDocument(prompt, vocabulary, PackLayoutConfig())
 cached = CachedModel(exact, 2, 600)
 pieces, window = [], document.begin(schedule)
 sizes = [h * w for h, w in schedule]
@@ -53,11 +53,11 @@ for drawn in np.split(codes, np.cumsum(sizes)[:-1]):
     pieces.append(cached.feed({1: window})[1])
     window = document.grow(drawn)
 found = cached.score(torch.cat(pieces), 0, vocabulary.size)
-batch = collate([layout_of([*prompt, ImagePart(schedule, codes)], vocabulary, LayoutConfig())])
+batch = collate([layout_of([*prompt, ImagePart(schedule, codes)], vocabulary, PackLayoutConfig())])
 with torch.no_grad():
     whole = exact(batch.to(device), BlockRangeParams.of(batch.visible, device))[:-1, 0, : vocabulary.size]
 torch.testing.assert_close(found, whole.float(), atol=1e-4, rtol=1e-4)
-(drawn,), work = draw_images(model("bf16"), [prompt], schedule, GenerateConfig(), LayoutConfig(), [0])
+(drawn,), work = draw_images(model("bf16"), [prompt], schedule, GenerateConfig(), PackLayoutConfig(), [0])
 assert drawn.shape == codes.shape and 0 <= drawn.min() and drawn.max() < 24 and work.passes == 8
 print(found.device.type)
 """

@@ -176,7 +176,7 @@ def test_the_gpu_block_mask_names_every_block_that_is_seen_and_calls_whole_only_
 _LENGTHS = """
 import torch
 from torch.nn.attention.flex_attention import flex_attention
-from megatron_nextflow.flex import block_mask_of
+from megatron_nextflow.model.flex_attention import block_mask_of
 
 compiled = torch.compile(flex_attention, backend="eager", fullgraph=True, recompile_limit=2)
 for length in (512, 272, 1040, 48, 192, 256, 656, 400, 128, 2048, 640, 1008):

@@ -32,10 +32,11 @@ def main():
     warnings.filterwarnings("ignore")
     import torch.distributed as dist
     from megatron.core import parallel_state
-    from megatron_nextflow.config import TrainConfig
-    from megatron_nextflow.feed import Feed, Share
-    from megatron_nextflow.inputs import open_inputs
-    from megatron_nextflow.training import Trainer, start_parallel
+    from megatron_nextflow.config.train import TrainConfig
+    from megatron_nextflow.feeding.feed import Feed, Share
+    from megatron_nextflow.feeding.inputs import open_inputs
+    from megatron_nextflow.step.process_groups import start_parallel, stop_parallel
+    from megatron_nextflow.step.trainer import Trainer
 
     for text in Path(sys.argv[1]).read_text().splitlines():
         config = TrainConfig.model_validate_json(text)
@@ -52,6 +53,8 @@ def main():
             rows.append({**vars(report), "norm": norm, "parameters": trainer.parameters})
         if dist.get_rank() == 0:
             config.output.write_text(json.dumps(rows))
+    stop_parallel()
+    dist.destroy_process_group()  # threads of gloo that outlive the interpreter can end it with SIGABRT
 
 if __name__ == "__main__":
     main()

@@ -212,9 +212,9 @@ DRIVER = textwrap.dedent(
     """
     import os, signal, sys
     from pathlib import Path
-    from nextflow_pipelines.stage import StagePlan
-    from nextflow_pipelines.units import unit_output
-    from nextflow_pipelines.work import open_stage
+    from nextflow_pipelines.contract.stage import StagePlan
+    from nextflow_pipelines.contract.units import unit_output
+    from nextflow_pipelines.contract.work import open_stage
 
     root, die_in, after = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
     with open_stage(root, StagePlan("toy", 1, {"toy": {"size": 3}}, {"before": "ab" * 32})) as work:
@@ -276,8 +276,8 @@ def test_two_runs_of_one_stage_do_not_meet_and_a_killed_one_holds_no_lock(tmp_pa
         """
         import sys, time
         from pathlib import Path
-        from nextflow_pipelines.stage import StagePlan
-        from nextflow_pipelines.work import open_stage
+        from nextflow_pipelines.contract.stage import StagePlan
+        from nextflow_pipelines.contract.work import open_stage
         with open_stage(Path(sys.argv[1]), StagePlan("toy", 1, {"toy": {"size": 3}}, {"before": "ab" * 32})):
             print("held", flush=True)
             time.sleep(600)

@@ -129,12 +129,12 @@ def test_a_cluster_is_asked_for_executors_with_gpus_and_only_the_stage_for_a_sha
 SCRIPT = """
 import json, sys
 from pathlib import Path
-from nextflow_pipelines.config import SparkConfig
-from nextflow_pipelines.context import RunContext
-from nextflow_pipelines.gpus import TaskGpus
-from nextflow_pipelines.runner import Unit, run_units
-from nextflow_pipelines.stage import StagePlan
-from nextflow_pipelines.work import open_stage
+from nextflow_pipelines.spark.config import SparkConfig
+from nextflow_pipelines.spark.context import RunContext
+from nextflow_pipelines.spark.gpus import TaskGpus
+from nextflow_pipelines.spark.runner import Unit, run_units
+from nextflow_pipelines.contract.stage import StagePlan
+from nextflow_pipelines.contract.work import open_stage
 import pyarrow as pa
 
 def seen(payload, out):

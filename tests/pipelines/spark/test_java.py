@@ -75,8 +75,8 @@ def test_the_wrapper_drops_the_module_that_the_bundled_java_lacks_and_nothing_el
 def test_spark_runs_on_the_bundled_java() -> None:
     program = textwrap.dedent(
         """
-        from nextflow_pipelines.config import SparkConfig
-        from nextflow_pipelines.session import spark_session, stop_session
+        from nextflow_pipelines.spark.config import SparkConfig
+        from nextflow_pipelines.spark.session import spark_session, stop_session
 
         spark = spark_session(SparkConfig(java="bundled", master="local[1]"))
         print(spark.range(5).mapInArrow(lambda batches: batches, "id long").count())

@@ -21,6 +21,7 @@ from nextflow_tokenize.vision.training.whole_training import train_by_recipe
 from PIL import Image
 
 transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.slow
 RECIPE = Path(__file__).parents[3] / "recipes" / "tokenizer_nextflow.yaml"
 
 

@@ -18,6 +18,7 @@ from nextflow_tokenize.vision.scores.evaluate import evaluate_pictures
 from nextflow_tokenize.vision.scores.sheets import pixels_for, schedule_for
 from nextflow_tokenize.vision.training.training_stage import train_one_stage
 
+pytestmark = pytest.mark.slow
 NAMES = (
     "astronaut", "brick", "camera", "cell", "chelsea", "coffee", "coins", "color", "grass", "gravel", "horse", "ihc", "moon",
     "motorcycle_left", "page", "text",

@@ -185,10 +185,10 @@ def stopped(config, out, work, at, images=IMAGES, **more):
 @pytest.mark.parametrize(
     "more",
     [
-        {},
+        pytest.param({}, marks=pytest.mark.slow),
         {"adversarial_weight": 0.1, "adversarial_start": 5, "discriminator_channels": 8, "weights_ema": 0.9},
-        {"codebook": "gradient", "micro_batches": 2, "scale_drop": 0.5},
-        {"codebook": "simvq", "scale_drop": 0.5, "scale_drop_steps": 0.5},
+        pytest.param({"codebook": "gradient", "micro_batches": 2, "scale_drop": 0.5}, marks=pytest.mark.slow),
+        pytest.param({"codebook": "simvq", "scale_drop": 0.5, "scale_drop_steps": 0.5}, marks=pytest.mark.slow),
     ],
 )
 def test_a_stopped_training_goes_on_exactly(tmp_path, more):
