@@ -36,13 +36,13 @@ class CheckpointFile(Section):
 
 
 class RunRecord(Section):
-    """How the run that wrote a checkpoint was set up; for people: a run that goes on says what is changed, and refuses
-    nothing."""
+    """How the training that wrote a checkpoint was set up; for people: a training that goes on says what is changed, and
+    refuses nothing."""
 
     recipe: str
     """sha256 of the resolved TrainConfig, as JSON with sorted keys."""
     steps: int
-    """Steps that the run was to take, and with `optimizer` the whole schedule."""
+    """Steps that the training was to take, and with `optimizer` the whole schedule."""
     optimizer: dict[str, Any]
     precision: str
     libraries: dict[str, str]
@@ -71,7 +71,7 @@ class CheckpointState(Section):
     model: ModelConfig
     trainable: str = "all"
     parallel: dict[str, int] = Field(default_factory=dict)
-    """tp, pp, vpp and cp of the run that wrote it. The names of a recipe's settings may change, this and `run` stay."""
+    """tp, pp, vpp and cp of the training that wrote it. The names of a recipe's settings may change, this and `run` stay."""
     processes: int = 1
     run: RunRecord | None = None
     """None in a checkpoint of version 1."""

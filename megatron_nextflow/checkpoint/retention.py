@@ -1,7 +1,8 @@
-"""Which checkpoints a run keeps: the newest few, and every so many steps one for good.
+"""Which checkpoints a training keeps: the newest few, and every so many steps one for good.
 
-Called once a newer one is in force, verified. What lies beyond it in steps (a run that was set back to an older checkpoint)
-is neither counted nor removed: it is written over when its step comes. The cost is that such a leftover stays until then.
+Called once a newer one is in force, verified. What lies beyond it in steps (a training that was set back to an older
+checkpoint) is neither counted nor removed: it is written over when its step comes. The cost is that such a leftover stays
+until then.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 A checkpoint comes into force only when all of it is on the disk, was read again and describes every tensor of the model; one
 that it makes superfluous goes after that. What goes wrong on one process is told on all of them, so that none waits for
 another for ever, and leaves the checkpoint before in force. The cost: while a save is under way, one all-reduce of two
-numbers a step; and a run that cannot save ends, however well it trains.
+numbers a step; and a training that cannot save ends, however well it trains.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class SaveError(OSError):
 
 
 class Saver:
-    """The checkpoints of one run. Every process makes one and calls its methods in the same order.
+    """The checkpoints of one training. Every process makes one and calls its methods in the same order.
 
     What a checkpoint says of layout and recipe is filled in here, from `config`.
     """

@@ -1,4 +1,4 @@
-"""What a run does when something is wrong with it: the `health` part of a training recipe.
+"""What a training does when something is wrong with it: the `health` part of a training recipe.
 
 The defaults stop for what is certainly broken and only say what is suspicious. Needs no torch.
 """
@@ -27,11 +27,11 @@ class HealthConfig(Section):
     spike_window: int = Field(default=32, ge=4)
     """Losses that must have been seen before one can be called a spike."""
     most_skipped: int = Field(default=8, ge=1)
-    """Batches left out, by skip or rollback, after which the run stops: more than that is not the data. And as many in a row
-    with a pack that cannot be used: more than that is not a pack."""
+    """Batches left out, by skip or rollback, after which the training stops: more than that is not the data. And as many
+    in a row with a pack that cannot be used: more than that is not a pack."""
     hang_seconds: float = Field(default=1800.0, gt=0)
-    """Time without a finished step after which a process writes down its threads' stacks and ends the run. The first step
-    (compiling) and saving have three times as long."""
+    """Time without a finished step after which a process writes down its threads' stacks and ends the training. The first
+    step (compiling) and saving have three times as long."""
     straggler_interval: int = Field(default=0, ge=0)
     """Steps between comparisons of the processes' own speed; 0 for none."""
     straggler_factor: float = Field(default=1.5, gt=1)

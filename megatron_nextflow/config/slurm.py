@@ -53,7 +53,7 @@ class SlurmConfig(Section):
     container: Line | None = None
     """An image for `srun --container-image` (needs NVIDIA's pyxis plugin)."""
     container_mounts: tuple[Word, ...] = ()
-    """HOST:CONTAINER folders. The run's folder, the shards and the tokenizers must be found under their own paths."""
+    """HOST:CONTAINER folders. The training's folder, the shards and the tokenizers must be found under their own paths."""
     environment: dict[Variable, Line] = Field(default={"NCCL_DEBUG": "WARN", "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1"})
     """Variables of the training processes. The defaults have NCCL say what goes wrong, and end a process whose communication
     failed. A site may need NCCL_SOCKET_IFNAME (network interfaces) or NCCL_IB_HCA (InfiniBand adapters) as well; what is set

@@ -1,8 +1,9 @@
 """The trainer's part of the recipe.
 
 Everything that changes what is learnt, or how it is spread over processes, is a field here; nothing is read from environment
-variables. A setting that cannot work stops the run before any process starts: `TrainConfig` refuses what it can see alone,
-`TrainConfig.check` what depends on the number of processes and on this machine. The cost: two places to look for a rule.
+variables. A setting that cannot work stops the training before any process starts: `TrainConfig` refuses what it can see
+alone, `TrainConfig.check` what depends on the number of processes and on this machine. The cost: two places to look for a
+rule.
 """
 
 from __future__ import annotations
@@ -79,16 +80,17 @@ class LossConfig(Section):
 
 
 class WandbConfig(Section):
-    """Where a run is shown on Weights & Biases. The key comes from the environment (WANDB_API_KEY), never from a recipe."""
+    """Where a training is shown on Weights & Biases. The key comes from the environment (WANDB_API_KEY), never from a
+    recipe."""
 
     project: str = Field(default="megatron-nextflow", min_length=1)
     name: str | None = None
     mode: Literal["online", "offline"] = "online"
-    """offline writes under the run's folder, to be sent later with `wandb sync`."""
+    """offline writes under the training's folder, to be sent later with `wandb sync`."""
 
 
 class TrainConfig(Section):
-    """The whole training run. `mnf train` writes it, resolved, beside the checkpoints."""
+    """The whole training. `mnf train` writes it, resolved, beside the checkpoints."""
 
     output: Path = Path("runs/train")
     """Folder of checkpoints, metrics.jsonl, logs by rank and TensorBoard files."""
@@ -100,19 +102,19 @@ class TrainConfig(Section):
     steps: int = Field(default=100, ge=1)
     log_interval: int = Field(default=1, ge=1)
     checkpoint_interval: int = Field(default=50, ge=1)
-    """Steps between checkpoints; one is also written at the end and when the run is told to stop."""
+    """Steps between checkpoints; one is also written at the end and when the training is told to stop."""
     keep: int = Field(default=2, ge=1)
     """Newest checkpoints kept; older ones go once a newer one is verified."""
     keep_every: int | None = Field(default=None, ge=1)
     """Checkpoints of steps that are multiples of this are never removed."""
     async_save: bool = True
-    """Write checkpoints beside the training; the step that follows waits only for the copy. The last one of a run is waited
-    for."""
+    """Write checkpoints beside the training; the step that follows waits only for the copy. The last one of a training is
+    waited for."""
     resume: bool = True
     """Go on from the latest checkpoint under `output`; False refuses to start where there is one."""
     init_from: Path | None = None
-    """Another run's output folder or one of its checkpoints, to begin from its weights (with a new optimizer and from the
-    first pack): how one training stage follows another."""
+    """Another training's output folder or one of its checkpoints, to begin from its weights (with a new optimizer and
+    from the first pack): how one training stage follows another."""
     trainable: Literal["all", "connector_and_head"] = "all"
     """What is learnt: everything, or the alignment stage's connector and output head (NextFlow §4). With the connector go
     the scale embeddings, new as it is (our choice); the codebook stays as the tokenizer has it."""

@@ -100,7 +100,7 @@ def import_hf(
     precision: Precision | None = None,
     progress: Progress | None = None,
 ) -> Imported:
-    """Write `out`, a run's folder with one checkpoint of step 0, from the folder `source` of Qwen2.5-VL weights.
+    """Write `out`, a training's folder with one checkpoint of step 0, from the folder `source` of Qwen2.5-VL weights.
 
     `vision_tokenizer` (folder) and `text_tokenizer` (tokenizer.json) are those that the shards to train on were made with.
     `max_length`: slots of a pack; `precision`: "bf16" or "float32", None as the weights are. Where `source` was exported

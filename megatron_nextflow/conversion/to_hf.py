@@ -58,7 +58,7 @@ class Exported:
 
 
 def export_hf(checkpoint: Path, out: Path, progress: Callable[[int, int], None] | None = None) -> Exported:
-    """Write the language model of `checkpoint`, a step's folder or a run's for its latest, into the new folder `out`.
+    """Write the language model of `checkpoint`, a step's folder or a training's for its latest, into the new folder `out`.
 
     `progress` is told the files written and those there will be. Raises CheckpointError where the checkpoint is damaged,
     ConvertError where it is none, where `out` exists and where the disk has no room.
@@ -66,7 +66,7 @@ def export_hf(checkpoint: Path, out: Path, progress: Callable[[int, int], None] 
     refuse_existing(out)
     step = checkpoint if (checkpoint / MANIFEST).is_file() else latest(checkpoint)
     if step is None:
-        raise ConvertError(f"{checkpoint} is neither a checkpoint's folder nor that of a run with one")
+        raise ConvertError(f"{checkpoint} is neither a checkpoint's folder nor that of a training with one")
     state = verify_folder(step).state
     reader = _Reader(step / TENSORS, state)
     with writing(out, reader.size) as working:

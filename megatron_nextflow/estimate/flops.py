@@ -2,8 +2,8 @@
 
 Model FLOPs utilisation is counted as PaLM (Chowdhery et al., 2022, appendix B) counts it: the matrix products of the forward
 pass and twice as many for the backward pass, over the device's dense bf16 peak. Layers that are computed a second time to
-save memory are work, not progress, and do not count; nor do norms, rotations, softmax and the connector. The cost: a run
-that recomputes shows a lower utilisation than its hardware has. Needs no torch.
+save memory are work, not progress, and do not count; nor do norms, rotations, softmax and the connector. The cost: a
+training that recomputes shows a lower utilisation than its hardware has. Needs no torch.
 """
 
 from __future__ import annotations

@@ -53,7 +53,8 @@ def estimate(
 
 
 def weights(config: TrainConfig, parameters: int, fp8: bool) -> int:
-    """Parameters in the run's precision; under FP8 also each one in FP8 and transposed, as Transformer Engine keeps them."""
+    """Parameters in the training's precision; under FP8 also each one in FP8 and transposed, as Transformer Engine keeps
+    them."""
     return parameters * (_width(config) + (2 if fp8 else 0))
 
 
@@ -70,7 +71,7 @@ def slots_of_a_pass(config: TrainConfig) -> int:
 def layer_bytes(config: TrainConfig) -> int:
     """Activations that one layer keeps of one micro-batch for its backward pass, nothing recomputed.
 
-    A slot keeps, in numbers of the run's precision: the inputs of both norms and their results, 4·hidden, over the
+    A slot keeps, in numbers of the training's precision: the inputs of both norms and their results, 4·hidden, over the
     sequence-parallel processes; the rotations of queries and keys, 4·head; the joint query, key and value product, the
     rotated queries and keys, the attention's result and the projection's input, 4·query + 3·key channels, over the
     tensor-parallel processes; the feed-forward's joint gate and up, the activated gate, up once more (Megatron adds an

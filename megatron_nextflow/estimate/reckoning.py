@@ -54,7 +54,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class DryRun:
-    """What a run would be.
+    """What a training would be.
 
     `parameters` and `trained` count the whole model. `step_flops` and `step_tokens` are of the global batch: of the shards'
     `packs` packs, as their mean has it, or where there are no shards of full packs of text. Every slot counts as a label.
@@ -83,7 +83,7 @@ class DryRun:
 
 
 def reckon(config: TrainConfig, processes: int) -> DryRun:
-    """The run of `config` on `processes` processes. No process group may be running; on return none is.
+    """The training of `config` on `processes` processes. No process group may be running; on return none is.
 
     Megatron answers for the CPU afterwards (`device.setup`). Raises ValueError (DryRunError, InputError and ShardError are
     such) where the model cannot be built or divided so.

@@ -1,9 +1,9 @@
 """From a shard set to micro-batches: which pack is next, on which process, in which layout.
 
 The state is one number, the packs consumed, beside the seed and the shard set's fingerprint it counts in. The order of packs
-does not depend on the number of processes: a global batch is a run of `global_batch_size` places of the order, dealt out to
-the data-parallel copies. So a run may resume on more or fewer processes and see the same batches. The cost: tensor- and
-pipeline-parallel peers each read and lay out the same packs.
+does not depend on the number of processes: a global batch is a stretch of `global_batch_size` places of the order, dealt out
+to the data-parallel copies. So a training may resume on more or fewer processes and see the same batches. The cost: tensor-
+and pipeline-parallel peers each read and lay out the same packs.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a run is trained on: the shard set, checked whole, and the codebook of the vision tokenizer that made it.
+"""What a training is trained on: the shard set, checked whole, and the codebook of the vision tokenizer that made it.
 
 A code means something only to the tokenizer that chose it, so the tokenizer's folder is hashed and compared with the hash in
 the shards' manifest before its vectors are used; and every shard is hashed before any of it is read, each process taking its

@@ -1,7 +1,7 @@
 """The order in which packs are fed: a permutation of each epoch that can be asked for any place of it.
 
-The state of the feeding is then one number, resuming costs nothing however far the run is, and no epoch's order is ever held
-in memory (10⁹ packs would take 8 GB on every process). The cost: a few hashes a pack, some microseconds. numpy's own
+The state of the feeding is then one number, resuming costs nothing however far the training is, and no epoch's order is ever
+held in memory (10⁹ packs would take 8 GB on every process). The cost: a few hashes a pack, some microseconds. numpy's own
 permutation is not used, because its stream may change from release to release and an order must outlive one.
 """
 

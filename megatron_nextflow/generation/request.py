@@ -44,12 +44,12 @@ if TYPE_CHECKING:
 class Request:
     """What to generate. Raises GenerationError for what does not go together.
 
-    `checkpoint`: a step folder, or a run's folder for its latest. `prompts`: see `prompt.parse_prompts`. `out`: the PNG, or
-    with `interleaved` the new folder, to write (numbered where there are several); None continues the text. `n` results a
-    prompt, the i-th with seed `settings.seed` + i − 1; `batch` of them go through the model beside each other (with
-    `interleaved` one). `preview`: folder or PNG for images after each scale. Tokenizers: folder of the vision tokenizer,
-    tokenizer.json (or its folder); None takes those that the run's train.json names. `device` and `threads` as in
-    TrainConfig.
+    `checkpoint`: a step folder, or a training's folder for its latest. `prompts`: see `prompt.parse_prompts`. `out`: the
+    PNG, or with `interleaved` the new folder, to write (numbered where there are several); None continues the text. `n`
+    results a prompt, the i-th with seed `settings.seed` + i − 1; `batch` of them go through the model beside each other
+    (with `interleaved` one). `preview`: folder or PNG for images after each scale. Tokenizers: folder of the vision
+    tokenizer, tokenizer.json (or its folder); None takes those that the training's train.json names. `device` and `threads`
+    as in TrainConfig.
     """
 
     checkpoint: Path

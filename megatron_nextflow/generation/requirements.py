@@ -32,14 +32,14 @@ def image_grids_of(level: int, ratio: float) -> tuple[Grid, ...]:
 
 
 def step_folder(path: Path) -> Path:
-    """The checkpoint folder `path` is, or the newest of the run's folder that it is, as an absolute path.
+    """The checkpoint folder `path` is, or the newest of the training's folder that it is, as an absolute path.
 
     Raises GenerationError where it is neither, CheckpointError where the newest is not there.
     """
     found = path if (path / MANIFEST).is_file() else latest(path)
     if found is None:
         raise GenerationError(
-            f"{path} is neither a checkpoint folder nor a run with one; train first, or give a step-* folder"
+            f"{path} is neither a checkpoint folder nor a training with one; train first, or give a step-* folder"
         )
     return found.absolute()
 

@@ -1,4 +1,4 @@
-"""Start a training run: processes on this machine under torchrun, and end with none of them left.
+"""Start a training: processes on this machine under torchrun, and end with none of them left.
 
 Needs no torch in the calling process, so that a command line or a Prefect flow can use it. torchrun gets a session of its
 own: a signal reaches the launcher alone, which passes it to the training processes and waits until they have saved. The
@@ -171,7 +171,7 @@ def _environment(config: TrainConfig, status: Path, extra: Mapping[str, str] | N
         STATUS_FILE: str(status),
     }
     if config.device != "cuda" and not gpu_present():
-        values["TORCH_COMPILE_DISABLE"] = "1"  # compiling for a CPU takes longer than short runs last
+        values["TORCH_COMPILE_DISABLE"] = "1"  # compiling for a CPU takes longer than short trainings last
         values["CUDA_VISIBLE_DEVICES"] = ""
     return {**values, **(extra or {})}
 

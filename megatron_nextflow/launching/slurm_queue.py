@@ -1,7 +1,7 @@
 """What is asked of a Slurm cluster's commands: submit a job, how it stands, stop it.
 
 `squeue` knows jobs that wait or run, `sacct` those that ended, and a cluster may keep no accounts: then nobody knows, and
-the run's own record (run.json) has the last word.
+the training's own record (run.json) has the last word.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ The script starts `megatron_nextflow.launch` once on each node, which attends to
 checkpoint half a minute. Signals take the way that Slurm leaves open: `srun` answers SIGTERM by killing its tasks and passes
 SIGUSR1 on, so the script sends SIGUSR1. Slurm sends it some minutes before the time is up (`signal_seconds`); on pre-emption
 with a grace time the launchers get SIGTERM from Slurm itself. Saved and not finished, the job asks to be put back into the
-queue, and the next run of the same job goes on. The cost: the folder of the run must lie where all nodes see it.
+queue, and the next run of the same job goes on. The cost: the folder of the training must lie where all nodes see it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from megatron_nextflow.runtime.training_folder import CONFIG, LOGS, RECORD
 
 SCRIPT = "train.sbatch"
 NO_REQUEUE = "no-requeue"
-"""A file of this name in the run's folder keeps a job that was stopped out of the queue."""
+"""A file of this name in the training's folder keeps a job that was stopped out of the queue."""
 _PORTS = (20000, 10000)
 """First port and number of ports of which a job takes one by its number; below those that Linux gives to clients."""
 
@@ -32,7 +32,7 @@ def processes(config: TrainConfig) -> int:
 
 
 def write_script(config: TrainConfig, root: Path, name: str, after: Sequence[str] = ()) -> Path:
-    """Writes train.json and train.sbatch into the run's folder; returns the script.
+    """Writes train.json and train.sbatch into the training's folder; returns the script.
 
     `after`: a command for the end of the job, as words. Raises ValueError for what cannot run with the job's processes.
     """
@@ -52,7 +52,7 @@ def script(config: TrainConfig, name: str, after: Sequence[str] = ()) -> str:
     """The text of the job script for a configuration whose paths are absolute. Every value is quoted for the shell."""
     output = str(config.output)
     if "\n" in output:
-        raise ValueError("the run's folder has a line break in its name, which an sbatch option cannot hold")
+        raise ValueError("the training's folder has a line break in its name, which an sbatch option cannot hold")
     parts = (_options(config, name), _before(config), _body(config, after))
     return "#!/bin/bash\n" + "\n".join("\n".join(part) + "\n" for part in parts)
 

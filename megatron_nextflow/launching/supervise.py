@@ -23,7 +23,7 @@ STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 class _Signals(Handlers):
-    """Takes what asks to stop while training runs and gives it back after; does nothing outside the main thread."""
+    """Takes what asks to stop while a training is at work and gives it back after; does nothing outside the main thread."""
 
     def __init__(self) -> None:
         ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # nohup

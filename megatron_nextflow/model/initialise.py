@@ -2,7 +2,7 @@
 
 Megatron draws a layer's values from its process's generator, so another number of pipeline stages is another model, and a
 layout can only be compared with another from a checkpoint. Here each parameter's *whole* value comes from a generator seeded
-with its name and the run's seed, and a process keeps the part that is its own. Names and parts are those of Megatron's
+with its name and the training's seed, and a process keeps the part that is its own. Names and parts are those of Megatron's
 distributed checkpoints, so they agree by construction. The cost: each process draws whole tensors, one at a time, which for
 the largest (the head) needs its full size in memory for a moment.
 """

@@ -43,7 +43,7 @@ def _leave(weight: Tensor) -> Tensor:
 
 
 def transformer_config(config: TrainConfig, precision: Precision | None = None) -> TransformerConfig:
-    """megatron-core's configuration of the transformer for this run; without `precision`, the recipe's without FP8."""
+    """megatron-core's configuration of the transformer for this training; without `precision`, the recipe's without FP8."""
     model, parallel = config.model, config.parallel
     if precision is None:
         precision = precision_of(config.model_copy(update={"fp8": None}), torch.device("cpu"))

@@ -1,8 +1,8 @@
-"""What a run computes in, decided once and said: float32, bf16, or bf16 with FP8 matrix products.
+"""What a training computes in, decided once and said: float32, bf16, or bf16 with FP8 matrix products.
 
 Megatron-Core ignores an FP8 setting where Transformer Engine is missing, and trains on in bf16 without a word. Here a recipe
-that names FP8 gets it or is refused; one that says `auto` gets the best there is, and the run says which. The cost: a recipe
-with a named FP8 recipe cannot be tried on a CPU.
+that names FP8 gets it or is refused; one that says `auto` gets the best there is, and the training says which. The cost: a
+recipe with a named FP8 recipe cannot be tried on a CPU.
 """
 
 from __future__ import annotations

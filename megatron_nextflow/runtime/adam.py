@@ -3,7 +3,7 @@
 Megatron's distributed optimizer can reload a checkpoint only where the step count lies in the parameter group.
 torch.optim.AdamW keeps one a parameter: it fails at the first step where its moments were made before, and on reload either
 fails or shares a single step tensor among all of them and silently changes the loss. So the count is kept where FusedAdam
-keeps it, and checkpoints of all runs have one layout. The arithmetic is torch's own fused kernel.
+keeps it, and checkpoints of all trainings have one layout. The arithmetic is torch's own fused kernel.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What processes tell each other so that all of them decide alike.
 
 A collective that one process skips, because it failed where the others did not, leaves the others waiting. So what can fail
-on one process is caught there, told, and raised on all. The cost: objects are pickled between the processes of one run,
+on one process is caught there, told, and raised on all. The cost: objects are pickled between the processes of one training,
 which trust each other, and a message more wherever something can fail.
 """
 

@@ -1,8 +1,8 @@
-"""Where a run begins: at its own last checkpoint, at another stage's weights, or at the initial ones.
+"""Where a training begins: at its own last checkpoint, at another stage's weights, or at the initial ones.
 
 A checkpoint goes on only with what it was trained on: another tokenizer, shard set, order or model is refused with what
-differs, because the place in the data or the codes would mean something else. Another run's weights (`init_from`) need the
-same tokenizers, and a model in which they mean the same. Only the number of scales may differ, because a stage of higher
+differs, because the place in the data or the codes would mean something else. Another training's weights (`init_from`) need
+the same tokenizers, and a model in which they mean the same. Only the number of scales may differ, because a stage of higher
 resolution has more of them: rows of the scale embedding that the weights lack begin as copies of their last one, the scale
 nearest to them (our choice; NextFlow does not say). The cost: those scales have to be told apart anew.
 """
@@ -33,8 +33,8 @@ _TOLD = ("rope_extent", "max_length", "train_codebook")
 
 @dataclass(frozen=True)
 class Beginning:
-    """`state` is what the run goes on from, that of a checkpoint of its own where `resumed`; `said` tells what it has of
-    another run, or what was changed since the checkpoint, and is "" where there is nothing to tell."""
+    """`state` is what the training goes on from, that of a checkpoint of its own where `resumed`; `said` tells what it
+    has of another training, or what was changed since the checkpoint, and is "" where there is nothing to tell."""
 
     state: CheckpointState
     resumed: bool = False
@@ -42,9 +42,9 @@ class Beginning:
 
 
 def begin(config: TrainConfig, trainer: Trainer, source: inputs.Inputs) -> Beginning:
-    """Fills the trainer from the run's latest checkpoint, else from `init_from`, else leaves it at its initial weights.
+    """Fills the trainer from the training's latest checkpoint, else from `init_from`, else leaves it at its initial weights.
 
-    Every process must call this. Raises CheckpointError where a checkpoint is damaged or does not belong to this run.
+    Every process must call this. Raises CheckpointError where a checkpoint is damaged or does not belong to this training.
     """
     fresh = CheckpointState(
         step=0,
@@ -70,7 +70,7 @@ def begin(config: TrainConfig, trainer: Trainer, source: inputs.Inputs) -> Begin
 
 
 def _own(output: Path) -> Path | None:
-    """The run's checkpoint in force; one that nothing points to is pointed to, because others look there."""
+    """The training's checkpoint in force; one that nothing points to is pointed to, because others look there."""
     path = training_folder.latest(output)
     pointer = training_folder.folder(output) / training_folder.LATEST
     if path is not None and not pointer.is_file():
@@ -101,8 +101,8 @@ def _go_on(path: Path, manifest: CheckpointManifest, fresh: CheckpointState, tra
     ):
         if before != now:
             raise CheckpointError(
-                f"checkpoint {path} was trained with {name} {before}, this run has {now}: {why}; train into another output "
-                f"folder, with init_from: {path} to begin from these weights"
+                f"checkpoint {path} was trained with {name} {before}, this training has {now}: {why}; train into another "
+                f"output folder, with init_from: {path} to begin from these weights"
             )
     load(trainer, path, manifest)
     kept = {name: getattr(old, name) for name in ("step", "consumed", "skipped", "losses")}
@@ -110,7 +110,7 @@ def _go_on(path: Path, manifest: CheckpointManifest, fresh: CheckpointState, tra
 
 
 def _inherit(path: Path, fresh: CheckpointState, trainer: Trainer) -> str:
-    """Fill the model with another run's weights; says what came from where."""
+    """Fill the model with another training's weights; says what came from where."""
     given = in_force(lambda: path if (path / training_folder.MANIFEST).is_file() else training_folder.latest(path))
     if given is None:
         raise CheckpointError(f"init_from: {path} holds no checkpoint")

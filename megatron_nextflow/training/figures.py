@@ -1,4 +1,4 @@
-"""A run in figures: the line that it begins with, and the row of metrics.jsonl that a step makes.
+"""A training in figures: the line that it begins with, and the row of metrics.jsonl that a step makes.
 
 Everything here is reckoned from what the processes know alike, so no process is asked. The cost: utilisation is that of the
 mean device, and a slow one does not show in it (see `stragglers`).
@@ -20,7 +20,7 @@ from megatron_nextflow.step.trainer import StepReport, Trainer
 
 
 class Figures:
-    """Of one run of `trainer` on `source`, on `processes` processes."""
+    """Of one training of `trainer` on `source`, on `processes` processes."""
 
     def __init__(self, config: TrainConfig, source: Inputs, trainer: Trainer, processes: int) -> None:
         self.config = config

@@ -1,12 +1,12 @@
-"""The training run on one process: check, build, resume, read, step, judge, save, stop when told.
+"""The training on one process: check, build, resume, read, step, judge, save, stop when told.
 
 Everything that can be refused is refused before the first step: a damaged shard, a tokenizer that is not the shards' or the
 checkpoint's, a layout of processes that does not fit. A request to stop (SIGTERM, SIGINT) on any process is shared among all
-before each step, so that they stop at the same one, save, and leave a checkpoint; until a run has begun it has nothing to
-save, and the signal ends it. A batch is read whole before its step begins. One that holds a pack that cannot be used is left
-out; so is one with a bad loss, or the run goes back to its last checkpoint, as the recipe's `health` says, and which batches
-those were is part of the checkpoints that follow. The cost: two small all-reduces a step, reading that no step hides, and
-a checkpoint before the first step where the recipe may go back.
+before each step, so that they stop at the same one, save, and leave a checkpoint; until a training has begun it has nothing
+to save, and the signal ends it. A batch is read whole before its step begins. One that holds a pack that cannot be used is
+left out; so is one with a bad loss, or the training goes back to its last checkpoint, as the recipe's `health` says, and
+which batches those were is part of the checkpoints that follow. The cost: two small all-reduces a step, reading that no step
+hides, and a checkpoint before the first step where the recipe may go back.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def train(config: TrainConfig, device: torch.device, end: End | None = None) -> 
     run in this process. `end` is called, with a reason of one line and from another thread, when no step ends any more: it
     must end the process. Without it nobody watches. Raises ValueError (CheckpointError, FeedError, InputError, ShardError
     are such) with a one-line reason for what cannot be trained on, before the first step on every process alike;
-    DivergedError where a bad loss stops the run; and FeedError or UnreadableError, with everything saved, where too many
-    batches cannot be used or the shards cannot be read any more.
+    DivergedError where a bad loss stops the training; and FeedError or UnreadableError, with everything saved, where too
+    many batches cannot be used or the shards cannot be read any more.
     """
     config.check(dist.get_world_size())
     start_parallel(config)
@@ -81,7 +81,7 @@ def train(config: TrainConfig, device: torch.device, end: End | None = None) -> 
 
 
 class _Run:
-    """The state of a run and what changes it. Every decision is made from what all processes know alike."""
+    """The state of a training and what changes it. Every decision is made from what all processes know alike."""
 
     def __init__(
         self,
@@ -174,10 +174,11 @@ class _Run:
         return found
 
     def _leave_out(self, trouble: Trouble, in_a_row: int) -> None:
-        """Say so of the batch just read, or end the run, saved. No checkpoint names it: whoever comes to it again sees."""
+        """Say so of the batch just read, or end the training, saved. No checkpoint names it: whoever comes to it again
+        sees."""
         place, step = self._place(), self.state.step + 1
         finding = self.health.of_data(trouble.reason, trouble.lasting, in_a_row)
-        done = "left out" if finding.action == "skip" else "the run ends before it"
+        done = "left out" if finding.action == "skip" else "the training ends before it"
         message = f"step {step}: {finding.reason}; the batch at place {place}: {done}"
         self.reporter.event("data", message, step, action=finding.action, place=place, keys=list(trouble.keys))
         if finding.action == "stop":
@@ -211,7 +212,8 @@ class _Run:
             kept = {name: getattr(manifest.state, name) for name in ("step", "consumed", "losses")}
             self._begin_at(self.state.model_copy(update=kept))
             self.trainer.set_step(self.state.step)
-            # It has the step already: only what is left out is written down there, for a run that is killed before it saves.
+            # It has the step already: only what is left out is written down there, for a training that is killed before it
+            # saves.
             self.saver.begin(self.state)
             self.saver.poll()
         self.saved_step = self.state.step

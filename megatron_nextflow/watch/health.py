@@ -2,8 +2,8 @@
 
 Decided from numbers that are the same on every process, so all of them decide alike without asking each other. A spike is
 judged against the median of the losses before it, which a few bad ones do not move; the window is part of a checkpoint, so a
-resumed run decides as the run that was never stopped. A loss that was left out does not enter the window. The cost: a true
-rise of the loss (a new data source, say) is a spike until half the window has seen it. Needs no torch.
+resumed training decides as the training that was never stopped. A loss that was left out does not enter the window. The
+cost: a true rise of the loss (a new data source, say) is a spike until half the window has seen it. Needs no torch.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Health:
         self.losses = deque(losses, maxlen=config.spike_window)
 
     def of_loss(self, loss: float, left_out: int) -> BadBatch | None:
-        """What is to be done before the update, `left_out` batches having been left out of this run; None: nothing."""
+        """What is to be done before the update, `left_out` batches having been left out of this training; None: nothing."""
         if not math.isfinite(loss):
             return self._limited(BadBatch("nan", self.config.nan, "the loss is not a finite number"), left_out)
         if self.config.spike == "off" or len(self.losses) < self.config.spike_window:

@@ -1,4 +1,4 @@
-"""heartbeat.json: where a run is, rewritten after every step by the process that reports.
+"""heartbeat.json: where a training is, rewritten after every step by the process that reports.
 
 For whoever watches from outside, on this machine or through a shared file system: a flow, a scheduler's script. The file is
 replaced whole, so a reader never sees half of one; a process that was killed leaves its last state, and an old `time` says
@@ -21,7 +21,7 @@ State = Literal["starting", "training", "saving", "stopped", "finished", "failed
 
 
 def read_heartbeat(output: Path) -> dict[str, Any] | None:
-    """The last heartbeat of the run in `output`: step, steps, loss (nats, None before the first and where it was no
+    """The last heartbeat of the training in `output`: step, steps, loss (nats, None before the first and where it was no
     number), tokens_per_second, time (seconds since 1970), state. None where there is none."""
     try:
         found = json.loads((output / HEARTBEAT).read_text(encoding="utf-8"))

@@ -1,8 +1,8 @@
 """One log a process, `logs/rank-NNNNN.log`: what would make the terminal of many processes unreadable.
 
 Python's logging and warnings go there, tracebacks of what nobody caught (threads included), and the stacks at a fatal signal
-such as a segmentation fault. The terminal keeps a line a step, and one line that says why a run ended and in which log the
-rest is. A restart appends. The cost: as many files as processes in one folder. Needs no torch.
+such as a segmentation fault. The terminal keeps a line a step, and one line that says why a training ended and in which log
+the rest is. A restart appends. The cost: as many files as processes in one folder. Needs no torch.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from megatron_nextflow.runtime.training_folder import LOGS
 
 
 def log_path(output: Path, rank: int) -> Path:
-    """Where process `rank` of the run in `output` logs."""
+    """Where process `rank` of the training in `output` logs."""
     return output / LOGS / f"rank-{rank:05d}.log"
 
 

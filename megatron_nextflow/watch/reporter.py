@@ -1,10 +1,10 @@
-"""What a run says while it runs: a line on the terminal, a row of metrics.jsonl, an event, curves for the trackers.
+"""What a training says while it runs: a line on the terminal, a row of metrics.jsonl, an event, curves for the trackers.
 
 metrics.jsonl is the record: one JSON object a logged step whose update was made. On resuming or going back, rows after the
 checkpoint's step are cut off, so a step occurs once whatever was killed. events.jsonl is the history, from which nothing is
-cut. Only one process reports: the one that holds the loss (last pipeline stage, first of its other groups). Once a run has
-begun, nothing that it says is a reason to lose it: rows that a full disk does not take wait in memory until it does, which
-is the cost, and are lost where it never does. Reading needs no torch.
+cut. Only one process reports: the one that holds the loss (last pipeline stage, first of its other groups). Once a training
+has begun, nothing that it says is a reason to lose it: rows that a full disk does not take wait in memory until it does,
+which is the cost, and are lost where it never does. Reading needs no torch.
 """
 
 from __future__ import annotations
@@ -32,12 +32,13 @@ _STYLES = {"saved": "dim", "resumed": "", "finished": "", "stop": ""}
 
 
 def read_metrics(output: Path) -> list[dict[str, Any]]:
-    """The rows of a run's metrics.jsonl in order; a line that a kill cut short is left out."""
+    """The rows of a training's metrics.jsonl in order; a line that a kill cut short is left out."""
     return _rows(output / METRICS)
 
 
 def read_events(output: Path) -> list[dict[str, Any]]:
-    """The rows of a run's events.jsonl in order: time (seconds since 1970), step, kind, message, and what the kind adds.
+    """The rows of a training's events.jsonl in order: time (seconds since 1970), step, kind, message, and what the kind
+    adds.
 
     nan and spike add action, place (where the batch begins in the order of packs), loss, median and keys (of its packs);
     data adds action, place and keys (of the packs that cannot be used); rollback adds place; straggler adds rank, host, what
@@ -99,7 +100,7 @@ class _Lines:
 
 
 class Reporter:
-    """Writes what a run says. `step`: steps already done; rows of later ones are removed.
+    """Writes what a training says. `step`: steps already done; rows of later ones are removed.
 
     Raises ValueError where a tracker cannot begin, OSError where the output folder cannot be written.
     """
@@ -128,7 +129,7 @@ class Reporter:
 
     def step(self, row: dict[str, Any]) -> None:
         """`row`: step, loss, by_kind {name: nats}, grad_norm, lr, tokens, labels, pairs, seconds, tokens_per_second, tflops
-        (of one device), mfu (or None), consumed, skipped (batches of the run so far)."""
+        (of one device), mfu (or None), consumed, skipped (batches of the training so far)."""
         self._add(self.rows, row)
         names = ("loss", "grad_norm", "lr", "tokens_per_second", "tflops", "mfu", "skipped")
         values = {name: row[name] for name in names if row[name] is not None}

@@ -1,9 +1,9 @@
-"""Where a run's curves are shown besides metrics.jsonl: TensorBoard by default, Weights & Biases by setting.
+"""Where a training's curves are shown besides metrics.jsonl: TensorBoard by default, Weights & Biases by setting.
 
-Both are views of the record and never a reason to lose a run: what they raise while it runs is told once, and the run goes
-on without them. Weights & Biases gets the settings that decide what is learnt and the curves, and nothing of the machine: no
-code, git remote, console, host, environment or usage report. Its run has an id kept in the output folder, so a restart goes
-on in the same curve. The cost: a step that is repeated after going back appears there twice.
+Both are views of the record and never a reason to lose a training: what they raise while it runs is told once, and the
+training goes on without them. Weights & Biases gets the settings that decide what is learnt and the curves, and nothing of
+the machine: no code, git remote, console, host, environment or usage report. Its run has an id kept in the output folder, so
+a restart goes on in the same curve. The cost: a step that is repeated after going back appears there twice.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """One run on Weights & Biases, or under `output`/wandb where the mode is offline."""
+    """One training on Weights & Biases, or under `output`/wandb where the mode is offline."""
 
     def __init__(self, settings: WandbConfig, config: TrainConfig) -> None:
         os.environ["WANDB_ERROR_REPORTING"] = "false"  # read when wandb is imported
@@ -75,7 +75,7 @@ class WeightsAndBiases:
                 console="off",
                 disable_code=True,
                 disable_git=True,
-                finish_timeout=60,  # the run is over, whether the server can be reached or not
+                finish_timeout=60,  # the training is over, whether the server can be reached or not
                 silent=True,
                 x_disable_machine_info=True,
                 x_disable_meta=True,
@@ -97,7 +97,8 @@ class WeightsAndBiases:
 
 
 def open_trackers(config: TrainConfig, step: int) -> list[Tracker]:
-    """The trackers that the recipe names, for a run that has done `step` steps. Raises ValueError where one cannot begin."""
+    """The trackers that the recipe names, for a training that has done `step` steps. Raises ValueError where one cannot
+    begin."""
     found: list[Tracker] = []
     if config.tensorboard:
         found.append(TensorBoard(config.output, step))
@@ -110,7 +111,7 @@ def open_trackers(config: TrainConfig, step: int) -> list[Tracker]:
 
 
 def _run_id(file: Path) -> str:
-    """The run's id, made at the first start."""
+    """The training's id, made at the first start."""
     if not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(uuid.uuid4().hex + "\n", encoding="utf-8")

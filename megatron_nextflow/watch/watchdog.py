@@ -1,10 +1,11 @@
-"""A thread in every process that notices when no step ends any more, writes down where all threads are, and ends the run.
+"""A thread in every process that notices when no step ends any more, writes down where all threads are, and ends the
+training.
 
 A collective that one process never enters waits for ever, or for as long as the backend's own timeout, and then says only
-that it waited. Every process dumps its stacks, so one can see who is inside the collective and who is not; then the run ends
-with a status of its own, so that whoever started it may start it again from the last checkpoint. The cost: a time limit that
-must be longer than any honest step; and a process stuck inside an extension that never lets Python run cannot write its own
-stacks: it is the one whose file is missing, and ends with the others.
+that it waited. Every process dumps its stacks, so one can see who is inside the collective and who is not; then the training
+ends with a status of its own, so that whoever started it may start it again from the last checkpoint. The cost: a time limit
+that must be longer than any honest step; and a process stuck inside an extension that never lets Python run cannot write its
+own stacks: it is the one whose file is missing, and ends with the others.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ class Watchdog:
                 continue
             limit, folder = self._factor * self.seconds, self.file.parent
             reason = f"rank {self.rank}: {self._doing} has not ended in {limit:g} s; every process's stacks are in {folder}"
-            with contextlib.suppress(OSError):  # a disk that is full or gone must not keep a hung run alive
+            with contextlib.suppress(OSError):  # a disk that is full or gone must not keep a hung training alive
                 self._dump(reason)
             if not self._closed.wait(min(GRACE, limit / 4)) and self.left(time.monotonic()) <= 0:
                 self.on_hang(reason)

@@ -1,7 +1,7 @@
 """A checkpoint of one layout of processes, gone on from on others: the same losses.
 
-One run on TP 2 × PP 2 gives the checkpoint of step 3, saved beside the training, and the losses of the steps after it that
-every other layout must give. Each launch takes some ten seconds, hence few.
+One training on TP 2 × PP 2 gives the checkpoint of step 3, saved beside the training, and the losses of the steps after it
+that every other layout must give. Each launch takes some ten seconds, hence few.
 """
 
 from __future__ import annotations

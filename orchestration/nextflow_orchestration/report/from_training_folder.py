@@ -1,8 +1,8 @@
 """The training page's content, from what a training writes into its folder. Read as text, so that no torch is needed.
 
 Whatever is missing is left out: the page is asked for while a training begins, after it was killed, and of folders that an
-older version wrote. A long run has more steps than a line has pixels, so a curve is thinned to means of equally many steps,
-and where a single step matters drawn over the band of their lowest and highest.
+older version wrote. A long training has more steps than a line has pixels, so a curve is thinned to means of equally many
+steps, and where a single step matters drawn over the band of their lowest and highest.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ def _tiles(
         last = losses[1:] or losses
         note = f"{losses[0]:.3f} at first; mean of {len(last)} steps" if len(last) > 1 else ""
         yield Tile("Loss", f"{statistics.fmean(last):.3f}", note)
-    # The first step of a run compiles and warms up.
+    # The first step of a training compiles and warms up.
     usual = [row for row in recent[1:] or recent if row.get("seconds")]
     if usual:
         seconds = statistics.median(row["seconds"] for row in usual)

@@ -93,7 +93,7 @@ def _samples(folder: Path) -> tuple[tuple[Generated, ...], tuple[str, ...]]:
 
 
 def _codebook(output: Path) -> int | None:
-    """Codes of the run's vision tokenizer, from its newest checkpoint."""
+    """Codes of the training's vision tokenizer, from its newest checkpoint."""
     try:
         path = latest(output)
         if path is None:

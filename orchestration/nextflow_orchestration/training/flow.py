@@ -128,7 +128,7 @@ class _Watching:
                     asked.to_stop = asked.to_stop or _cancelled()
                 if now >= page_at:
                     write_training_page(self.output)
-                    page_at = time.monotonic() + max(PAGE_SECONDS, 20 * (time.monotonic() - now))  # long runs take long
+                    page_at = time.monotonic() + max(PAGE_SECONDS, 20 * (time.monotonic() - now))  # long trainings take long
                 if now - logged >= LOG_SECONDS and look.step:
                     logged = now
                     self.log.info("step %d of %d: %s", look.step, look.steps, look.words)

@@ -24,7 +24,7 @@ class TrainingFailed(RuntimeError):
 
 
 class TrainingRefused(ValueError):
-    """What the run was given cannot be trained on; trying again would not help."""
+    """What the training was given cannot be trained on; trying again would not help."""
 
 
 @dataclass(frozen=True)

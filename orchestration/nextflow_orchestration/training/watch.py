@@ -35,7 +35,8 @@ class Look:
 
 
 class Watch:
-    """Looks at a training's folder again and again. `since`: when this run began, `seen`: from when on events are news."""
+    """Looks at a training's folder again and again. `since`: when this training began, `seen`: from when on events are
+    news."""
 
     def __init__(self, output: Path, since: float, seen: float, quiet_seconds: float = QUIET_SECONDS) -> None:
         self.output = output

@@ -60,7 +60,7 @@ def train(
 def page(
     output: Annotated[Path, typer.Argument(help="a training's folder: the one with train.json and checkpoints")],
     samples: Annotated[int, typer.Option(help="images to make from the newest checkpoint, each prompt", min=0)] = 0,
-    prompt: Annotated[list[str] | None, typer.Option(help="of the samples (default: the run's); repeatable")] = None,
+    prompt: Annotated[list[str] | None, typer.Option(help="of the samples (default: the training's); repeatable")] = None,
     level: Annotated[int | None, typer.Option(help="resolution level of the samples: 128, 256, 512 or 1024")] = None,
 ) -> None:
     """Writes training.html into a training's folder: loss by scale, speed, events, checkpoints, samples, settings."""

@@ -24,7 +24,7 @@ from megatron_nextflow.runtime.training_folder import CheckpointError
         ([2, 4, 6], 6, 5, None, []),
         ([10, 20, 30, 40, 45], 45, 1, 20, [10, 30]),
         ([0, 1, 2], 2, 1, 5, [0, 1]),
-        ([4, 5, 6], 5, 1, None, [4]),  # 6 is of a run that was set back to 4
+        ([4, 5, 6], 5, 1, None, [4]),  # 6 is of a training that was set back to 4
     ],
 )
 def test_what_is_superfluous(found: list[int], newest: int, keep: int, every: int | None, removed: list[int]) -> None:

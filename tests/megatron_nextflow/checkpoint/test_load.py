@@ -180,16 +180,18 @@ def test_a_checkpoint_of_another_tokenizer_is_refused(name: str, run: Path, make
 def test_another_shard_set_or_model_or_seed_is_another_run(run: Path, make_config: Config, training_data: Any) -> None:
     config = make_config(training_data, run, steps=7)
     model = config.model.model_copy(update={"rope_theta": 5e5})
-    with pytest.raises(CheckpointError, match=r"model \{'rope_theta': 1000000.0\}, this run has \{'rope_theta': 500000.0\}"):
+    with pytest.raises(
+        CheckpointError, match=r"model \{'rope_theta': 1000000.0\}, this training has \{'rope_theta': 500000.0\}"
+    ):
         loop.train(config.model_copy(update={"model": model}), CPU)
-    with pytest.raises(CheckpointError, match="with seed 0, this run has 7"):
+    with pytest.raises(CheckpointError, match="with seed 0, this training has 7"):
         loop.train(config.model_copy(update={"data": config.data.model_copy(update={"seed": 7})}), CPU)
-    with pytest.raises(CheckpointError, match="with trainable all, this run has connector_and_head"):
+    with pytest.raises(CheckpointError, match="with trainable all, this training has connector_and_head"):
         loop.train(config.model_copy(update={"trainable": "connector_and_head"}), CPU)
     with pytest.raises(CheckpointError, match="resume is false"):
         loop.train(config.model_copy(update={"resume": False}), CPU)
     _state(run, shards="1" * 64)
-    with pytest.raises(CheckpointError, match=r"with shards 1+, this run has .*init_from"):
+    with pytest.raises(CheckpointError, match=r"with shards 1+, this training has .*init_from"):
         loop.train(config, CPU)
 
 

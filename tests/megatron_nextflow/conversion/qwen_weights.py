@@ -84,7 +84,7 @@ class Given(NamedTuple):
 
 
 def step(run: Path) -> Path:
-    """The run's checkpoint."""
+    """The training's checkpoint."""
     found = training_folder.latest(run)
     assert found is not None
     return found

@@ -152,7 +152,7 @@ def test_what_is_there_is_not_written_over(given: Any) -> None:
         given.into(given.run)
     with pytest.raises(ConvertError, match="exists and is not written over"):
         export_hf(given.run, given.back)
-    with pytest.raises(ConvertError, match="is neither a checkpoint's folder nor that of a run with one"):
+    with pytest.raises(ConvertError, match="is neither a checkpoint's folder nor that of a training with one"):
         export_hf(given.back, given.back.parent / "new")
 
 

@@ -54,7 +54,7 @@ CODES = 32
 
 @dataclass(frozen=True)
 class Run:
-    """A training run's folder with one checkpoint, the tokenizers it names, and two photographs, tall and wide."""
+    """A training's folder with one checkpoint, the tokenizers it names, and two photographs, tall and wide."""
 
     output: Path
     step: Path
@@ -263,7 +263,7 @@ def test_requests_that_cannot_be_met_are_refused_before_the_model_is_loaded(
         ("previews show an image", lambda: run.request("a", preview=tmp_path)),
         ("at least one prompt", lambda: Request(run.output, ())),
         ("at least one prompt", lambda: run.request("a", n=0)),
-        ("neither a checkpoint folder nor a run", lambda: run.request("a", checkpoint=tmp_path)),
+        ("neither a checkpoint folder nor a training", lambda: run.request("a", checkpoint=tmp_path)),
     ]
     for message, ask in refused:
         with pytest.raises(GenerationError, match=message):
@@ -320,7 +320,7 @@ def test_the_module_runs_in_a_process_of_its_own(run: Run, tmp_path: Path) -> No
 def test_the_verb_hands_everything_on_and_shows_every_result(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """`mnf generate` with the process it would start run in this one; settings left out are the recipe's of the run."""
+    """`mnf generate` with the process it would start run in this one; settings left out are the recipe's of the training."""
 
     def here(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
         assert command[1:3] == ["-m", "megatron_nextflow.generate"]

@@ -117,7 +117,7 @@ def _stopped_job(played: Played, config: TrainConfig, job: int) -> Path:
 def test_a_job_whose_time_is_up_saves_and_returns_to_the_queue(
     played: Played, make_config: Config, training_data: Any, tmp_path: Path
 ) -> None:
-    config = make_config(training_data, tmp_path / "the run's folder", steps=100_000, slurm=ONE)
+    config = make_config(training_data, tmp_path / "the training's folder", steps=100_000, slurm=ONE)
     job = _job()
     _stopped_job(played, config, job)
     assert played.said("requeued") == [f"requeue {job}"]

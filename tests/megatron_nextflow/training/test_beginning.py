@@ -148,7 +148,7 @@ def test_another_part_to_learn_is_another_run(
 ) -> None:
     run = Path(shutil.copytree(aligned, tmp_path / "run"))
     with pytest.raises(
-        CheckpointError, match=r"with trainable connector_and_head, this run has all: its optimizer.*init_from"
+        CheckpointError, match=r"with trainable connector_and_head, this training has all: its optimizer.*init_from"
     ):
         loop.train(_stage(make_config(training_data, run, steps=4), max_scales=4), CPU)
 

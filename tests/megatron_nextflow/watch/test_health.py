@@ -1,4 +1,4 @@
-"""Bad losses and bad packs: when one is seen, and what real runs then do with weights, data and checkpoints.
+"""Bad losses and bad packs: when one is seen, and what real trainings then do with weights, data and checkpoints.
 
 Bad losses are made where they come from: the loss weights of the batch at a place of the order are multiplied, so that loss
 and gradients pass through everything that follows.

@@ -1,4 +1,4 @@
-"""What a run leaves for its watchers: rows, events, heartbeat, TensorBoard, Weights & Biases."""
+"""What a training leaves for its watchers: rows, events, heartbeat, TensorBoard, Weights & Biases."""
 
 from __future__ import annotations
 

@@ -149,7 +149,7 @@ sys.exit(train.main(sys.argv[1:]))
 
 @dataclass(frozen=True)
 class Hung:
-    """A run of two data-parallel copies that ended in a hang."""
+    """A training of two data-parallel copies that ended in a hang."""
 
     output: Path
     stderr: str

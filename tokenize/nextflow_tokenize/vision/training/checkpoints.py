@@ -1,7 +1,7 @@
-"""Checkpoints of a tokenizer's training: what a stopped run goes on from, exactly.
+"""Checkpoints of a tokenizer's training: what a stopped training goes on from, exactly.
 
 A checkpoint is one file that appears whole (written beside, synced, renamed), holds tensors and plain values only, and is
-read with `weights_only`. It names what it belongs to by a fingerprint of settings and images, so that a run with others
+read with `weights_only`. It names what it belongs to by a fingerprint of settings and images, so that a training with others
 never goes on from it silently. The last two stay: one that cannot be read falls back to the one before. The cost: a
 checkpoint is written by the first process while the others wait, about the weights' size three times over.
 """

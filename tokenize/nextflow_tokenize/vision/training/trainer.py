@@ -2,8 +2,8 @@
 
 A step is `micro_batches` micro-batches, dealt out to the processes; gradients are averaged over all of them
 (DistributedDataParallel) and codebook sums summed, so the number of processes decides how fast a step is and nothing else
-but sums' last bits. All that a step depends on is in the checkpoint or a function of the step's number, so a stopped run
-goes on with the numbers it would have had.
+but sums' last bits. All that a step depends on is in the checkpoint or a function of the step's number, so a stopped
+training goes on with the numbers it would have had.
 """
 
 from __future__ import annotations

@@ -83,12 +83,12 @@ def train_one_stage(
 ) -> TrainReport:
     """Train a tokenizer on `images` and save it as `out_dir`. With several processes all call this; the first one writes.
 
-    `work`: folder of checkpoints (kept there until `out_dir` is complete); a run that was stopped goes on from it, exactly.
-    `init`: folder of an earlier stage's tokenizer. `log_dir`: TensorBoard files. `stop` is asked after each step, in each
-    process; where one says yes, a checkpoint is made and KeyboardInterrupt raised, as also when `progress` of a lone process
-    raises it. Same images, settings, torch and processor type give the same weights. Raises NoImages where no image can be
-    trained on, FileExistsError where `out_dir` exists, ValueError for settings that do not fit; images that do not load are
-    left out and named in the report.
+    `work`: folder of checkpoints (kept there until `out_dir` is complete); a training that was stopped goes on from it,
+    exactly. `init`: folder of an earlier stage's tokenizer. `log_dir`: TensorBoard files. `stop` is asked after each step,
+    in each process; where one says yes, a checkpoint is made and KeyboardInterrupt raised, as also when `progress` of a lone
+    process raises it. Same images, settings, torch and processor type give the same weights. Raises NoImages where no image
+    can be trained on, FileExistsError where `out_dir` exists, ValueError for settings that do not fit; images that do not
+    load are left out and named in the report.
     """
     out = Path(out_dir)
     if out.exists():
@@ -204,7 +204,7 @@ class _Run:
         return averages
 
     def checkpoint(self) -> None:
-        """Saves what a stopped run goes on from, where there is a work folder."""
+        """Saves what a stopped training goes on from, where there is a work folder."""
         if self.work is None:
             return
         if processes.rank() == 0:
