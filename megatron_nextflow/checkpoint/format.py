@@ -23,7 +23,7 @@ from megatron_nextflow.config.model import ModelConfig
 from megatron_nextflow.runtime.training_folder import MANIFEST, CheckpointError
 
 VERSION = 2
-"""1 had no more of the layout than `tp` and `pp`, and nothing of the recipe; it is still read."""
+"""1 had no more of the parallel layout than `tp` and `pp`, and nothing of the recipe; it is still read."""
 TENSORS = "megatron"
 """Folder of Megatron's files within a checkpoint."""
 

@@ -1,9 +1,9 @@
 """What of a process goes into a checkpoint, in Megatron's terms, and back: model, optimizer, generators.
 
-Tensors are described in the fully reshardable form: by names and whole shapes that no layout changes, so any layout of
-processes loads them. For that Megatron gathers each copy's slices of the optimizer's state on the first data-parallel copy
-before they are written, over gloo: the cost is host memory there (12 bytes a parameter of its part of the model) and time
-in which training waits; every copy reads its whole part on loading.
+Tensors are described in the fully reshardable form: by names and whole shapes that no parallel layout changes, so any layout
+of processes loads them. For that Megatron gathers each copy's slices of the optimizer's state on the first data-parallel
+copy before they are written, over gloo: the cost is host memory there (12 bytes a parameter of its part of the model) and
+time in which training waits; every copy reads its whole part on loading.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ _CLASSES = {
 }
 
 Shapes = dict[str, tuple[int, ...]]
-"""Names of tensors, as every layout of processes has them, and their whole shapes."""
+"""Names of tensors, as every parallel layout has them, and their whole shapes."""
 
 
 class _Unpickler(pickle.Unpickler):

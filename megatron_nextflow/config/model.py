@@ -1,7 +1,7 @@
 """The shape of the transformer and how it is spread over processes: the `model` and `parallel` parts of a training recipe.
 
-A checkpoint is bound to the first (another shape is another model) and free of the second (any layout loads it), which is
-why they are two sections. Needs no torch.
+A checkpoint is bound to the first (another shape is another model) and free of the second (any parallel layout loads it),
+which is why they are two sections. Needs no torch.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class ModelConfig(Section):
 class ParallelConfig(Section):
     """How the model is spread; the data-parallel size is what the process count leaves.
 
-    A process count is tp × cp × pp × data-parallel copies. Every layout gives the same losses (tested in float32).
+    A process count is tp × cp × pp × data-parallel copies. Every parallel layout gives the same losses (tested in float32).
     """
 
     tp: int = Field(default=1, ge=1)

@@ -1,7 +1,7 @@
 """From a checkpoint and prompts to images, to more text, or to text with images.
 
-One process holds the whole model, whatever layout it was trained with; the cost is that a model must fit one device. What
-was asked for is checked before the model is loaded (`request`).
+One process holds the whole model, whatever parallel layout it was trained with; the cost is that a model must fit one
+device. What was asked for is checked before the model is loaded (`request`).
 
 Nothing of Megatron is imported before the device is set up, hence the imports within functions.
 """

@@ -1,7 +1,7 @@
 """One document that is being generated: its parts so far, and which of its slots the model has been fed.
 
 Slots, positions and visible ranges are those of training, made by the same function from the whole document each time it
-grows (`layout.build_layout`), so that the two cannot drift apart. The cost: work in the document's length a text token, some
+grows (`build_pack_layout`), so that the two cannot drift apart. The cost: work in the document's length a text token, some
 tenths of a millisecond where a pass takes many. Needs no torch.
 """
 
@@ -55,7 +55,7 @@ Part = TextPart | ImagePart
 
 
 def layout_of(parts: Sequence[Part], vocabulary: JointVocabulary, config: PackLayoutConfig) -> PackLayout:
-    """The layout of one document. Raises GenerationError for a schedule that no shard could name (`schedule_of`)."""
+    """The pack layout of one document. Raises GenerationError for a schedule that no shard could name (`schedule_of`)."""
     segments: list[Segment] = []
     for part in parts:
         if isinstance(part, TextPart):

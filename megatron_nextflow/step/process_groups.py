@@ -12,9 +12,10 @@ from megatron_nextflow.config.train import TrainConfig
 
 
 def start_parallel(config: TrainConfig) -> None:
-    """Megatron's process groups for this layout, in place of others there were, and its seeds. torch.distributed must run.
+    """Megatron's process groups for this parallel layout, in place of others there were, and its seeds. torch.distributed
+    must run.
 
-    Groups of the same layout are used again.
+    Groups of the same one are used again.
     """
     parallel = config.parallel
     layout = (parallel.tp, parallel.pp, parallel.vpp if parallel.vpp > 1 else None, parallel.cp)

@@ -2,7 +2,8 @@
 
 Reading fails on one process: on the copy whose pack is damaged, on the machine whose disk does not answer. In the step's
 collectives the others would wait for it, and peers that read the same packs would go on with different ones. So the
-processes agree first. The cost: a small all-reduce a step, a step's layouts in host memory, and reading that no step hides.
+processes agree first. The cost: a small all-reduce a step, a step's pack layouts in host memory, and reading that no step
+hides.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ class WeightsAndBiases:
             dir=config.output,
             id=_run_id(config.output / "wandb" / "run-id"),
             resume="allow",
-            allow_val_change=True,  # a restart may have other settings: more steps, another layout
+            allow_val_change=True,  # a restart may have other settings: more steps, another parallel layout
             config=config.model_dump(mode="json", include=SHOWN),
             settings=wandb.Settings(
                 console="off",

@@ -32,7 +32,7 @@ _SECTIONS = (
     ("training_samples", "Samples", lambda p: p.samples),
     ("training_events", "Events", lambda p: p.events),
     ("training_checkpoints", "Checkpoints", lambda p: p.checkpoints),
-    ("training_setup", "Layout and machine", lambda p: p.layout),
+    ("training_setup", "Parallel layout and machine", lambda p: p.layout),
     ("settings", "Settings", lambda p: p.settings),
 )
 
