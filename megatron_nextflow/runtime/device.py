@@ -13,6 +13,7 @@ import contextlib
 import logging
 import os
 import sys
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -41,9 +42,11 @@ def setup(kind: str = "auto", threads: int = 1, timeout_minutes: float = 30) -> 
         if local >= gpus:
             raise RuntimeError(f"torch sees {gpus} GPUs on this machine, process {local + 1} has none: start one a GPU")
         torch.cuda.set_device(local)
-        _install_adam()
+        with _absent("wandb"):
+            _install_adam()
     else:
-        _install_cpu_answers()
+        with _absent("wandb"):
+            _install_cpu_answers()
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
         if "RANK" in os.environ:
@@ -51,6 +54,20 @@ def setup(kind: str = "auto", threads: int = 1, timeout_minutes: float = 30) -> 
         else:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     return torch.device("cuda", torch.cuda.current_device()) if gpu else _CPU
+
+
+@contextlib.contextmanager
+def _absent(name: str) -> Iterator[None]:
+    """A package as if not installed. megatron.core imports wandb for an inference server's statistics, a quarter of all the
+    time that a process takes to start; a training's own curves import it where a recipe asks for them."""
+    found = sys.modules.get(name)
+    sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[name]
+        if found is not None:
+            sys.modules[name] = found
 
 
 def _names_cuda(device: Any) -> bool:

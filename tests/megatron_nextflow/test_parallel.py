@@ -31,8 +31,8 @@ def _rows(output: Path) -> list[dict[str, Any]]:
 _PROGRAM = """
 import sys
 from pathlib import Path
-from megatron_nextflow.config import TrainConfig
-from megatron_nextflow.launch import launch
+from megatron_nextflow.config.train import TrainConfig
+from megatron_nextflow.launching.launcher import launch
 config = TrainConfig.model_validate_json(Path(sys.argv[1]).read_bytes())
 sys.exit(launch(config, Path.cwd(), int(sys.argv[2])))
 """

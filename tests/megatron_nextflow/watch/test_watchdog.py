@@ -109,7 +109,7 @@ import dataclasses, math, os, sys, threading
 from megatron_nextflow import train
 from megatron_nextflow.runtime import device
 device.setup("cpu")
-from nextflow_tokenize.shards import ShardError
+from nextflow_tokenize.shards.reader import ShardError
 from megatron_nextflow.feeding import feed
 from megatron_nextflow.runtime import training_folder
 from megatron_nextflow.watch import stragglers, watchdog

@@ -46,8 +46,10 @@ def mnf(*arguments: object) -> Any:
 
 
 def saved(output: Path, step: int) -> None:
-    (output / "checkpoints").mkdir(parents=True, exist_ok=True)
-    (output / "checkpoints" / "latest").write_text(f"step-{step:08d}\n")
+    whole = output / "checkpoints" / f"step-{step:08d}"
+    whole.mkdir(parents=True, exist_ok=True)
+    (whole / "manifest.json").write_text("{}")
+    (output / "checkpoints" / "latest").write_text(f"{whole.name}\n")
 
 
 def record(output: Path, **fields: Any) -> LaunchRecord:

@@ -260,7 +260,7 @@ def test_learnt_positions_follow_the_grid():
 def test_without_transformers_all_else_works(tmp_path):
     script = (
         "import sys; sys.modules['transformers'] = None\n"
-        "from nextflow_tokenize.config.tokenize import VisionTokenizerConfig\n"
+        "from nextflow_tokenize.config.vision import VisionTokenizerConfig\n"
         "from nextflow_tokenize.vision.model import VisionTokenizer\n"
         "print(VisionTokenizer(VisionTokenizerConfig(codebook_size=8, channels=16, decoder_channels=16)).can_teach)\n"
         "try: VisionTokenizer(VisionTokenizerConfig(teacher='siglip', siglip={}))\n"
