@@ -81,7 +81,7 @@ class ParallelConfig(Section):
     """Pipeline stages."""
     vpp: int = Field(default=1, ge=1)
     """Model chunks that each pipeline stage holds: 1 is the plain 1F1B schedule, more the interleaved one, whose idle share
-    is that much smaller and which sends that much more between stages."""
+    is that much smaller and which sends that much more between pipeline stages."""
     cp: int = Field(default=1, ge=1)
     """Context-parallel size: each sequence's slots over this many processes, which gather one another's keys and values."""
     overlap_grad_reduce: bool = False

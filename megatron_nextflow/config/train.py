@@ -116,7 +116,7 @@ class TrainConfig(Section):
     """Another training's output folder or one of its checkpoints, to begin from its weights (with a new optimizer and
     from the first pack): how one training stage follows another."""
     trainable: Literal["all", "connector_and_head"] = "all"
-    """What is learnt: everything, or the alignment stage's connector and output head (NextFlow §4). With the connector go
+    """What is learnt: everything, or the alignment's connector and output head (NextFlow §4). With the connector go
     the scale embeddings, new as it is (our choice); the codebook stays as the tokenizer has it."""
     precision: Literal["float32", "bf16"] = "float32"
     fp8: Literal["tensorwise", "delayed", "blockwise", "auto"] | None = None

@@ -98,7 +98,7 @@ def passes_in_flight(config: TrainConfig, stage: int, micro_batches: int) -> int
 
 
 def activations(config: TrainConfig, stage: int, micro_batches: int) -> int:
-    """What a stage keeps for the backward passes of all passes in flight.
+    """What a pipeline stage keeps for the backward passes of all passes in flight.
 
     A pass keeps `layer_bytes` a layer and the chunk's output, hidden a slot, until it is sent and gone back through. With
     recomputation it keeps each layer's input alone, and one layer at a time has `layer_bytes` more. The first stage also

@@ -71,7 +71,7 @@ class DryRun:
     notes: tuple[str, ...]
 
     def too_large(self, limit: float | None) -> list[str]:
-        """A line for each stage that needs more than `limit` GiB a process."""
+        """A line for each pipeline stage that needs more than `limit` GiB a process."""
         if limit is None:
             return []
         return [

@@ -88,9 +88,9 @@ def transformer_config(config: TrainConfig, precision: Precision | None = None) 
         # Rows differ in length; Megatron allows that only beside this dispatcher, which no dense layer uses.
         variable_seq_lengths=parallel.pp > 1,
         moe_token_dispatcher_type="alltoall",
-        # On gloo, freeing a stage's output while it is still being sent gives random losses.
+        # On gloo, freeing a pipeline stage's output while it is still being sent gives random losses.
         deallocate_pipeline_outputs=False,
-        # Two stages interleaved with batched sends are deterministically wrong on gloo, so these go together.
+        # Two pipeline stages interleaved with batched sends are deterministically wrong on gloo, so these go together.
         overlap_p2p_comm=interleaved,
         batch_p2p_comm=not interleaved,
         batch_p2p_sync=False,

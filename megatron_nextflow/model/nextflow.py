@@ -1,8 +1,8 @@
 """One pipeline stage of the model: our embedding and head around megatron-core's transformer block.
 
-The first stage embeds, the last has the head; every stage computes the rotary angles itself from the batch's positions, and
-hands each layer the visible ranges, because both are two or three numbers a slot and cheaper to make than to send. The cost:
-every process builds the layout of every pack it takes part in.
+The first embeds, the last has the head; each computes the rotary angles itself from the batch's positions, and hands each
+layer the visible ranges, because both are two or three numbers a slot and cheaper to make than to send. The cost: every
+process builds the pack layout of every pack it takes part in.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class NextFlowModel(LanguageModule):
         self.setup_embeddings_and_output_layer()
 
     def set_input_tensor(self, input_tensor: Tensor | list[Tensor]) -> None:
-        """What the stage before sent, [L, B, H]; called by Megatron's schedules."""
+        """What the pipeline stage before sent, [L, B, H]; called by Megatron's schedules."""
         self.decoder.set_input_tensor(input_tensor[0] if isinstance(input_tensor, list) else input_tensor)
 
     def forward(
@@ -87,7 +87,7 @@ class NextFlowModel(LanguageModule):
         chunk: int | None = None,
         **block: Any,
     ) -> Any:
-        """Hidden states [L, B, H], or on the last stage logits [L, B, V/tp], padding rows at −∞.
+        """Hidden states [L, B, H], or on the last pipeline stage logits [L, B, V/tp], padding rows at −∞.
 
         With `chunk` the last stage gives the objective of the batch instead, a triple as `loss.weighted_loss` has it, with
         the logits of `chunk` labels at a time. `hidden`, where given, takes the place of the embedded batch. `block` goes to

@@ -1,4 +1,4 @@
-"""Where a training begins: at its own last checkpoint, at another stage's weights, or at the initial ones.
+"""Where a training begins: at its own last checkpoint, at another training stage's weights, or at the initial ones.
 
 A checkpoint goes on only with what it was trained on: another tokenizer, shard set, order or model is refused with what
 differs, because the place in the data or the codes would mean something else. Another training's weights (`init_from`) need

@@ -118,18 +118,18 @@ def train_one_stage(
     started = time.monotonic()
     with cpu_threads(settings.threads), torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        run = _Run(config, pool, work, init, torch.device(device))
-        done = run.steps(progress if first else None, log_dir if first else None, started, stop)
-        report = run.finish(partial, done, started) if first else None
+        training = _Training(config, pool, work, init, torch.device(device))
+        done = training.steps(progress if first else None, log_dir if first else None, started, stop)
+        report = training.finish(partial, done, started) if first else None
     if first:
         os.replace(partial, out)
         if work is not None:
             shutil.rmtree(work, ignore_errors=True)
     processes.barrier()
-    return report or run.without_scores(out, done)
+    return report or training.without_scores(out, done)
 
 
-class _Run:
+class _Training:
     """One call of `train`, after its checks."""
 
     def __init__(
