@@ -5,8 +5,23 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler.loadfile import LoadFileScheduling
+
+TOGETHER = ("tests/flow/", "tests/pipelines/")
+"""Folders whose files share a fixture that takes long: one process of the tests runs them all."""
+
+
+class _ByFolder(LoadFileScheduling):
+    def _split_scope(self, nodeid: str) -> str:
+        return next((folder for folder in TOGETHER if nodeid.startswith(folder)), super()._split_scope(nodeid))
+
+
+def pytest_xdist_make_scheduler(config: Any, log: Any) -> Any:
+    """A file of tests runs in one process, and a folder of `TOGETHER` too."""
+    return _ByFolder(config, log)
 
 
 @pytest.fixture

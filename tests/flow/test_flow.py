@@ -137,6 +137,7 @@ def test_a_bad_cron_line_and_a_missing_input_stop_before_anything_starts(whole: 
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_an_empty_warc_is_told_of_and_reported(whole: Any, tmp_path: Path) -> None:
     undisturbed, _ = whole
     empty = tmp_path / "empty.warc.gz"

@@ -53,6 +53,7 @@ def test_training_says_what_came_of_it(trained, mnf) -> None:  # type: ignore[no
     assert other.exit_code == 1 and "trained with other settings" in other.output
 
 
+@pytest.mark.slow
 def test_two_processes_from_the_command_line(trained, mnf, tmp_path) -> None:  # type: ignore[no-untyped-def]
     images, _, _ = trained
     said = mnf(

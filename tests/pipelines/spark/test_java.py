@@ -72,6 +72,7 @@ def test_the_wrapper_drops_the_module_that_the_bundled_java_lacks_and_nothing_el
     assert "key = two words" in accepted.stderr
 
 
+@pytest.mark.slow
 def test_spark_runs_on_the_bundled_java() -> None:
     program = textwrap.dedent(
         """
