@@ -265,3 +265,10 @@ def test_reading_needs_neither_torch_nor_spark() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_a_set_that_was_shipped_is_read_by_every_later_version() -> None:
+    """fixtures/shards, format 1 as the first version wrote it: ten drawn pages with a picture each."""
+    shipped = ShardSet.open(Path(__file__).parents[1] / "fixtures" / "shards", verify=True)
+    assert len(shipped) == 20 and shipped.manifest.format_version == 1
+    assert shipped.manifest.totals.images == sum(s["kind"] == "image" for pack in shipped for s in pack.segments) == 10
