@@ -12,7 +12,7 @@ CPU_native :=
 CPU_avx2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
 CPU_sse4 := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2
 $(if $(filter undefined,$(origin CPU_$(CPU))),$(error CPU is native, avx2 or sse4, not $(CPU)))
-PYTEST := env $(CPU_$(CPU)) OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest -q --durations=25 -n $(JOBS) --no-loadscope-reorder
+PYTEST := env $(CPU_$(CPU)) OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest -q -n $(JOBS) --no-loadscope-reorder
 
 .PHONY: quickstart test test-slow check format clean
 

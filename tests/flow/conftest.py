@@ -1,29 +1,15 @@
-"""A small WARC of prose and pictures, a recipe that takes it the whole way in seconds, and one standing Prefect server."""
+"""A recipe that takes a small WARC the whole way in seconds, and one standing Prefect server."""
 
 from __future__ import annotations
 
-import io
 import os
-import random
 import subprocess
 import sys
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
-
-WORDS = (
-    "The editor,A layer,Each brush,The selection,Your picture,This filter,The window,A channel,The histogram,One path;"
-    "shows,keeps,changes,copies,moves,removes,opens,stores,measures,hides;"
-    "the colours of the photograph,a small preview,every pixel in the region,the settings of a tool,what was painted before,"
-    "the edge between light and dark,a list of open documents,the distance from the centre,the values that you enter,a mask;"
-    "when you press the key,after the first step,in most cases,while the mouse is held,at the end of the work,for each copy,"
-    "unless you say otherwise,as soon as it can,without any question,since the second version"
-)
 
 RECIPE = """\
 name: tiny
@@ -53,45 +39,6 @@ train:
 generate: {{prompt: A picture, level: 128}}
 report: {{packs: 2, examples: 1}}
 """
-
-
-def _prose(seed: int) -> str:
-    draw = random.Random(seed)
-    columns = [draw.sample(words, len(words)) for words in (part.split(",") for part in WORDS.split(";"))]
-    said = [" ".join(words) + f", which chapter {draw.randrange(9999)} explains." for words in zip(*columns, strict=True)]
-    return "".join(f"<p>{' '.join(said[i : i + 3])}</p>" for i in range(0, len(said), 3))
-
-
-def _picture(seed: int) -> bytes:
-    rng = np.random.default_rng(seed)
-    coarse = Image.fromarray(rng.integers(0, 255, (7, 7, 3), dtype=np.uint8)).resize((160, 160), Image.Resampling.BICUBIC)
-    noisy = np.clip(np.asarray(coarse).astype(int) + rng.integers(-20, 20, (160, 160, 3)), 0, 255).astype(np.uint8)
-    out = io.BytesIO()
-    Image.fromarray(noisy).save(out, "PNG")
-    return out.getvalue()
-
-
-def _member(number: int, address: str, kind: str, body: bytes) -> bytes:
-    http = f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
-    head = (
-        f"WARC/1.1\r\nWARC-Type: response\r\nWARC-Record-ID: <urn:uuid:00000000-0000-4000-8000-{number:012d}>\r\n"
-        f"WARC-Date: 2026-01-01T00:00:00Z\r\nWARC-Target-URI: {address}\r\n"
-        f"Content-Type: application/http; msgtype=response\r\nContent-Length: {len(http)}\r\n\r\n"
-    )
-    return zlib.compress(head.encode() + http + b"\r\n\r\n", wbits=31)
-
-
-@pytest.fixture(scope="session")
-def small_warc(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten pages with a picture each, and at the end a record that was cut."""
-    members = []
-    for n in range(10):
-        page = f'<html><body><h1>Topic {n}</h1>{_prose(n)}<img src="/{n}.png" alt="Figure about topic {n}"></body></html>'
-        members.append(_member(2 * n, f"https://docs.example/{n}.html", "text/html", page.encode()))
-        members.append(_member(2 * n + 1, f"https://docs.example/{n}.png", "image/png", _picture(n)))
-    path = tmp_path_factory.mktemp("source") / "small.warc.gz"
-    path.write_bytes(b"".join(members) + members[0][:200])
-    return path
 
 
 @pytest.fixture(scope="session")
