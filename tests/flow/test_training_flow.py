@@ -119,4 +119,4 @@ def test_a_flow_sees_the_end_and_a_failure(whole: Any, out: Path) -> None:
     assert page.count("A picture &amp; more") == page.count("data:image/jpeg") == 2
     process = runner.start("train", str(runner.recipe), "--out", str(out), "--flow", "--set", "train.data.seed=7")
     said, _ = process.communicate()
-    assert process.returncode == 2 and "was trained with seed 0, this run has 7" in said, said
+    assert process.returncode == 2 and "was trained with seed 0, this training has 7" in said, said
