@@ -9,6 +9,7 @@ a restart goes on in the same curve. The cost: a step that is repeated after goi
 from __future__ import annotations
 
 import os
+import time
 import uuid
 from functools import partial
 from pathlib import Path
@@ -45,6 +46,9 @@ class TensorBoard:
 
     def rewind(self, step: int) -> None:
         self.writer.close()
+        # Files are read in the order of their names: by the second they were begun in, and within one by a counter as text,
+        # where 10 comes before 9.
+        time.sleep(1 - time.time() % 1)
         self.writer = self.open(purge_step=step + 1)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 
 from megatron_nextflow.config.train import TrainConfig, WandbConfig
 from megatron_nextflow.training import loop
@@ -124,7 +125,11 @@ def test_weights_and_biases_is_told_nothing_of_the_machine(run: Path, nobody: so
         nobody.accept()
 
 
-def test_steps_that_come_again_are_forgotten(make_config: Config, training_data: Any, tmp_path: Path, run: Path) -> None:
+def test_steps_that_come_again_are_forgotten(
+    make_config: Config, training_data: Any, tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where TensorBoard's files of one second would be read in the wrong order: its count of them goes from 9 to 10."""
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(9))
     reporter = Reporter(make_config(training_data, tmp_path), 0)
     row = read_metrics(run)[0]
     for step in (1, 2, 3):
