@@ -27,7 +27,8 @@ def list_(run: Annotated[Path, typer.Argument(help="folder of a training: the on
             raise FileNotFoundError(f"{folder(run)} holds no whole checkpoint")
         pointer = folder(run) / LATEST
         in_force = pointer.read_text(encoding="utf-8").strip() if pointer.is_file() else ""
-        table = Table("checkpoint", "packs", "left out", "bytes", "parallel layout", "saved", "")
+        table = Table("checkpoint", "packs", "left out", "bytes", "parallel", "saved", "")
+        table.columns[0].no_wrap = True
         for step in found:
             path = folder(run) / folder_name(step)
             manifest = read_manifest(path)
