@@ -1,7 +1,4 @@
-"""The recipe's sections for documents, and `Section`, the base of every section of the one configuration tree.
-
-A misspelt key must stop a run before any work, so every section forbids unknown keys; sections are frozen, so what a stage
-was fingerprinted with is what it ran with.
+"""The recipe's sections for documents.
 
 Every threshold of every rule is a field with a name, and each says whose number it is: "published" (with where) or "ours".
 Ours are set for technical documentation with screenshots and photographs, which the published web filters mostly reject:
@@ -12,14 +9,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-
-class Section(BaseModel):
-    """A part of the recipe: immutable, unknown keys refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-
+from nextflow_data.section import Section
 
 MIB = 1 << 20
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch.distributed as dist
+from nextflow_data.whole_files import file_problem
 from safetensors.torch import load as from_safetensors
 
 from megatron_nextflow.checkpoint.format import CheckpointManifest, generator_file, read_manifest
@@ -27,7 +28,6 @@ from megatron_nextflow.checkpoint.verify import read_metadata, tensor_problem, w
 from megatron_nextflow.model.nextflow import NextFlowModel
 from megatron_nextflow.runtime.agreement import of_all, on_first
 from megatron_nextflow.runtime.training_folder import CheckpointError
-from megatron_nextflow.runtime.whole_files import file_problem
 from megatron_nextflow.step.trainer import Trainer
 
 

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from megatron.core.dist_checkpointing.core import CONFIG_FNAME, CheckpointingConfig
+from nextflow_data.whole_files import file_sha256, replace_file, sync_folder, write_hashed
 
 from megatron_nextflow.checkpoint import retention
 from megatron_nextflow.checkpoint.format import (
@@ -38,7 +39,6 @@ from megatron_nextflow.checkpoint.verify import METADATA, read_metadata, tensor_
 from megatron_nextflow.config.train import TrainConfig
 from megatron_nextflow.runtime.agreement import on_first
 from megatron_nextflow.runtime.training_folder import LATEST, MANIFEST, folder, folder_name
-from megatron_nextflow.runtime.whole_files import file_sha256, replace_file, sync_folder, write_hashed
 from megatron_nextflow.step.trainer import Trainer
 
 T = TypeVar("T")

@@ -24,6 +24,7 @@ from megatron.core.dist_checkpointing.strategies.torch import (
     _replace_state_dict_keys_with_sharded_keys,
     mcore_to_pyt_state_dict,
 )
+from nextflow_data.whole_files import HashingFile, file_problem, write_hashed
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 from torch.distributed.checkpoint.filesystem import _StorageInfo
@@ -33,7 +34,6 @@ from torch.distributed.checkpoint.storage import WriteResult
 
 from megatron_nextflow.checkpoint.format import TENSORS, CheckpointFile, generator_file
 from megatron_nextflow.checkpoint.tensors import all_tensors, generators, shapes_of
-from megatron_nextflow.runtime.whole_files import HashingFile, file_problem, write_hashed
 from megatron_nextflow.step.trainer import Trainer
 
 

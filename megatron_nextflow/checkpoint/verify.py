@@ -15,9 +15,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from nextflow_data.whole_files import file_problem
+
 from megatron_nextflow.checkpoint.format import TENSORS, CheckpointFile, CheckpointManifest, read_manifest
 from megatron_nextflow.runtime.training_folder import LATEST, CheckpointError, folder_name, steps
-from megatron_nextflow.runtime.whole_files import file_problem
 
 METADATA = f"{TENSORS}/.metadata"
 _DCP = "torch.distributed.checkpoint"

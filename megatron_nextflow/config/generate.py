@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
-from nextflow_data.config import Section
+from nextflow_data.section import Section
 from nextflow_tokenize.schedule import LEVEL_SCALES
 from pydantic import BeforeValidator, Field, PlainSerializer, ValidationError, field_validator, model_validator
 

@@ -6,7 +6,7 @@ which is why they are two sections. Needs no torch.
 
 from __future__ import annotations
 
-from nextflow_data.config import Section
+from nextflow_data.section import Section
 from pydantic import Field, model_validator
 
 

@@ -12,7 +12,7 @@ import importlib.util
 from pathlib import Path
 from typing import Literal
 
-from nextflow_data.config import Section
+from nextflow_data.section import Section
 from pydantic import Field, model_validator
 
 from megatron_nextflow.config.health import HealthConfig

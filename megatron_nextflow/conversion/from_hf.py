@@ -23,6 +23,7 @@ from typing import Any, Literal
 import torch
 import torch.distributed.checkpoint as dcp
 from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
+from nextflow_data.whole_files import file_sha256
 from nextflow_tokenize.documents.text_tokenizer import TextTokenizer
 from nextflow_tokenize.vision.identity import identity, load_codebook
 from torch import Tensor
@@ -54,7 +55,6 @@ from megatron_nextflow.conversion.tensor_names import (
 from megatron_nextflow.model.initialise import draw
 from megatron_nextflow.runtime import training_folder
 from megatron_nextflow.runtime.training_folder import CONFIG
-from megatron_nextflow.runtime.whole_files import file_sha256
 from megatron_nextflow.sequence.vocabulary import Vocabulary
 
 Precision = Literal["bf16", "float32"]

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import os
 import socket
 from pathlib import Path
 from typing import IO, Literal
 
-from nextflow_data.config import Section
+from nextflow_data.section import Section
+from nextflow_data.whole_files import replace_file
 from pydantic import ValidationError
 
 from megatron_nextflow.runtime.machine import Machine
@@ -71,9 +71,7 @@ def read_record(output: Path) -> LaunchRecord | None:
 
 def write_record(output: Path, record: LaunchRecord) -> None:
     """Replaces the record of a training folder in one move."""
-    beside = output / f".{RECORD}.{os.getpid()}"
-    beside.write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    os.replace(beside, output / RECORD)
+    replace_file(output / RECORD, record.model_dump_json(indent=1) + "\n", durable=False)
 
 
 def alive(record: LaunchRecord) -> bool:

@@ -18,6 +18,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from nextflow_data.whole_files import replace_file
+
 from megatron_nextflow.config.train import TrainConfig
 from megatron_nextflow.launching.exit_status import LAUNCHER, REFUSED, STATUS_FILE
 from megatron_nextflow.launching.launch_record import Hold, LaunchRecord, Status, own_start, write_record
@@ -67,7 +69,7 @@ def launch(
         return _run(resolved, processes, environment, cluster)
     with Hold(output):
         _require_port(resolved, cluster)
-        (output / CONFIG).write_text(resolved.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        replace_file(output / CONFIG, resolved.model_dump_json(indent=1) + "\n")
         record = LaunchRecord(
             pid=os.getpid(),
             started=own_start(),

@@ -15,6 +15,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from nextflow_data.whole_files import replace_file
+
 from megatron_nextflow.config.train import TrainConfig
 from megatron_nextflow.launching.launcher import with_absolute_paths
 from megatron_nextflow.runtime.training_folder import CONFIG, LOGS, RECORD
@@ -42,7 +44,7 @@ def write_script(config: TrainConfig, root: Path, name: str, after: Sequence[str
     resolved.model_copy(update=elsewhere).check(processes(resolved))
     text = script(resolved, name, after)
     (resolved.output / LOGS).mkdir(parents=True, exist_ok=True)
-    (resolved.output / CONFIG).write_text(resolved.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    replace_file(resolved.output / CONFIG, resolved.model_dump_json(indent=1) + "\n")
     path = resolved.output / SCRIPT
     path.write_text(text, encoding="utf-8")
     return path

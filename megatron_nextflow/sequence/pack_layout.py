@@ -21,7 +21,7 @@ from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
-from nextflow_data.config import Section
+from nextflow_data.section import Section
 from nextflow_tokenize.schedule import Grid, token_count
 from nextflow_tokenize.segments import Segment, image_grids
 from numpy.typing import NDArray

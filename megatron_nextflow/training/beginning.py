@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from nextflow_data.whole_files import replace_file
 from torch import Tensor
 
 from megatron_nextflow.checkpoint.format import CheckpointManifest, CheckpointState, RunRecord
@@ -22,7 +23,6 @@ from megatron_nextflow.config.train import TrainConfig
 from megatron_nextflow.feeding import inputs
 from megatron_nextflow.runtime import training_folder
 from megatron_nextflow.runtime.training_folder import CheckpointError
-from megatron_nextflow.runtime.whole_files import replace_file
 from megatron_nextflow.step.trainer import Trainer
 
 _SHAPE = ("hidden_size", "layers", "heads", "query_groups", "ffn_size")

@@ -10,10 +10,11 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import time
 from pathlib import Path
 from typing import Any, Literal
+
+from nextflow_data.whole_files import replace_file
 
 from megatron_nextflow.runtime.training_folder import HEARTBEAT
 
@@ -43,7 +44,6 @@ class Heartbeat:
         self.values |= {name: value for name, value in given.items() if value is not None}
         if loss is not None and not math.isfinite(loss):
             self.values["loss"] = None
-        beside = self.path.with_name(f".{HEARTBEAT}.writing")
         with contextlib.suppress(OSError):  # a full disk is the checkpoint's to report; nobody may be watching
-            beside.write_text(json.dumps({**self.values, "time": time.time(), "state": state}) + "\n", encoding="utf-8")
-            os.replace(beside, self.path)
+            said = {**self.values, "time": time.time(), "state": state}
+            replace_file(self.path, json.dumps(said) + "\n", durable=False)

@@ -18,7 +18,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from nextflow_data.config import Section
+from nextflow_data.section import Section
 
 from nextflow_pipelines.spark.context import RunContext, StageResult
 

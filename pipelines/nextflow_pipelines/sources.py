@@ -14,8 +14,7 @@ from pathlib import Path
 
 from nextflow_data.config import IngestConfig
 from nextflow_data.document import Image, Ref
-
-from nextflow_pipelines.contract.stage import sha256_file
+from nextflow_data.whole_files import file_sha256
 
 SOURCES = "sources"
 
@@ -38,7 +37,7 @@ def bind_sources(root: Path, paths: Sequence[Path]) -> list[SourceFile]:
             raise FileNotFoundError(2, "input file not found", str(path))
     found: dict[str, SourceFile] = {}
     for path in paths:
-        digest = sha256_file(path)
+        digest = file_sha256(path)
         if digest in found:
             continue
         uri = f"{SOURCES}/{digest[:16]}-{path.name}"

@@ -14,7 +14,8 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from nextflow_pipelines.contract.stage import StageError, damaged_files, find_committed, read_manifest, sha256_file
+from nextflow_data.whole_files import file_sha256
+from nextflow_pipelines.contract.stage import StageError, damaged_files, find_committed, read_manifest
 from nextflow_pipelines.contract.tables import read_table
 from nextflow_pipelines.registry import STAGES, run_stage
 from nextflow_pipelines.sources import SOURCES, bind_sources, image_loader
@@ -41,7 +42,7 @@ def decisions(result: StageResult) -> set[tuple[str, str, str]]:
 def tree(root: Path) -> dict[str, str]:
     """Every committed file under a root."""
     return {
-        p.relative_to(root).as_posix(): sha256_file(p)
+        p.relative_to(root).as_posix(): file_sha256(p)
         for folder in root.iterdir()
         if folder.name.rsplit("-", 1)[0] in STAGES
         for p in sorted(folder.rglob("*"))
@@ -146,7 +147,7 @@ def test_tokenizers_are_named_by_hash_all_the_way_to_the_shards(results: Results
     from nextflow_tokenize.vision.identity import identity
 
     vision = identity(results["vision_tokenizer"].dir / "tokenizer")
-    text = sha256_file(results["text_tokenizer"].dir / "tokenizer.json")
+    text = file_sha256(results["text_tokenizer"].dir / "tokenizer.json")
     inputs = read_manifest(results["tokenize"].dir)["inputs"]
     assert (inputs["vision_tokenizer_hash"], inputs["text_tokenizer_hash"]) == (vision, text)
     manifest = ShardSet.open(results["pack"].dir / "shards", verify=True).manifest
@@ -202,7 +203,7 @@ def test_the_number_of_files_changes_no_shard(results: Results, chain: ModuleTyp
 
     def shards(result: StageResult) -> dict[str, str]:
         return {
-            p.name: sha256_file(p) for p in (result.dir / "shards").iterdir() if p.suffix in (".tar", ".idx", ".parquet")
+            p.name: file_sha256(p) for p in (result.dir / "shards").iterdir() if p.suffix in (".tar", ".idx", ".parquet")
         }
 
     assert shards(other["pack"]) == shards(results["pack"])
@@ -274,7 +275,7 @@ def test_sources_are_known_by_content(tmp_path: Path) -> None:
     copy.write_bytes(b"1")
     other.write_bytes(b"2")
     found = bind_sources(tmp_path / "root", [one, copy, other])
-    assert [source.sha256 for source in found] == [sha256_file(one), sha256_file(other)]
+    assert [source.sha256 for source in found] == [file_sha256(one), file_sha256(other)]
     assert [(tmp_path / "root" / source.uri).read_bytes() for source in found] == [b"1", b"2"]
     other.rename(tmp_path / "moved.warc")
     (tmp_path / "moved.warc").rename(other)

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nextflow_pipelines.contract.stage import StagePlan, sha256_file
+from nextflow_data.whole_files import file_sha256
+from nextflow_pipelines.contract.stage import StagePlan
 from nextflow_pipelines.contract.units import unit_output
 from nextflow_pipelines.contract.work import StageWork
 from nextflow_pipelines.spark.context import RunContext, StageResult, run_contract
@@ -40,7 +41,7 @@ def generate_stage(recipe: Recipe, training: Path) -> StageResult:
     settings = GenerateConfig.model_validate(given | {"end_of_text": recipe.text_tokenizer.end_of_text})
     checkpoint = last_checkpoint(training)
     parameters = {"prompt": recipe.generate.prompt, "settings": settings.model_dump(mode="json")}
-    plan = StagePlan("generate", GENERATE_VERSION, parameters, {"checkpoint": sha256_file(checkpoint / "manifest.json")})
+    plan = StagePlan("generate", GENERATE_VERSION, parameters, {"checkpoint": file_sha256(checkpoint / "manifest.json")})
 
     def body(work: StageWork) -> tuple[list[str], Mapping[str, Any]]:
         with unit_output(work.dir, "image") as out:

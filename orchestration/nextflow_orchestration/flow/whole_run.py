@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from nextflow_pipelines.contract.units import write_durably
+from nextflow_data.whole_files import replace_file
 from nextflow_pipelines.registry import STAGES, run_stage
 from nextflow_pipelines.spark.context import RunContext, StageResult
 from nextflow_pipelines.spark.session import stop_session
@@ -124,5 +124,5 @@ def _run(recipe: Recipe, display: StageDisplay) -> RunOutcome:
     create_link_artifact(report.absolute().as_uri(), link_text=str(report), key="report", description="The run's report")
     remember_run(recipe.root, pack=pack.dir, train=training, generate=generated.dir)
     settings = json.dumps(recipe.model_dump(mode="json"), indent=1) + "\n"
-    write_durably(recipe.root / "recipe.json", settings.encode())
+    replace_file(recipe.root / "recipe.json", settings.encode())
     return RunOutcome(pack.dir / "shards", training, step, image, report)

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from nextflow_data.config import CaptionConfig, DedupConfig, FilterConfig, IngestConfig, Section
+from nextflow_data.config import CaptionConfig, DedupConfig, FilterConfig, IngestConfig
+from nextflow_data.section import Section
 from nextflow_pipelines.spark.config import SparkConfig
 from nextflow_tokenize.config.pack import PackConfig
 from nextflow_tokenize.config.tokenize import TextTokenizerConfig, TokenizeConfig

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from nextflow_data.config import Section
+from nextflow_data.section import Section
 from pydantic import Field, model_validator
 
 from megatron_nextflow.config.train import TrainConfig

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from nextflow_data.whole_files import replace_file
 from nextflow_pipelines.contract.tables import dataset_files, iter_batches
 from nextflow_tokenize.audit.result import AuditResult
 from nextflow_tokenize.audit.shard_set import audit
@@ -223,7 +223,5 @@ def _subtitle(commits: dict[str, Commit], stages: Sequence[Any], parts: dict[str
 
 def _write(out: Path, page: str) -> Path:
     out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(f".{out.name}.part")
-    part.write_text(page, encoding="utf-8")
-    os.replace(part, out)
+    replace_file(out, page, durable=False)
     return out

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from nextflow_pipelines.contract.units import write_durably
+from nextflow_data.whole_files import replace_file
 
 from megatron_nextflow.runtime.training_folder import MANIFEST, latest
 from nextflow_orchestration.report.charts import lines, shade
@@ -42,7 +42,7 @@ def write_training_page(output: Path) -> Path:
     samples, notes = _samples(output / SAMPLES)
     page = replace(page_of(output), samples=samples, notes=notes)
     path = output / PAGE
-    write_durably(path, training_html(page, _codebook(output)).encode())
+    replace_file(path, training_html(page, _codebook(output)).encode())
     return path
 
 

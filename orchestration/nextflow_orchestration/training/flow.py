@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any
 from uuid import UUID
 
-from nextflow_pipelines.contract.units import write_durably
+from nextflow_data.whole_files import replace_file
 from prefect import flow
 from prefect.artifacts import create_link_artifact, create_progress_artifact, update_progress_artifact
 from prefect.client.orchestration import get_client
@@ -191,4 +191,4 @@ def _take_over(output: Path) -> None:
             with get_client(sync_client=True) as client:
                 client.set_flow_run_state(UUID(before["flow_run"]), crashed, force=True)
     mine = {"flow_run": str(flow_run.id), "pid": os.getpid(), "started": own_start()}
-    write_durably(path, json.dumps(mine).encode())
+    replace_file(path, json.dumps(mine).encode())

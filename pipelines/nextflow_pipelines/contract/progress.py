@@ -15,6 +15,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from nextflow_data.whole_files import replace_file
+
 INTERVAL = 1.0
 """Seconds between two writings of a unit's file, and between two readings of all."""
 MOST_TIME = 0.05
@@ -47,10 +49,8 @@ class UnitProgress:
         if not self.amounts:
             return
         self._written = time.monotonic()
-        temporary = self.folder / f".{self.unit}.{os.getpid()}"
         with suppress(OSError):
-            temporary.write_text(json.dumps(self.amounts))
-            temporary.replace(_file(self.folder, self.unit))
+            replace_file(_file(self.folder, self.unit), json.dumps(self.amounts), durable=False)
 
 
 @dataclass

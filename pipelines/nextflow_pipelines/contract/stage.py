@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from nextflow_data.document import SCHEMA_VERSION
+from nextflow_data.whole_files import file_sha256
 
 MANIFEST = "manifest.json"
 MANIFEST_FORMAT = 1
@@ -77,12 +78,6 @@ class Corrupt(StageError):
 def canonical_json(value: Any) -> str:
     """One text for one value: sorted keys, no spaces, UTF-8; NaN and what JSON lacks raise."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-
-
-def sha256_file(path: Path) -> str:
-    """Hex sha256 of a file's content, read in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @dataclass(frozen=True)
@@ -157,7 +152,7 @@ def damaged_files(stage_dir: Path) -> list[str]:
     for entry in manifest["files"]:
         named.add(entry["path"])
         path = stage_dir / entry["path"]
-        if path.is_file() and path.stat().st_size == entry["bytes"] and sha256_file(path) != entry["sha256"]:
+        if path.is_file() and path.stat().st_size == entry["bytes"] and file_sha256(path) != entry["sha256"]:
             wrong.append(f"{entry['path']} has another sha256 than the manifest says")
     for path in sorted(stage_dir.rglob("*")):
         relative = path.relative_to(stage_dir).as_posix()

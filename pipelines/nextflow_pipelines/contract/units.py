@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, TypedDict
 
+from nextflow_data.whole_files import replace_file, sync_folder
+
 from nextflow_pipelines.contract.progress import UnitProgress
 from nextflow_pipelines.contract.stage import (
     MANIFEST,
@@ -37,30 +39,6 @@ class UnitRecord(TypedDict):
     files: list[StageFile]
     counts: Counts
     facts: dict[str, Any]
-
-
-def write_durably(path: Path, data: bytes) -> None:
-    """Writes a file whole or not at all: temporary name, fsync, rename, fsync of the folder."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes renames in a folder durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 @dataclass
@@ -138,7 +116,7 @@ def unit_output(stage_dir: Path, unit: str) -> Iterator[UnitOutput]:
             sync_folder(folder)
         out._progress.write()
         record: UnitRecord = {"unit": unit, "files": entries, "counts": sorted_counts(out.counts), "facts": out.facts}
-        write_durably(_record_path(stage_dir, unit), canonical_json(record).encode())
+        replace_file(_record_path(stage_dir, unit), canonical_json(record).encode())
     finally:
         shutil.rmtree(out.temporary, ignore_errors=True)
 

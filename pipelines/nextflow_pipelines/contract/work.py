@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nextflow_data.document import SCHEMA_VERSION
+from nextflow_data.whole_files import file_sha256, replace_file
 
 from nextflow_pipelines.contract.progress import Meter
 from nextflow_pipelines.contract.stage import (
@@ -30,10 +31,9 @@ from nextflow_pipelines.contract.stage import (
     check_sizes,
     merge_counts,
     read_manifest,
-    sha256_file,
     sorted_counts,
 )
-from nextflow_pipelines.contract.units import PROGRESS, WORK, UnitRecord, unit_record, write_durably
+from nextflow_pipelines.contract.units import PROGRESS, WORK, UnitRecord, unit_record
 
 
 def is_disk_full(error: BaseException) -> bool:
@@ -119,7 +119,7 @@ class StageWork:
         }
         _remove_strays(self.dir, {f["path"] for f in files})
         data = json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
-        write_durably(self.dir / MANIFEST, data.encode())
+        replace_file(self.dir / MANIFEST, data.encode())
         shutil.rmtree(self.dir / WORK, ignore_errors=True)
         self.manifest = manifest
         return manifest
@@ -190,7 +190,7 @@ def _check_kept(folder: Path) -> list[str]:
     kept = []
     for path in sorted((folder / WORK / "done").glob("*.json")):
         record = unit_record(folder, path.stem)
-        if record is None or any(sha256_file(folder / f["path"]) != f["sha256"] for f in record["files"]):
+        if record is None or any(file_sha256(folder / f["path"]) != f["sha256"] for f in record["files"]):
             path.unlink()
         else:
             kept.append(path.stem)

@@ -11,9 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from nextflow_data.whole_files import file_sha256
 from nextflow_tokenize.config.tokenize import TextTokenizerConfig
 
-from nextflow_pipelines.contract.stage import StagePlan, sha256_file
+from nextflow_pipelines.contract.stage import StagePlan
 from nextflow_pipelines.contract.units import unit_output, unit_record
 from nextflow_pipelines.contract.work import StageWork
 from nextflow_pipelines.spark.context import Progress, RunContext, StageResult, run_contract
@@ -35,7 +36,7 @@ def carry_out(ctx: RunContext, config: TextTokenizerConfig, documents: StageResu
         from nextflow_tokenize.documents.text_tokenizer import TextTokenizer
 
         TextTokenizer.load(config.path, config.end_of_text)
-        inputs = {TOKENIZER: sha256_file(Path(config.path))}
+        inputs = {TOKENIZER: file_sha256(Path(config.path))}
         parameters = {"end_of_text": config.end_of_text}
     plan = StagePlan(NAME, VERSION, {"text_tokenizer": parameters}, inputs)
     return run_contract(ctx, plan, partial(_work, ctx, config, document_files(documents)))

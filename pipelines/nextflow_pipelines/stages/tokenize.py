@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 from nextflow_data.config import IngestConfig
 from nextflow_data.document import Document
+from nextflow_data.whole_files import file_sha256
 from nextflow_tokenize.config.tokenize import TokenizeConfig
 from nextflow_tokenize.documents.tokenized import TOKENIZED_VERSION, tokenized_schema
 
-from nextflow_pipelines.contract.stage import StageError, StagePlan, sha256_file
+from nextflow_pipelines.contract.stage import StageError, StagePlan
 from nextflow_pipelines.contract.tables import SCHEMAS, UnitTables
 from nextflow_pipelines.contract.work import StageWork
 from nextflow_pipelines.sources import image_loader
@@ -111,7 +112,7 @@ def _check(tokenizers: _Tokenizers, text: StageResult, vision: StageResult) -> N
     from nextflow_tokenize.vision.identity import identity
 
     for stage, found in (
-        (text, sha256_file(Path(tokenizers.text_path))),
+        (text, file_sha256(Path(tokenizers.text_path))),
         (vision, None if tokenizers.vision_path is None else identity(tokenizers.vision_path)),
     ):
         if found != stage.facts["tokenizer"]:

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 from megatron.core import dist_checkpointing
+from nextflow_data import whole_files
 
 from megatron_nextflow.checkpoint import save, staging
 from megatron_nextflow.checkpoint.save import SaveError, Saver
@@ -26,7 +27,7 @@ from megatron_nextflow.checkpoint.verify import verify_folder
 from megatron_nextflow.config.train import TrainConfig
 from megatron_nextflow.feeding import inputs
 from megatron_nextflow.feeding.feed import Feed, Share
-from megatron_nextflow.runtime import training_folder, whole_files
+from megatron_nextflow.runtime import training_folder
 from megatron_nextflow.runtime.training_folder import CheckpointError
 from megatron_nextflow.step.process_groups import start_parallel
 from megatron_nextflow.step.trainer import Trainer

@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
+from nextflow_data.whole_files import file_problem
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from megatron_nextflow.checkpoint.format import read_manifest
@@ -25,7 +26,6 @@ from megatron_nextflow.launching.supervise import attend, watch
 from megatron_nextflow.launching.torchrun import cause
 from megatron_nextflow.runtime import training_folder
 from megatron_nextflow.runtime.training_folder import last_step
-from megatron_nextflow.runtime.whole_files import file_problem
 from megatron_nextflow.watch.reporter import read_metrics
 
 Config = Callable[..., TrainConfig]

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nextflow_data.whole_files import file_sha256
 from nextflow_pipelines.contract.stage import (
     MANIFEST,
     Corrupt,
@@ -27,7 +28,6 @@ from nextflow_pipelines.contract.stage import (
     find_committed,
     merge_counts,
     read_manifest,
-    sha256_file,
 )
 from nextflow_pipelines.contract.units import unit_output
 from nextflow_pipelines.contract.work import StageWork, open_stage
@@ -51,7 +51,7 @@ def commit(root: Path, plan: StagePlan = PLAN, units: int = 3) -> Path:
 
 def tree(folder: Path) -> dict[str, str]:
     """Every file of a folder by content."""
-    return {p.relative_to(folder).as_posix(): sha256_file(p) for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {p.relative_to(folder).as_posix(): file_sha256(p) for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 def test_fingerprint_is_the_hash_of_the_canonical_identity() -> None:

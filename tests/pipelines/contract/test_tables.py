@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nextflow_data.document import ASIDE_SCHEMA, DECISION_SCHEMA
-from nextflow_pipelines.contract.stage import StagePlan, sha256_file
+from nextflow_data.whole_files import file_sha256
+from nextflow_pipelines.contract.stage import StagePlan
 from nextflow_pipelines.contract.tables import ROW_GROUP, UnitTables, dataset_files, iter_batches, read_table
 from nextflow_pipelines.contract.units import unit_output
 from nextflow_pipelines.contract.work import open_stage
@@ -44,7 +45,7 @@ def test_a_file_does_not_depend_on_the_batches_its_rows_came_in(cuts: list[int],
     with tempfile.TemporaryDirectory() as folder:
         one = write(Path(folder) / "one", cuts, arrow)
         other = write(Path(folder) / "other", [], True)
-        assert sha256_file(one / "things" / "u.parquet") == sha256_file(other / "things" / "u.parquet")
+        assert file_sha256(one / "things" / "u.parquet") == file_sha256(other / "things" / "u.parquet")
         assert read_table(one, "things").to_pylist() == ROWS
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from nextflow_pipelines.contract.stage import DiskFull, StageError, StagePlan, damaged_files, sha256_file
+from nextflow_data.whole_files import file_sha256
+from nextflow_pipelines.contract.stage import DiskFull, StageError, StagePlan, damaged_files
 from nextflow_pipelines.contract.tables import UnitTables, read_table
 from nextflow_pipelines.contract.units import unit_record
 from nextflow_pipelines.contract.work import open_stage
@@ -145,7 +146,7 @@ def make(root: Path, partitions: int, function: Callable[..., None] = gather) ->
 
 def test_a_frame_has_the_same_bytes_on_any_number_of_partitions(tmp_path: Path) -> None:
     folders = [make(tmp_path / str(n), n) for n in (1, 2, 9)]
-    trees = [{p.name: sha256_file(p) for p in sorted(f.rglob("*")) if p.is_file()} for f in folders]
+    trees = [{p.name: file_sha256(p) for p in sorted(f.rglob("*")) if p.is_file()} for f in folders]
     assert trees[0] == trees[1] == trees[2] and len(trees[0]) == 6
 
 
@@ -171,8 +172,8 @@ def test_only_buckets_that_are_not_done_are_shuffled_again(tmp_path: Path) -> No
     with pytest.raises(StageError, match="bucket three"):
         make(tmp_path / "again", 5, only_bucket)
     again = make(tmp_path / "again", 2)
-    assert {p.name: sha256_file(p) for p in (again / "data").iterdir()} == {
-        p.name: sha256_file(p) for p in (whole / "data").iterdir()
+    assert {p.name: file_sha256(p) for p in (again / "data").iterdir()} == {
+        p.name: file_sha256(p) for p in (whole / "data").iterdir()
     }
 
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from nextflow_pipelines.contract.stage import StageError, damaged_files, read_manifest, sha256_file
+from nextflow_data.whole_files import file_sha256
+from nextflow_pipelines.contract.stage import StageError, damaged_files, read_manifest
 from nextflow_pipelines.contract.tables import read_table
 from nextflow_pipelines.registry import run_stage
 from nextflow_pipelines.sources import bind_sources
@@ -105,7 +106,7 @@ def test_one_that_changes_meanwhile_is_refused(
 ) -> None:
     folder = tmp_path / "moving"
     shutil.copytree(results["vision_tokenizer"].dir / "tokenizer", folder)
-    before = sha256_file(folder / "config.json")
+    before = file_sha256(folder / "config.json")
     real = VisionTokenizer.load
 
     def change(directory: Path, device: str = "cpu") -> VisionTokenizer:
@@ -115,4 +116,4 @@ def test_one_that_changes_meanwhile_is_refused(
     monkeypatch.setattr(VisionTokenizer, "load", change)
     with pytest.raises(StageError, match="changed while the run began"):
         take(home, folder, chain, results)
-    assert sha256_file(folder / "config.json") != before
+    assert file_sha256(folder / "config.json") != before

@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, Self
 
-from nextflow_data.config import Section
+from nextflow_data.section import Section
 from pydantic import Field, model_validator
 
 from nextflow_tokenize.schedule import LEVEL_SCALES, PIXELS_PER_TOKEN

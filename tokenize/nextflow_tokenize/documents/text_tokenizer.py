@@ -8,10 +8,10 @@ function of the texts. The cost of training one: its merges fit this run and no 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from nextflow_data.whole_files import replace_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from nextflow_tokenize.config.tokenize import TextTokenizerConfig
@@ -34,11 +34,8 @@ def train_bpe(texts: Iterable[str], config: TextTokenizerConfig, path: Path | st
     )
     tokenizer.train_from_iterator(texts, trainer)
     content = tokenizer.to_str(pretty=True).encode("utf-8")
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(target.name + ".partial")
-    partial.write_bytes(content)
-    os.replace(partial, target)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    replace_file(Path(path), content)
     return hashlib.sha256(content).hexdigest()
 
 

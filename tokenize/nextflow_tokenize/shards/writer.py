@@ -13,16 +13,14 @@ known that the disk gives back what was written.
 
 from __future__ import annotations
 
-import os
-import uuid
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
-from typing import BinaryIO, cast
 
 import numpy as np
+from nextflow_data.whole_files import replace_file, replacing
 
 from nextflow_tokenize.config.pack import PackConfig
 from nextflow_tokenize.npy import TEXT_DTYPE, code_dtype, to_npy
@@ -61,25 +59,6 @@ def shard_name(number: int) -> str:
     return f"shard-{number:06d}.tar"
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Writes a file under a temporary name, fsyncs it and renames it; no temporary file outlives an error."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
 def write_shard(path: Path, packs: Iterable[PackSample], codebook_size: int) -> ShardInfo:
     """Writes `shard-NNNNNN.tar` and its index, each whole or not at all, and says what is in them.
 
@@ -95,23 +74,23 @@ def write_shard(path: Path, packs: Iterable[PackSample], codebook_size: int) -> 
     offsets: list[int] = []
     kept: list[PackSample] = []
 
-    def write(file: BinaryIO) -> None:
-        # Imported here: webdataset brings in torch where it is installed, over a second that a reader need not wait.
-        from webdataset.writer import TarWriter
+    # Imported here: webdataset brings in torch where it is installed, over a second that a reader need not wait.
+    from webdataset.writer import TarWriter
 
-        with TarWriter(file, encoder=False, mtime=0, user="", group="", mode=0o644, compress=False) as writer:
-            for place, pack in enumerate(packs):
-                offsets.append(writer.tarstream.offset)
-                writer.write(
-                    {"__key__": sample_key(number, place), **_members(pack, sample_key(number, place), dtype, codebook_size)}
-                )
-                kept.append(_light(pack))
+    with (
+        replacing(path) as beside,
+        beside.open("xb") as file,
+        TarWriter(file, encoder=False, mtime=0, user="", group="", mode=0o644, compress=False) as writer,
+    ):
+        for place, pack in enumerate(packs):
+            key = sample_key(number, place)
             offsets.append(writer.tarstream.offset)
-
-    write_atomically(path, write)
+            writer.write({"__key__": key, **_members(pack, key, dtype, codebook_size)})
+            kept.append(_light(pack))
+        offsets.append(writer.tarstream.offset)
     index = np.asarray(offsets, dtype="<u8").tobytes()
     index_path = path.with_name(path.name + ".idx")
-    write_atomically(index_path, lambda file: cast(None, file.write(index)))
+    replace_file(index_path, index)
     size, digest, checksums = hash_samples(path, offsets)
     rows = tuple(
         _sample_row(pack, sample_key(number, i), offsets[i], offsets[i + 1] - offsets[i], checksums[i])
@@ -206,9 +185,9 @@ def write_manifest(
     contents |= nv_meta({info.record.name: info.record.samples for info in ordered})
     (folder / ".nv-meta").mkdir(parents=True, exist_ok=True)
     for name, data in contents.items():
-        write_atomically(folder / name, lambda file, data=data: cast(None, file.write(data)))  # type: ignore[misc]
+        replace_file(folder / name, data)
     manifest = _manifest(ordered, contents, config, text_tokenizer, vision_tokenizer, parents)
-    write_atomically(folder / MANIFEST, lambda file: cast(None, file.write(to_bytes(manifest))))
+    replace_file(folder / MANIFEST, to_bytes(manifest))
     return manifest
 
 

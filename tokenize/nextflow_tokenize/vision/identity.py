@@ -13,6 +13,7 @@ from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
+from nextflow_data.whole_files import file_sha256
 
 from nextflow_tokenize.config.vision import VisionTokenizerConfig
 
@@ -37,15 +38,6 @@ class VisionInfo(TypedDict):
     levels: list[int]
     sides: list[int]
     teacher: str
-
-
-def file_sha256(path: Path) -> str:
-    """Hex sha256 of a file, read in blocks. Raises OSError."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def identity(directory: Path | str) -> str:

@@ -20,6 +20,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 from nextflow_data.config import IngestConfig
+from nextflow_data.whole_files import replacing
 
 from nextflow_tokenize.vision.images.dataset import EncodedImage
 
@@ -71,9 +72,8 @@ def index(images: Sequence[str], path: Path, progress: Progress | None = None) -
                 progress(len(rows))
     table = pa.Table.from_pylist(rows, schema=SCHEMA).replace_schema_metadata({b"files": state})
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".partial")
-    pq.write_table(table, temporary)
-    temporary.replace(path)
+    with replacing(path, durable=False) as beside:
+        pq.write_table(table, beside)
     return table
 
 

@@ -11,12 +11,12 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from nextflow_data.whole_files import replacing
 
 from nextflow_tokenize.config.vision import VisionTokenizerConfig
 from nextflow_tokenize.vision.identity import training_identity
@@ -44,12 +44,8 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
     """Writes `checkpoint-<step>.pt` and lets the older ones go, but for one."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"checkpoint-{step:08d}.pt"
-    temporary = path.with_suffix(".partial")
-    with temporary.open("wb") as stream:
-        torch.save(state, stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
+    with replacing(path) as beside:
+        torch.save(state, beside)
     for old in found(folder)[KEPT:]:
         old.unlink()
     return path

@@ -1,6 +1,8 @@
-"""Files that must be whole: hashed while they are written, synced, put in place at once, compared with what is known.
+"""Files that must be whole: put in place at once, hashed while they are written, compared with what is known.
 
-Shared by the shards' and the checkpoints' verification. Syncing waits for the disk; that is the cost, and the point.
+The one way in which anything here writes a file that somebody else may read: beside it, under a name of this attempt's own,
+then renamed over it. `durable` also waits for the disk; that is its cost, and its point. What is merely looked at (a
+heartbeat, a page) does without.
 """
 
 from __future__ import annotations
@@ -8,6 +10,9 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypedDict
@@ -95,12 +100,30 @@ def write_hashed(path: Path, data: bytes) -> Hashed:
     return file.entry
 
 
-def replace_file(path: Path, text: str) -> None:
-    """`text` in place of what `path` holds, at once: written beside it, synced, then renamed over it."""
-    beside = path.with_name(f".{path.name}.writing")
-    write_hashed(beside, text.encode())
-    beside.replace(path)
-    sync_folder(path.parent)
+@contextmanager
+def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
+    """A path beside `path` to write to; on leaving without an error it takes `path`'s place at once, else it is removed.
+
+    The folder must be there. Two at a time do not meet: each attempt has a name of its own.
+    """
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.writing")
+    try:
+        yield beside
+        if durable:
+            with beside.open("rb") as written:
+                os.fsync(written.fileno())
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+    if durable:
+        sync_folder(path.parent)
+
+
+def replace_file(path: Path, content: bytes | str, durable: bool = True) -> None:
+    """`content` (a text as UTF-8) in place of what `path` holds, at once; its folder must be there. Raises OSError."""
+    with replacing(path, durable) as beside:
+        beside.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def sync_folder(path: Path) -> None:
