@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from nextflow_data.config import CaptionConfig
-from nextflow_data.document import Action, Decision, Document, Image, Node
+from nextflow_data.decisions import Decision, Finding, Subject, decision
+from nextflow_data.document import Document, Image, Node
 from nextflow_data.nodes import BLOCK_SEPARATOR
 from nextflow_data.pages.assemble import PAGE_CAPTIONER
+from nextflow_data.stage_names import CAPTION
 
-STAGE = "caption"
 _FILE_NAME = re.compile(r"^[\w\-. %()/\\]+\.(png|jpe?g|gif|webp|bmp|tiff?|svg|avif)$", re.IGNORECASE)
 _CAMERA_NAME = re.compile(r"^(img|dsc|dscn|image|photo|pic|screenshot|fig)?[\s_\-]*\d+$", re.IGNORECASE)
 
@@ -32,22 +33,12 @@ class CaptionRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
-    """Words that were at hand and not used: the rule, its measured value and threshold, and the words."""
-
-    rule: str
-    value: float | None
-    threshold: float | None
-    detail: str
-
-
-@dataclass(frozen=True, slots=True)
 class Caption:
     """`text` None: the captioner has none. `source` says where it came from ("alt", "figcaption", "nearby", or a model)."""
 
     text: str | None
     source: str | None
-    refusals: tuple[Refusal, ...] = ()
+    refusals: tuple[Finding, ...] = ()
 
 
 class Captioner(Protocol):
@@ -74,7 +65,7 @@ class AltTextCaptioner:
         return [self._one(request) for request in batch]
 
     def _one(self, request: CaptionRequest) -> Caption:
-        refusals: list[Refusal] = []
+        refusals: list[Finding] = []
         alt = request.image["alt"]
         if alt:
             refusal = useless_alt(alt, self.config)
@@ -89,15 +80,15 @@ class AltTextCaptioner:
         return Caption(None, None, tuple(refusals))
 
 
-def useless_alt(alt: str, config: CaptionConfig) -> Refusal | None:
+def useless_alt(alt: str, config: CaptionConfig) -> Finding | None:
     """Why an alt text says nothing about its image, or None: too short, a file's or camera's name, or a word on the list."""
     plain = alt.strip().strip("[](){}<>\"'.:").strip()
     if len(plain) < config.min_characters:
-        return Refusal("caption.min_characters", float(len(plain)), float(config.min_characters), alt[:200])
+        return Finding("caption.min_characters", float(len(plain)), float(config.min_characters), alt[:200])
     if plain.lower() in config.useless_alts:
-        return Refusal("caption.useless_alts", None, None, alt[:200])
+        return Finding("caption.useless_alts", None, None, alt[:200])
     if _FILE_NAME.match(plain) or _CAMERA_NAME.match(plain):
-        return Refusal("caption.file_name", None, None, alt[:200])
+        return Finding("caption.file_name", None, None, alt[:200])
     return None
 
 
@@ -134,11 +125,12 @@ def caption_document(document: Document, captioner: Captioner, config: CaptionCo
     for start in range(0, len(requests), config.batch_images):
         captions += captioner.caption(requests[start : start + config.batch_images])
     decisions: list[Decision] = []
+    subject = Subject.of(document)
     for index, request, caption in zip(indices, requests, captions, strict=True):
-        decisions += [_decision(document, index, refusal, "flag") for refusal in caption.refusals]
+        decisions += [decision(subject, CAPTION, refusal, "flag", index) for refusal in caption.refusals]
         if caption.text is None:
-            nothing = Refusal("caption.none", None, None, request.image["address"] or "")
-            decisions.append(_decision(document, index, nothing, "flag"))
+            nothing = Finding("caption.none", detail=request.image["address"] or "")
+            decisions.append(decision(subject, CAPTION, nothing, "flag", index))
         who = f"{captioner.name}/{captioner.version}:{caption.source}" if caption.text is not None else None
         image: Image = {**request.image, "caption": caption.text, "captioner": who}
         nodes[index] = {**nodes[index], "image": image}
@@ -151,17 +143,3 @@ def _request(nodes: Sequence[Node], index: int) -> CaptionRequest:
     before = nodes[index - 1]["text"] if index > 0 else None
     after = nodes[index + 1]["text"] if index + 1 < len(nodes) else None
     return CaptionRequest(image, before or "", after or "")
-
-
-def _decision(document: Document, node: int, refusal: Refusal, action: Action) -> Decision:
-    return {
-        "doc_id": document["doc_id"],
-        "address": document["source"]["address"],
-        "node": node,
-        "stage": STAGE,
-        "rule": refusal.rule,
-        "value": refusal.value,
-        "threshold": refusal.threshold,
-        "action": action,
-        "detail": refusal.detail,
-    }

@@ -11,7 +11,8 @@ from nextflow_data.captions import (
     useless_alt,
 )
 from nextflow_data.config import CaptionConfig
-from nextflow_data.document import DECISION_SCHEMA, image_node, text_node, to_table
+from nextflow_data.decisions import DECISION_SCHEMA
+from nextflow_data.document import image_node, text_node, to_table
 
 CONFIG = CaptionConfig()
 
@@ -28,7 +29,7 @@ def run(build, *nodes, config=CONFIG):
     captioned, decisions = caption_document(document, make_captioner(config), config)
     assert repr(document) == before
     found = [(n["image"]["caption"], n["image"]["captioner"]) for n in captioned["nodes"] if n["image"]]
-    return found, [(d["rule"], d["node"], d["value"], d["threshold"], d["detail"]) for d in decisions]
+    return found, [(d["rule"], d["index"], d["value"], d["threshold"], d["detail"]) for d in decisions]
 
 
 def test_alt_then_figure_caption_then_nearby_text(build):

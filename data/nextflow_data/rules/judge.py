@@ -11,13 +11,14 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 
 from nextflow_data.config import FilterConfig, ImageRules
-from nextflow_data.document import Action, Decision, Document, Image, Node, text_node
+from nextflow_data.decisions import Action, Decision, Finding, Subject, decision
+from nextflow_data.document import Document, Image, Node, text_node
 from nextflow_data.nodes import recurrence_key, text_of, with_nodes, without
 from nextflow_data.rules.language import identify
-from nextflow_data.rules.text_rules import Failure, LineEdit, TextRules
+from nextflow_data.rules.text_rules import LineEdit, TextRules
+from nextflow_data.stage_names import FILTER
 
-STAGE = "filter"
-Decide = Callable[[Failure, Action, int | None], None]
+Decide = Callable[[Finding, Action, int | None], None]
 
 
 def filter_document(
@@ -28,15 +29,16 @@ def filter_document(
     `recurrence` maps `recurrence_key` to the number of documents of the site that show the image; an absent key counts 1.
     """
     decisions: list[Decision] = []
+    subject = Subject.of(document)
 
-    def decide(failure: Failure, action: Action, node: int | None = None) -> None:
-        decisions.append(_decision(document, failure, action, node))
+    def decide(failure: Finding, action: Action, node: int | None = None) -> None:
+        decisions.append(decision(subject, FILTER, failure, action, node))
 
     text = text_of(document)
     language: str | None = None
     edits: list[LineEdit] = []
     if config.document is not None and len(text) > config.document.max_characters:
-        decide(Failure("document.max_characters", float(len(text)), float(config.document.max_characters)), "drop")
+        decide(Finding("document.max_characters", float(len(text)), float(config.document.max_characters)), "drop")
         return None, decisions
     if text.strip():
         language, failure = _judge_language(text, config)
@@ -54,7 +56,7 @@ def filter_document(
             failure = judge_image(node["image"], config.image, count)
             if failure is not None:
                 dropped.add(index)
-                decide(failure, "edit", index)
+                decide(failure, "drop", index)
     result = with_nodes({**document, "lang": language}, without(nodes, dropped))
     failure = _judge_document(result, config)
     if failure is not None:
@@ -63,20 +65,20 @@ def filter_document(
     return result, decisions
 
 
-def judge_image(image: Image, rules: ImageRules, recurrence: int) -> Failure | None:
+def judge_image(image: Image, rules: ImageRules, recurrence: int) -> Finding | None:
     """The first image rule that fails, or None. `recurrence` is the number of documents of the site that show the image."""
     short, long = sorted((image["width"], image["height"]))
     aspect = long / max(short, 1)
     if short < rules.min_side:
-        return Failure("image.min_side", float(short), float(rules.min_side), image["address"])
+        return Finding("image.min_side", float(short), float(rules.min_side), image["address"])
     if aspect > rules.max_aspect:
-        return Failure("image.max_aspect", aspect, rules.max_aspect, image["address"])
+        return Finding("image.max_aspect", aspect, rules.max_aspect, image["address"])
     if recurrence > rules.max_recurrence:
-        return Failure("image.max_recurrence", float(recurrence), float(rules.max_recurrence), image["address"])
+        return Finding("image.max_recurrence", float(recurrence), float(rules.max_recurrence), image["address"])
     if image["sharpness"] < rules.min_sharpness:
-        return Failure("image.min_sharpness", image["sharpness"], rules.min_sharpness, image["address"])
+        return Finding("image.min_sharpness", image["sharpness"], rules.min_sharpness, image["address"])
     if image["entropy"] < rules.min_entropy:
-        return Failure("image.min_entropy", image["entropy"], rules.min_entropy, image["address"])
+        return Finding("image.min_entropy", image["entropy"], rules.min_entropy, image["address"])
     return None
 
 
@@ -86,15 +88,15 @@ def _text_rules(config: FilterConfig) -> TextRules:
     return TextRules(config)
 
 
-def _judge_language(text: str, config: FilterConfig) -> tuple[str | None, Failure | None]:
+def _judge_language(text: str, config: FilterConfig) -> tuple[str | None, Finding | None]:
     if config.language is None:
         return None, None
     language, probability = identify(text)
     rules = config.language
     if rules.allowed and language not in rules.allowed:
-        return language, Failure("language.allowed", probability, None, f"{language}, allowed: {', '.join(rules.allowed)}")
+        return language, Finding("language.allowed", probability, None, f"{language}, allowed: {', '.join(rules.allowed)}")
     if probability < rules.min_probability:
-        return language, Failure("language.min_probability", probability, rules.min_probability, language)
+        return language, Finding("language.min_probability", probability, rules.min_probability, language)
     return language, None
 
 
@@ -126,10 +128,10 @@ def _squeeze(text: str) -> str:
     return text.strip("\n")
 
 
-def _judge_document(document: Document, config: FilterConfig) -> Failure | None:
+def _judge_document(document: Document, config: FilterConfig) -> Finding | None:
     rules = config.document
     if rules is None:
-        return None if document["nodes"] else Failure("document.empty", 0.0, 1.0)
+        return None if document["nodes"] else Finding("document.empty", 0.0, 1.0)
     images = sum(node["kind"] == "image" for node in document["nodes"])
     characters = len(text_of(document))
     for name, value, bound, fails in (
@@ -138,21 +140,7 @@ def _judge_document(document: Document, config: FilterConfig) -> Failure | None:
         ("min_characters", characters, rules.min_characters, characters < rules.min_characters),
     ):
         if fails:
-            return Failure(f"document.{name}", float(value), float(bound))
+            return Finding(f"document.{name}", float(value), float(bound))
     if images and characters / images < rules.min_characters_per_image:
-        return Failure("document.min_characters_per_image", characters / images, rules.min_characters_per_image)
-    return None if document["nodes"] else Failure("document.empty", 0.0, 1.0)
-
-
-def _decision(document: Document, failure: Failure, action: Action, node: int | None) -> Decision:
-    return {
-        "doc_id": document["doc_id"],
-        "address": document["source"]["address"],
-        "node": node,
-        "stage": STAGE,
-        "rule": failure.rule,
-        "value": failure.value,
-        "threshold": failure.threshold,
-        "action": action,
-        "detail": failure.detail,
-    }
+        return Finding("document.min_characters_per_image", characters / images, rules.min_characters_per_image)
+    return None if document["nodes"] else Finding("document.empty", 0.0, 1.0)

@@ -31,24 +31,15 @@ from datatrove.utils.text import PUNCTUATION_SET
 from datatrove.utils.word_tokenizers import WordTokenizer
 
 from nextflow_data.config import C4Rules, FilterConfig, FineWebRules, GopherQualityRules, GopherRepetitionRules
+from nextflow_data.decisions import Finding
 from nextflow_data.rules.word_tokens import SharedTokenizer
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """One rule that failed: its name in the recipe, what was measured and what was asked, and the rest in words."""
-
-    rule: str
-    value: float | None
-    threshold: float | None
-    detail: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class LineEdit:
     """A line that C4's rules took out (`after` None) or changed."""
 
-    failure: Failure
+    failure: Finding
     before: str
     after: str | None
 
@@ -69,7 +60,7 @@ class TextRules:
         self.lines: C4QualityFilter | None = None if c4 is None else _c4_filter(c4, self.tokenizer)
         self.fineweb = fineweb and FineWebQualityFilter(**fineweb.model_dump(), language=self.tokenizer)
 
-    def judge(self, text: str) -> tuple[Failure | None, list[LineEdit]]:
+    def judge(self, text: str) -> tuple[Finding | None, list[LineEdit]]:
         """The first rule that `text` fails, or None and the lines that C4 would edit.
 
         Blocks of `text` are parted by an empty line. FineWeb's rules see what C4 leaves, one line a line, as in FineWeb.
@@ -102,7 +93,7 @@ class TextRules:
 
     def _judge_lines(
         self, lines: list[str], block: C4QualityFilter, rules: C4Rules
-    ) -> tuple[Failure | None, list[str], list[LineEdit]]:
+    ) -> tuple[Finding | None, list[str], list[LineEdit]]:
         kept: list[str] = []
         edits: list[LineEdit] = []
         sentences = 0
@@ -112,7 +103,7 @@ class TextRules:
             reason = _reason(block.filter(document))
             if reason is not None:
                 rule = "c4.lorem_ipsum" if reason == "lorem_ipsum" else "c4.curly_bracket"
-                return Failure(rule, None, None, line[:200]), [], []
+                return Finding(rule, None, None, line[:200]), [], []
             fired = [name for name, number in _counts(block).items() if number > before[name]]
             dropped = next((name for name in fired if name.startswith("line-filter-")), None)
             if dropped is not None:
@@ -120,12 +111,12 @@ class TextRules:
                 continue
             if document.text != line:
                 found = float(len(CITATION_REGEX.findall(line)))
-                edits.append(LineEdit(Failure("c4.remove_citations", found, 0.0, line[:200]), line, document.text))
+                edits.append(LineEdit(Finding("c4.remove_citations", found, 0.0, line[:200]), line, document.text))
             if document.text:
                 kept.append(document.text)
                 sentences += len(self.tokenizer.span_tokenize(document.text)) if rules.min_sentences != -1 else 0
         if rules.min_sentences != -1 and sentences < rules.min_sentences:
-            return Failure("c4.min_sentences", float(sentences), float(rules.min_sentences)), [], []
+            return Finding("c4.min_sentences", float(sentences), float(rules.min_sentences)), [], []
         return None, kept, edits
 
 
@@ -160,24 +151,24 @@ def _counts(block: C4QualityFilter) -> Counter[str]:
     return Counter({name: stat.total for name, stat in block.stats.stats.items() if name.startswith("line-filter-")})
 
 
-def _line_failure(name: str, line: str, rules: C4Rules) -> Failure:
+def _line_failure(name: str, line: str, rules: C4Rules) -> Finding:
     words = line.split()
     detail = line[:200]
     match name.removeprefix("line-filter-"):
         case "too_long_word":
-            return Failure("c4.max_word_length", float(max(map(len, words))), float(rules.max_word_length), detail)
+            return Finding("c4.max_word_length", float(max(map(len, words))), float(rules.max_word_length), detail)
         case "too_few_words":
-            return Failure("c4.min_words_per_line", float(len(words)), float(rules.min_words_per_line), detail)
+            return Finding("c4.min_words_per_line", float(len(words)), float(rules.min_words_per_line), detail)
         case "no_terminal_punc":
-            return Failure("c4.no_terminal_punctuation", None, None, detail)
+            return Finding("c4.no_terminal_punctuation", None, None, detail)
         case other:
-            return Failure(f"c4.{other}", None, None, detail)
+            return Finding(f"c4.{other}", None, None, detail)
 
 
 Words = Callable[[str], list[str]]
 
 
-def _quality_failure(reason: str, text: str, rules: GopherQualityRules, words_of: Words) -> Failure:
+def _quality_failure(reason: str, text: str, rules: GopherQualityRules, words_of: Words) -> Finding:
     words = words_of(text)
     lines = text.splitlines()
     plain = [w for w in words if any(ch not in PUNCTUATION_SET for ch in w)]
@@ -205,12 +196,12 @@ def _quality_failure(reason: str, text: str, rules: GopherQualityRules, words_of
             stop_words = GopherQualityFilter().stop_words
             field, value = "min_stop_words", float(len(stop_words & set(words)))
         case _:
-            return Failure(f"quality.{reason}", None, None)
+            return Finding(f"quality.{reason}", None, None)
     threshold = getattr(rules, field)
-    return Failure(f"quality.{field}", value, float(threshold), reason)
+    return Finding(f"quality.{field}", value, float(threshold), reason)
 
 
-def _repetition_failure(reason: str, text: str, rules: GopherRepetitionRules, words_of: Words) -> Failure:
+def _repetition_failure(reason: str, text: str, rules: GopherRepetitionRules, words_of: Words) -> Finding:
     block = GopherRepetitionFilter()
     paragraphs = block.paragraph_exp.split(text.strip())
     lines = block._line_splitter.split(text)
@@ -226,17 +217,17 @@ def _repetition_failure(reason: str, text: str, rules: GopherRepetitionRules, wo
         case _ if reason.startswith("top_"):
             n = int(reason.split("_")[1])
             value = find_top_duplicate(get_n_grams(words_of(text), n)) / len(text)
-            return Failure(f"repetition.top_n_grams.{n}", value, dict(rules.top_n_grams)[n])
+            return Finding(f"repetition.top_n_grams.{n}", value, dict(rules.top_n_grams)[n])
         case _ if reason.startswith("duplicated_"):
             n = int(reason.split("_")[1])
             value = find_all_duplicate(words_of(text), n) / len(text)
-            return Failure(f"repetition.dup_n_grams.{n}", value, dict(rules.dup_n_grams)[n])
+            return Finding(f"repetition.dup_n_grams.{n}", value, dict(rules.dup_n_grams)[n])
         case _:
-            return Failure(f"repetition.{reason}", None, None)
-    return Failure(f"repetition.{reason}", value, getattr(rules, reason))
+            return Finding(f"repetition.{reason}", None, None)
+    return Finding(f"repetition.{reason}", value, getattr(rules, reason))
 
 
-def _fineweb_failure(reason: str, text: str, rules: FineWebRules, words_of: Words) -> Failure:
+def _fineweb_failure(reason: str, text: str, rules: FineWebRules, words_of: Words) -> Finding:
     lines = [line for line in text.split("\n") if line.strip()]
     match reason:
         case "line_punct_ratio":
@@ -250,5 +241,5 @@ def _fineweb_failure(reason: str, text: str, rules: FineWebRules, words_of: Word
         case "list_ratio":
             field, value = "new_line_ratio", text.count("\n") / len(words_of(text))
         case _:
-            return Failure("fineweb.empty", 0.0, None)
-    return Failure(f"fineweb.{field}", value, getattr(rules, field))
+            return Finding("fineweb.empty", 0.0, None)
+    return Finding(f"fineweb.{field}", value, getattr(rules, field))

@@ -85,6 +85,7 @@ RULES: dict[str, str] = {
     "max-upscale": "the image is too small: it would have to be enlarged too much",
     "image-changed": "the image's bytes are not those that were measured",
     # pack
+    "pack.nothing_left": "an image of it fits no pack",
     "empty": "it has no tokens and no image",
     "longer-than-pack": "it does not fit the length of a pack",
     "costlier-than-pack": "it does not fit the compute of a pack",
@@ -108,6 +109,7 @@ REASONS: dict[str, str] = {
     "http-status": "the server's answer was not a success",
     "http-body-short": "the body is shorter than the HTTP header says",
     "revisit": "the record only points to an earlier capture",
+    "duplicate-record": "another source holds the same record",
     "segmented": "the record is one part of a divided one",
     "content-encoding": "the content's compression is damaged or not supported",
     "content-changed": "the bytes are not those that were measured",
@@ -152,6 +154,11 @@ def number(value: float | None) -> str:
     return f"{value:,.4g}"
 
 
+def place(scope: str, index: int | None, node: Mapping[str, Any] | None = None) -> str:
+    """What of a document a decision is about: "" for all of it, else "image 3" or "segment 2" (`node` tells which kind)."""
+    return "" if index is None else f"{node['kind'] if node else scope} {index}"
+
+
 def in_words(decision: Mapping[str, Any]) -> str:
     """A decision as one sentence: rule, measured value, threshold, what was done, detail."""
     words = rule_words(decision["rule"])
@@ -161,8 +168,8 @@ def in_words(decision: Mapping[str, Any]) -> str:
         text += f" (measured {value}, threshold {threshold})"
     elif value:
         text += f" (measured {value})"
-    if decision["node"] is not None:
-        text += f", node {decision['node']}"
+    where = place(decision["scope"], decision["index"])
+    text += f", {where}" if where else ""
     if decision["action"] == "drop":
-        text += "; dropped" if decision["node"] is None else "; the node was dropped"
+        text += "; dropped" if decision["scope"] == "document" else f"; the {decision['scope']} was taken out"
     return text + (f": {decision['detail']}" if decision["detail"] else "")

@@ -7,6 +7,7 @@ from typing import Any
 
 from nextflow_data.captions import caption_document, make_captioner
 from nextflow_data.config import CaptionConfig
+from nextflow_data.stage_names import CAPTION as NAME
 
 from nextflow_pipelines.contract.stage import StagePlan
 from nextflow_pipelines.contract.tables import SCHEMAS, UnitTables
@@ -15,8 +16,7 @@ from nextflow_pipelines.spark.context import RunContext, StageResult, run_contra
 from nextflow_pipelines.spark.runner import run_units
 from nextflow_pipelines.stages.common import document_files, document_units, read_documents
 
-NAME = "caption"
-VERSION = 1
+VERSION = 2
 
 
 def carry_out(ctx: RunContext, config: CaptionConfig, documents: StageResult) -> StageResult:

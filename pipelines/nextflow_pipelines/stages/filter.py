@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 from nextflow_data.config import FilterConfig
+from nextflow_data.stage_names import FILTER as NAME
 
 from nextflow_pipelines.contract.stage import StagePlan
 from nextflow_pipelines.contract.tables import SCHEMAS, UnitTables
@@ -30,8 +31,7 @@ from nextflow_pipelines.stages.common import (
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
-NAME = "filter"
-VERSION = 1
+VERSION = 2
 _KEYS, _RECURRENCE = "_work/keys", "_work/recurrence"
 _KEY_SCHEMA = pa.schema([("key", pa.string()), ("doc_id", pa.string())])
 _RECURRENCE_SCHEMA = pa.schema([("doc_id", pa.string()), ("key", pa.string()), ("count", pa.int64())])

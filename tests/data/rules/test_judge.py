@@ -8,7 +8,8 @@ from nextflow_data.config import (
     ImageRules,
     LanguageRules,
 )
-from nextflow_data.document import DECISION_SCHEMA, image_node, text_node, to_table
+from nextflow_data.decisions import DECISION_SCHEMA
+from nextflow_data.document import image_node, text_node, to_table
 from nextflow_data.nodes import join_texts, recurrence_key, without
 from nextflow_data.rules.judge import filter_document
 from nextflow_data.rules.language import identify
@@ -74,7 +75,7 @@ def test_image_rules_take_out_the_node_not_the_document(page, changes, rule, val
     assert kept["nodes"][0]["text"] == ENGLISH + "\n\nThe end."
     (decision,) = decisions
     assert (decision["rule"], decision["value"], decision["threshold"]) == (rule, pytest.approx(value), threshold)
-    assert (decision["action"], decision["node"], decision["detail"]) == ("edit", 1, "https://site.example/i.png")
+    assert (decision["action"], decision["index"], decision["detail"]) == ("drop", 1, "https://site.example/i.png")
 
 
 def test_image_that_recurs_on_a_site_is_an_icon(page):
@@ -113,7 +114,7 @@ def test_document_rules(page, rules, nodes, rule, value, threshold):
     kept, (decision,) = filter_document(page(*nodes), only(document=DocumentRules(**rules)), {})
     assert kept is None
     assert (decision["rule"], decision["value"], decision["threshold"]) == (rule, value, threshold)
-    assert (decision["action"], decision["node"]) == ("drop", None)
+    assert (decision["action"], decision["index"]) == ("drop", None)
 
 
 def test_dropped_images_count_before_the_document_is_judged(page):
@@ -128,7 +129,7 @@ def test_line_edits_name_their_node_and_keep_indentation(page):
         "A line of text.\nWe use cookies to see you.", image(), code, image(), "Same.\nWe use cookies to see you."
     )
     kept, decisions = filter_document(document, only(c4=C4Rules(min_sentences=-1, remove_citations=False)), {})
-    assert [(d["rule"], d["node"]) for d in decisions] == [("c4.policy", 0), ("c4.policy", 4)]
+    assert [(d["rule"], d["index"]) for d in decisions] == [("c4.policy", 0), ("c4.policy", 4)]
     assert [n["text"] for n in kept["nodes"] if n["text"]] == ["A line of text.", code, "Same."]
 
 
