@@ -45,7 +45,7 @@ class ScorerConfig(Section):
     concurrency: int = operational(8, ge=1)
     """Most requests at once to servers, or to an async scorer in this process."""
     timeout_s: float = operational(60.0, gt=0, allow_inf_nan=False)
-    """Seconds for one answer; ours."""
+    """Seconds for one answer; ours. At a server, what a request waits there for its turn counts too."""
     start_s: float = operational(600.0, gt=0, allow_inf_nan=False)
     """Seconds for a pool's process to load its scorer; ours: weights may have to come over a network."""
     patience_s: float = operational(60.0, ge=0, allow_inf_nan=False)

@@ -74,8 +74,8 @@ async def answer(score: Callable[..., Any], request: Request, config: ScorerConf
     problem = too_long(request, config) or not_to_be_opened(request, config)
     if problem is not None:
         return failure("bad-input", problem)
-    extra = json.loads(canonical(request.extra))  # a scorer may change it, and the next is given it too
     try:
+        extra = json.loads(canonical(request.extra))  # a scorer may change it, and the next is given it too
         returned = score(image=request.image, text=request.text, reference=request.reference, extra=extra)
         if inspect.isawaitable(returned):
             returned = await returned

@@ -45,8 +45,10 @@ def _image_problem(image: bytes, config: ScorerConfig) -> str | None:
     kind = sniff_image(image)
     if kind is None:
         return f"no image: it begins with {image[:8].hex() or 'nothing'}"
-    from PIL import Image as Pillow
-
+    try:
+        from PIL import Image as Pillow
+    except ImportError:
+        return "an image, and no Pillow to look at its header: install pillow where the scorer runs"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

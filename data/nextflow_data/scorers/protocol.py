@@ -20,7 +20,7 @@ Content-Length; connections stay open between requests.
 The header `If-Match` holds the identity, in double quotes, that the client found at first. The answers:
 
     200  {"score": a finite number, … any JSON}         an answer, at most MAX_ANSWER_BYTES long
-    422  {"failed": one of REASONS, "why": "in words"}   a failed answer: asked again, it would fail again
+    422  {"failed": one of REASONS, "why": "in words"}   a failed answer: the client does not ask again
     412  {"failed": "refused", "why": …}                 If-Match is not this server's identity
     400, 411, 413                                        not a request, without a length, too long: a failed answer too
     5xx                                                  not now: the client waits and asks again, here or elsewhere
@@ -139,11 +139,12 @@ def checked(returned: object) -> Answer:
         if not math.isfinite(number):
             return failure("not-an-answer", f'"score" is {number}')
         text = canonical({**returned, "score": number})
+        values = json.loads(text)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         return failure("not-an-answer", f"not JSON: {error}")
     if len(text) > MAX_ANSWER_BYTES:
         return failure("not-an-answer", f"{len(text)} bytes long; at most {MAX_ANSWER_BYTES} are taken")
-    return Answer(json.loads(text))
+    return Answer(values)
 
 
 def request_body(request: Request) -> bytes:

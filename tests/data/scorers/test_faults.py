@@ -82,8 +82,11 @@ def test_a_process_ends_with_its_parent(files: Path) -> None:
 
 
 def test_a_thousand_requests_while_processes_are_killed(files: Path) -> None:
-    """All are answered, in order; never more than the window are held."""
-    config = ScoringConfig(scorers={"own": ScorerConfig(scorer=str(files / "faulty.py"), way="pool", workers=2)})
+    """All are answered, in order; never more than the window are held. Each process has its GPU, the next in its place too,
+    and loads nothing heavy that its scorer does not ask for."""
+    one = ScorerConfig(scorer=str(files / "faulty.py"), way="pool", workers=2, gpus=("3", "5"))
+    config = ScoringConfig(scorers={"own": one})
+    places = set()
     begun = 0
 
     def requests() -> Iterator[Request]:
@@ -96,16 +99,17 @@ def test_a_thousand_requests_while_processes_are_killed(files: Path) -> None:
         assert isinstance(pool, Pool)
         for number, answer in enumerate(scoring.score_all(requests()), start=1):
             assert answer.score == number and begun - number <= scoring.window
+            assert answer.values is not None and answer.values["parts"]["own"]["heavy"] == []
+            places.add(answer.values["parts"]["own"]["gpu"])
             if number in (100, 500):
                 os.kill(pool.processes[0], signal.SIGKILL)
-        assert number == 1000 and scoring.asked["own"].counts == {"asked": 1000}
+        assert number == 1000 and places == {"3", "5"} and scoring.asked["own"].counts == {"asked": 1000}
 
 
 def test_time_is_up_in_this_process(files: Path) -> None:
     """A plain function fails in time and blocks what comes after it; an async one is ended."""
     plain = open_way(ScorerConfig(scorer=str(files / "faulty.py"), timeout_s=0.2))
     assert [plain.ask(Request(extra=extra)).failed for extra in ({"do": "hang"}, {})] == ["timed-out", "timed-out"]
-    plain.close()
     judge = open_way(ScorerConfig(scorer=str(files / "judge.py"), timeout_s=1))
     assert judge.ask(Request(extra={"forever": True})).failed == "timed-out"
     assert judge.ask(Request(text="abc")).score == 3.0

@@ -2,8 +2,11 @@
 
 import os
 import signal
+import sys
 import time
 from pathlib import Path
+
+HEAVY = ("numpy", "PIL", "scipy", "pyarrow", "torch")
 
 
 def score(*, image, text, reference, extra):
@@ -23,4 +26,10 @@ def score(*, image, text, reference, extra):
         return extra["what"]
     if do == "nan":
         return {"score": float("nan")}
-    return {"score": extra.get("number", 1), "pid": os.getpid()}
+    heavy = [name for name in HEAVY if name in sys.modules]
+    return {
+        "score": extra.get("number", 1),
+        "pid": os.getpid(),
+        "gpu": os.environ.get("CUDA_VISIBLE_DEVICES"),
+        "heavy": heavy,
+    }
