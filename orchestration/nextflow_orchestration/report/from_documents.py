@@ -134,6 +134,11 @@ class _Group:
             self.values.append(row["value"])
 
 
+def _importance(group: _Group) -> tuple[int, bool, int, str]:
+    """Drops first, of documents before their parts; then the oftenest."""
+    return _ORDER.get(group.action, 3), group.scope != "document", -group.count, group.rule
+
+
 def rules(commits: dict[str, Commit], examples: int, gallery: Gallery) -> tuple[Rule, ...]:
     """Every rule of every stage with what it did; drops first, then the oftenest first."""
     found: list[Rule] = []
