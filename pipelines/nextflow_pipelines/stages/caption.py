@@ -24,7 +24,7 @@ def carry_out(ctx: RunContext, config: CaptionConfig, documents: StageResult) ->
     captioner = make_captioner(config)
     who = f"{captioner.name}/{captioner.version}"
     plan = StagePlan(
-        NAME, VERSION, {"caption": config.model_dump(mode="json"), "captioner": who}, {documents.name: documents.fingerprint}
+        NAME, VERSION, {"caption": config.identity(), "captioner": who}, {documents.name: documents.fingerprint}
     )
 
     def body(work: StageWork) -> tuple[list[str], dict[str, Any]]:

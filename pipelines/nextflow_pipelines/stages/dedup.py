@@ -66,7 +66,7 @@ VERSION = 2
 
 def carry_out(ctx: RunContext, config: DedupConfig, ingest: IngestConfig, documents: StageResult) -> StageResult:
     """Removes copies among a committed stage's documents; `ingest` bounds what is decoded."""
-    plan = StagePlan(NAME, VERSION, {"dedup": config.model_dump(mode="json")}, {documents.name: documents.fingerprint})
+    plan = StagePlan(NAME, VERSION, {"dedup": config.identity()}, {documents.name: documents.fingerprint})
     return run_contract(ctx, plan, lambda work: _Dedup(ctx, config, ingest, document_files(documents), work).units())
 
 

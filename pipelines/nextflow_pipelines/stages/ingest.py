@@ -81,7 +81,7 @@ def carry_out(ctx: RunContext, config: IngestConfig, paths: Sequence[Path]) -> S
     plan = StagePlan(
         NAME,
         VERSION,
-        {"ingest": config.model_dump(mode="json"), "files": ctx.spark.files, "sources": [s.uri for s in sources]},
+        {"ingest": config.identity(), "files": ctx.spark.files, "sources": [s.uri for s in sources]},
         {source.uri: source.sha256 for source in sources},
     )
     return run_contract(ctx, plan, partial(_work, ctx, config, [s.uri for s in sources]))

@@ -52,7 +52,7 @@ def carry_out(
 ) -> StageResult:
     """Packs a committed stage's tokenised documents into shards that name the two tokenizers."""
     inputs = {tokenized.name: tokenized.fingerprint}
-    plan = StagePlan(NAME, VERSION, {"pack": config.model_dump(mode="json")}, inputs)
+    plan = StagePlan(NAME, VERSION, {"pack": config.identity()}, inputs)
     return run_contract(ctx, plan, lambda work: _Pack(ctx, config, tokenized, text, vision, work).units())
 
 
