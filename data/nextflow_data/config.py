@@ -112,23 +112,3 @@ class DedupConfig(Section):
     """Also remove an image that another document keeps; within one document copies are always removed."""
     keep: Literal["largest", "first"] = "largest"
     """Which copy of an image stays: the one with most pixels (then the first), or the first by (doc_id, node)."""
-
-
-class CaptionConfig(Section):
-    """Words for images. `captioner` "alt-text" takes the page's own words; models come behind the same interface."""
-
-    captioner: Literal["alt-text"] = "alt-text"
-    batch_images: int = Field(default=64, ge=1)
-    """Images handed to a captioner at once."""
-    max_characters: int = Field(default=300, ge=1)
-    """Longest caption, in characters, cut at a word."""
-    min_characters: int = Field(default=3, ge=1)
-    """Shorter alt texts are useless."""
-    nearby_text: bool = True
-    """Without a usable alt text or figure caption, take the text next to the image."""
-    useless_alts: tuple[str, ...] = (
-        "image", "img", "picture", "photo", "photograph", "figure", "icon", "logo", "graphic", "screenshot", "thumbnail",
-        "untitled", "placeholder", "alt", "alt text", "null", "undefined", "none", "note", "tip", "warning", "caution",
-        "important",
-    )  # fmt: skip
-    """Alt texts (whole, case and brackets ignored) that say nothing about the image."""

@@ -17,14 +17,12 @@ from nextflow_data.decisions import Aside, Decision, Finding, Subject, aside, de
 from nextflow_data.document import Document, Image, Node, Ref, doc_id, image_node, text_node
 from nextflow_data.images.measure import ImageMeasures, ImageRejected, measure
 from nextflow_data.nodes import BLOCK_SEPARATOR, task_of
-from nextflow_data.pages.blocks import ImageCandidate, ParsedPage, TextBlock
+from nextflow_data.pages.blocks import PAGE_CAPTIONER, ImageCandidate, ParsedPage, TextBlock
 from nextflow_data.pages.parse import PageRejected, parse_page
 from nextflow_data.stage_names import INGEST
 from nextflow_data.warc.records import RecordError, RecordInfo, read, ref_of
 
 DATA_FRAGMENT = "#data-image-"
-PAGE_CAPTIONER = "figcaption"
-"""`captioner` of an image whose caption is its figure's own; the caption stage may keep it or replace it."""
 
 
 def make_image(ref: Ref, address: str | None, measures: ImageMeasures) -> Image:

@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import ConfigDict, ValidationError, model_validator
-from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from nextflow_data.part_errors import mistake, nested, unknown_key
 from nextflow_data.rules.rule import Rule, rules
 from nextflow_data.section import Section
 
@@ -41,24 +41,24 @@ class FilterConfig(Section):
         named = [name for name in names if isinstance(name, str)] if isinstance(names, list | tuple) else []
         for place, name in enumerate(named):
             if name not in rules:
-                wrong.append(_mistake(("rules", place), rules.unknown(name), name))
+                wrong.append(mistake(("rules", place), rules.unknown(name), name))
             elif name in named[:place]:
-                wrong.append(_mistake(("rules", place), f"{name} is named twice; a rule judges once", name))
+                wrong.append(mistake(("rules", place), f"{name} is named twice; a rule judges once", name))
         sections: dict[str, Any] = {}
         for name in {**dict.fromkeys(named), **value}:
             if name == "rules" or name not in rules:
                 continue
             if name not in named and value[name] is not None:
                 advice = f"{name} has settings and is not in filter.rules: add it there, or leave its section out"
-                wrong.append(_mistake((name,), advice, value[name]))
+                wrong.append(mistake((name,), advice, value[name]))
                 continue
             try:
                 sections[name] = _section(rules.get(name), value.get(name, {}))
             except ValidationError as error:
-                wrong += [_nested(name, line) for line in error.errors()]
+                wrong += nested((name,), error)
             except ValueError as error:
-                wrong.append(_mistake((name,), str(error), name))
-        wrong += [_unknown(key, value[key]) for key in value if key != "rules" and key not in rules]
+                wrong.append(mistake((name,), str(error), name))
+        wrong += [unknown_key((key,), value[key]) for key in value if key != "rules" and key not in rules]
         if wrong:
             raise ValidationError.from_exception_data(cls.__name__, wrong)
         return {**({"rules": names} if "rules" in value else {}), **sections}
@@ -87,18 +87,3 @@ class FilterConfig(Section):
 
 def _section(rule: type[Rule[Any]], value: Any) -> Section | None:
     return None if value is None else rule.Config.model_validate(value)
-
-
-def _mistake(loc: tuple[str | int, ...], message: str, given: Any) -> InitErrorDetails:
-    return InitErrorDetails(type=PydanticCustomError("rule", "{words}", {"words": message}), loc=loc, input=given)
-
-
-def _unknown(key: str, given: Any) -> InitErrorDetails:
-    return InitErrorDetails(type="extra_forbidden", loc=(key,), input=given)
-
-
-def _nested(name: str, line: Any) -> InitErrorDetails:
-    if line["type"] in ("value_error", "rule"):
-        return _mistake((name, *line["loc"]), line["msg"].removeprefix("Value error, "), line["input"])
-    context = {"ctx": line["ctx"]} if "ctx" in line else {}
-    return InitErrorDetails(type=line["type"], loc=(name, *line["loc"]), input=line["input"], **context)  # type: ignore[typeddict-item]

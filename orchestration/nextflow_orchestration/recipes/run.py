@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from nextflow_data.config import CaptionConfig, DedupConfig, IngestConfig
+from nextflow_data.captioners.config import CaptionConfig
+from nextflow_data.config import DedupConfig, IngestConfig
 from nextflow_data.rules.config import FilterConfig
 from nextflow_data.section import Section
 from nextflow_pipelines.spark.config import SparkConfig

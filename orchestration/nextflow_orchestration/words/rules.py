@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from nextflow_data.captioners.captioner import captioners
 from nextflow_data.rules.rule import rules
 
 RULES: dict[str, str] = {
@@ -36,9 +37,6 @@ RULES: dict[str, str] = {
     "dedup.image_max_difference": "nearly the same image as one that stays",
     "dedup.nothing_left": "it held nothing but copies",
     # caption
-    "caption.min_characters": "the alt text is too short to say anything",
-    "caption.useless_alts": "the alt text is one that says nothing",
-    "caption.file_name": "the alt text is only a file's name",
     "caption.none": "no words were found for the image",
     # tokenize
     "tokenize.nothing_left": "no text and no image of it could be tokenised",
@@ -95,6 +93,8 @@ def rule_words(rule: str) -> str:
         return RULES[rule]
     name, _, check = rule.partition(".")
     if check and name in rules and (words := rules.get(name).means(check)):
+        return words
+    if check and name in captioners and (words := captioners.get(name).words.get(check, "")):
         return words
     if rule.startswith("boilerplate-tag-"):
         return f"regions in a <{rule.removeprefix('boilerplate-tag-')}> element were left out"

@@ -31,7 +31,7 @@ def carry_out(ctx: RunContext, config: TextTokenizerConfig, documents: StageResu
     ValueError for one that is no tokenizer, before any work."""
     if config.path is None:
         inputs = {documents.name: documents.fingerprint}
-        parameters = config.model_dump(mode="json")
+        parameters = config.identity()
     else:
         from nextflow_tokenize.documents.text_tokenizer import TextTokenizer
 

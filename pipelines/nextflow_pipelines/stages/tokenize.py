@@ -63,7 +63,10 @@ def carry_out(
     hashes = {"text_tokenizer_hash": str(text.facts["tokenizer"]), "vision_tokenizer_hash": str(vision.facts["tokenizer"])}
     stages = {stage.name: stage.fingerprint for stage in (documents, text, vision)}
     device = "gpu" if ctx.spark.gpus_per_task else "cpu"
-    parameters = {"tokenize": config.model_dump(mode="json"), "rows": TOKENIZED_VERSION, "device": device}
+    settings = config.identity()
+    if device == "cpu":
+        settings.pop("batch_size", None)  # there it changes speed only; on a GPU last bits depend on it
+    parameters = {"tokenize": settings, "rows": TOKENIZED_VERSION, "device": device}
     plan = StagePlan(NAME, VERSION, parameters, stages | hashes)
     return run_contract(ctx, plan, partial(_work, ctx, config, ingest, document_files(documents), text, vision))
 
