@@ -18,6 +18,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+from nextflow_data.signal_handlers import default
 from pydantic import ValidationError
 
 from megatron_nextflow.config.train import TrainConfig
@@ -28,7 +29,7 @@ from megatron_nextflow.watch.rank_log import open_log
 
 def train_by_file(file: Path) -> int:
     """Trains as the resolved configuration in `file` says; returns the exit status."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C before training begins ends the process without a traceback
+    default(signal.SIGINT)  # Ctrl-C before training begins ends the process without a traceback
     try:
         config = TrainConfig.model_validate_json(file.read_bytes())
     except (OSError, ValidationError) as error:
