@@ -14,6 +14,7 @@ from typing import Protocol
 
 from nextflow_data.config import CaptionConfig
 from nextflow_data.document import Action, Decision, Document, Image, Node
+from nextflow_data.excerpts import shorten
 from nextflow_data.nodes import BLOCK_SEPARATOR
 from nextflow_data.pages.assemble import PAGE_CAPTIONER
 
@@ -106,15 +107,6 @@ def nearby_text(before: str, after: str) -> str | None:
     last = before.rstrip().rsplit(BLOCK_SEPARATOR, 1)[-1]
     first = after.lstrip().split(BLOCK_SEPARATOR, 1)[0]
     return " ".join((last or first).split()) or None
-
-
-def shorten(text: str, limit: int) -> str:
-    """`text` in one line of at most `limit` characters, cut at a word."""
-    line = " ".join(text.split())
-    if len(line) <= limit:
-        return line
-    cut = line[: limit - 1]
-    return (cut.rsplit(" ", 1)[0] if " " in cut else cut).rstrip(" ,;:") + "…"
 
 
 def make_captioner(config: CaptionConfig) -> Captioner:

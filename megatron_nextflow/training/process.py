@@ -12,12 +12,12 @@ import logging
 import os
 import signal
 import sys
-import textwrap
 import threading
 import time
 from functools import partial
 from pathlib import Path
 
+from nextflow_data.excerpts import shorten
 from nextflow_data.signal_handlers import default
 from pydantic import ValidationError
 
@@ -68,7 +68,7 @@ def _train(config: TrainConfig, log: Path) -> int:
         if isinstance(error, (ValueError, FileNotFoundError)):
             return _end(REFUSED, str(error))
         words = str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
-        words = textwrap.shorten(words, 300, placeholder="…")
+        words = shorten(words, 300)
         return _end(FAILED, f"rank {dist.get_rank()} failed: {words}; its traceback is in {log}; {_kept(config.output)}")
     dist.destroy_process_group()
     return 0

@@ -7,7 +7,6 @@ from nextflow_data.captions import (
     caption_document,
     make_captioner,
     nearby_text,
-    shorten,
     useless_alt,
 )
 from nextflow_data.config import CaptionConfig
@@ -82,13 +81,6 @@ def test_nearby_text_is_a_block_and_can_be_turned_off(build):
     assert nearby_text("  \n", "After.\n\nMore") == "After."
     assert nearby_text("", "") is None
     assert run(build, "Text.", image(), config=CaptionConfig(nearby_text=False))[0] == [(None, None)]
-
-
-def test_captions_are_cut_at_a_word():
-    assert shorten("one two three", 100) == "one two three"
-    assert shorten("one two, three", 10) == "one two…"
-    assert shorten("x" * 50, 10) == "x" * 9 + "…"
-    assert all(len(shorten("some words here " * 9, n)) <= n for n in range(1, 60))
 
 
 def test_decisions_fit_their_schema(build):
