@@ -87,7 +87,7 @@ def sheets(shards: ShardSet, wanted: int, text_tokenizer: Path | None, gallery: 
         shard, _ = shards.locate(index)
         sample = shards.read(index)
         pieces = tuple(_pieces(sample, addresses, decode, gallery))
-        total = sum(slots(segment) for segment in sample.segments)
+        total = sample.slots
         hidden = len(sample.segments) - len(pieces)
         found.append(PackSheet(shard.name.removesuffix(".tar"), sample.key, total, sample.cost, pieces, hidden))
     return tuple(found)
