@@ -1,5 +1,6 @@
 """Words for images from the page's own words, and what is refused."""
 
+import pyarrow as pa
 import pytest
 from nextflow_data.captions import (
     AltTextCaptioner,
@@ -10,7 +11,7 @@ from nextflow_data.captions import (
     useless_alt,
 )
 from nextflow_data.config import CaptionConfig
-from nextflow_data.document import DECISION_SCHEMA, image_node, text_node, to_table
+from nextflow_data.document import DECISION_SCHEMA, image_node, text_node
 
 CONFIG = CaptionConfig()
 
@@ -87,7 +88,7 @@ def test_decisions_fit_their_schema(build):
     document = build.document("https://site.example/p")
     document["nodes"] = [image("img")]
     _, decisions = caption_document(document, AltTextCaptioner(CONFIG), CONFIG)
-    assert to_table(decisions, DECISION_SCHEMA).to_pylist() == decisions
+    assert pa.Table.from_pylist(decisions, schema=DECISION_SCHEMA).to_pylist() == decisions
     assert {d["action"] for d in decisions} == {"flag"}
 
 

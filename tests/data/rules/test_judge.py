@@ -1,5 +1,6 @@
 """What filtering does to whole documents: every drop and edit a decision with value, threshold and the node it meant."""
 
+import pyarrow as pa
 import pytest
 from nextflow_data.config import (
     C4Rules,
@@ -8,7 +9,7 @@ from nextflow_data.config import (
     ImageRules,
     LanguageRules,
 )
-from nextflow_data.document import DECISION_SCHEMA, image_node, text_node, to_table
+from nextflow_data.document import DECISION_SCHEMA, image_node, text_node
 from nextflow_data.nodes import join_texts, recurrence_key, without
 from nextflow_data.rules.judge import filter_document
 from nextflow_data.rules.language import identify
@@ -143,7 +144,7 @@ def test_decisions_fit_their_schema_and_the_input_is_not_touched(page):
     document = page(ENGLISH, image(width=3), image())
     before = repr(document)
     _, decisions = filter_document(document, FilterConfig(), {})
-    assert to_table(decisions, DECISION_SCHEMA).to_pylist() == decisions
+    assert pa.Table.from_pylist(decisions, schema=DECISION_SCHEMA).to_pylist() == decisions
     assert repr(document) == before
 
 
