@@ -19,7 +19,7 @@ from nextflow_tokenize.shards.sample_format import Sample
 from megatron_nextflow.config.train import TrainConfig
 from megatron_nextflow.feeding.order import shuffled
 from megatron_nextflow.sequence.batch import LayoutBatch, join
-from megatron_nextflow.sequence.pack_layout import PackLayout, PackLayoutConfig, build_pack_layout, slots_of
+from megatron_nextflow.sequence.pack_layout import PackLayout, PackLayoutConfig, build_pack_layout
 from megatron_nextflow.sequence.vocabulary import Vocabulary
 
 
@@ -101,7 +101,7 @@ class Feed:
             scales = max((len(image_grids(s)) for s in sample.segments if s["kind"] == "image"), default=0)
             if scales > model.max_scales:
                 raise ValueError(f"an image has {scales} scales, model.max_scales is {model.max_scales}")
-            slots = slots_of(sample.segments)
+            slots = sample.slots
             if slots > model.max_length:
                 raise ValueError(f"it takes {slots} slots, model.max_length is {model.max_length}; raise it or pack shorter")
             if self.config.loss.responses_only and all(segment["loss"] for segment in sample.segments):

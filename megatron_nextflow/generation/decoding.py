@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from nextflow_tokenize.schedule import Grid, token_count
+from nextflow_tokenize.segments import image_slots
 from numpy.typing import NDArray
 
 from megatron_nextflow.config.generate import NO_PROMPT, GenerateConfig, GenerationError
@@ -190,7 +191,7 @@ def write_interleaved(
     document = GrowingDocument(prompt, model.vocabulary, config)
     if not document.slots:
         raise GenerationError(NO_PROMPT)
-    size, boi = token_count(schedule) + 1, model.vocabulary.boi
+    size, boi = image_slots(schedule), model.vocabulary.boi
     capacity = min(room, document.slots + settings.max_tokens + settings.max_images * size)
     cached = CachedModel(model, 2 if settings.guidance else 1, capacity)
     row = Row(0, document, torch.Generator(cached.device).manual_seed(seed))

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from nextflow_tokenize.schedule import Grid, schedule_of, token_count
-from nextflow_tokenize.segments import ImageSegment, Segment, TextSegment
+from nextflow_tokenize.segments import ImageSegment, Segment, TextSegment, image_slots
 from numpy.typing import NDArray
 
 from megatron_nextflow.config.generate import GenerationError
@@ -48,7 +48,7 @@ class ImagePart:
     @property
     def slots(self) -> int:
         """⟨boi⟩, the slots of scales from the second on, ⟨eoi⟩."""
-        return token_count(self.grids) + 1
+        return image_slots(self.grids)
 
 
 Part = TextPart | ImagePart

@@ -203,11 +203,6 @@ def build_pack_layout(
     return replace(layout, images=tuple(images), used=slot)
 
 
-def slots_of(segments: Sequence[Segment]) -> int:
-    """Slots that a pack takes: its text tokens, and for each image ⟨boi⟩, its scales from the second on, ⟨eoi⟩."""
-    return sum(s["tokens"] if s["kind"] == "text" else token_count(image_grids(s)) + 1 for s in segments)
-
-
 def _check(
     segments: Sequence[Segment],
     text: NDArray[np.integer],

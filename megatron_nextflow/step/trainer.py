@@ -157,7 +157,7 @@ class Trainer:
 
     @property
     def learning_rate(self) -> float:
-        """Of the step last taken."""
+        """The rate that the last step was taken with."""
         return float(self.optimizer.param_groups[0]["lr"])
 
     @property

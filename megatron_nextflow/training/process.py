@@ -12,12 +12,13 @@ import logging
 import os
 import signal
 import sys
-import textwrap
 import threading
 import time
 from functools import partial
 from pathlib import Path
 
+from nextflow_data.excerpts import shorten
+from nextflow_data.signal_handlers import default
 from pydantic import ValidationError
 
 from megatron_nextflow.config.train import TrainConfig
@@ -28,7 +29,7 @@ from megatron_nextflow.watch.rank_log import open_log
 
 def train_by_file(file: Path) -> int:
     """Trains as the resolved configuration in `file` says; returns the exit status."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C before training begins ends the process without a traceback
+    default(signal.SIGINT)  # Ctrl-C before training begins ends the process without a traceback
     try:
         config = TrainConfig.model_validate_json(file.read_bytes())
     except (OSError, ValidationError) as error:
@@ -67,7 +68,7 @@ def _train(config: TrainConfig, log: Path) -> int:
         if isinstance(error, (ValueError, FileNotFoundError)):
             return _end(REFUSED, str(error))
         words = str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
-        words = textwrap.shorten(words, 300, placeholder="…")
+        words = shorten(words, 300)
         return _end(FAILED, f"rank {dist.get_rank()} failed: {words}; its traceback is in {log}; {_kept(config.output)}")
     dist.destroy_process_group()
     return 0

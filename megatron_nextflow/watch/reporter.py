@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+from nextflow_data.json_lines import read_rows
 from rich.console import Console
 from rich.markup import escape
 
@@ -33,7 +34,7 @@ _STYLES = {"saved": "dim", "resumed": "", "finished": "", "stop": ""}
 
 def read_metrics(output: Path) -> list[dict[str, Any]]:
     """The rows of a training's metrics.jsonl in order; a line that a kill cut short is left out."""
-    return _rows(output / METRICS)
+    return read_rows(output / METRICS)
 
 
 def read_events(output: Path) -> list[dict[str, Any]]:
@@ -44,16 +45,7 @@ def read_events(output: Path) -> list[dict[str, Any]]:
     data adds action, place and keys (of the packs that cannot be used); rollback adds place; straggler adds rank, host, what
     and factor.
     """
-    return _rows(output / EVENTS)
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(ValueError):
-                rows.append(json.loads(line))
-    return rows
+    return read_rows(output / EVENTS)
 
 
 class Silence:

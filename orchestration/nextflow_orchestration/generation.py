@@ -63,14 +63,14 @@ def generate_from_run(
 
     `files`: options of `megatron_nextflow.generate` that name a file, and the file.
     """
-    path = checkpoint or last_checkpoint(newest_training(root))
+    checkpoint = checkpoint or last_checkpoint(newest_training(root))
     given = run_settings(root) | {key: value for key, value in overrides.items() if value is not None}
     settings = GenerateConfig.of({key: value for key, value in given.items() if key != "prompt"})
     options = [f"--image={image}" for image in images] + [f"--n={n}", f"--batch={batch}"] + ["--interleaved"] * interleaved
-    options += [f"--{name}={path}" for name, path in files.items() if path is not None]
+    options += [f"--{name}={file}" for name, file in files.items() if file is not None]
     console = Console(highlight=False, soft_wrap=True)
     with console.status("generating…"):
-        done = generate_in_process(path, prompts, out, settings, threads=2, options=options)
+        done = generate_in_process(checkpoint, prompts, out, settings, threads=2, options=options)
     for result in done["results"]:
         if result["path"] is None:
             console.print(result["metadata"]["prompt"], end="", style="bold", markup=False)

@@ -56,7 +56,7 @@ def generate_stage(recipe: Recipe, training: Path) -> StageResult:
 def report_stage(
     recipe: Recipe, pack: StageResult, reused: frozenset[str], training: Path | None = None, image: Path | None = None
 ) -> Path:
-    """Writes the run's report; it is cheap, and always new."""
+    """Writes the run's report, anew each time: it audits the shard set, which takes as long as reading all of it."""
     import yaml
 
     from nextflow_orchestration.report.run_report import write_report

@@ -12,7 +12,7 @@ import math
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,10 @@ from megatron_nextflow.launching.exit_status import REFUSED
 from megatron_nextflow.launching.launch_record import LaunchRecord, alive, read_record
 from megatron_nextflow.watch.heartbeat import read_heartbeat
 from megatron_nextflow.watch.reporter import read_events, read_metrics
+from nextflow_orchestration.report.charts import thinned
 from nextflow_orchestration.report.model import Chart, Curve, Fact, Moment, Saved, Tile, TrainingPage
 from nextflow_orchestration.words.numbers import plural, short
 
-BUCKETS = 240
-"""Groups of steps that a long curve is thinned to."""
 MOST_EVENTS = 60
 IMAGE = "image/"
 """What the names of the image losses begin with; the number of the scale follows."""
@@ -40,8 +39,8 @@ REFRESH = 30
 def page_of(output: Path) -> TrainingPage:
     """What there is to show of the training in `output`. Raises FileNotFoundError where no training wrote anything."""
     settings = _read_json(output / "train.json")
-    rows = [row for row in read_metrics(output) if isinstance(row, dict) and isinstance(row.get("step"), int)]
-    events = [event for event in read_events(output) if isinstance(event, dict)]
+    rows = [row for row in read_metrics(output) if isinstance(row.get("step"), int)]
+    events = read_events(output)
     record, beat = read_record(output), read_heartbeat(output) or {}
     if not settings and not rows and record is None:
         raise FileNotFoundError(f"{output} holds no training: neither train.json nor metrics.jsonl is there")
@@ -87,20 +86,6 @@ def span(seconds: float) -> str:
         if seconds >= 1.5 * size:
             return f"{seconds / size:.1f} {unit}"
     return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
-
-
-def thinned(name: str, points: Sequence[tuple[float, float]], spread: bool = False) -> Curve:
-    """A curve of at most BUCKETS points, means of equally many in order, each at its last point's place.
-
-    `spread`: with the lowest and the highest of each, so that no single leap is lost.
-    """
-    finite = [point for point in points if math.isfinite(point[1])]
-    size = -(-len(finite) // BUCKETS) or 1
-    groups = [finite[i : i + size] for i in range(0, len(finite), size)]
-    mean = tuple((group[-1][0], sum(y for _, y in group) / len(group)) for group in groups)
-    if not spread or size == 1:
-        return Curve(name, mean)
-    return Curve(name, mean, tuple((g[-1][0], min(y for _, y in g), max(y for _, y in g)) for g in groups))
 
 
 def _charts(rows: list[dict[str, Any]]) -> list[Chart]:

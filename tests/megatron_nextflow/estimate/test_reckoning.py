@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 import yaml
-from nextflow_tokenize.packing.cost import attended_pairs, pack_slots
+from nextflow_tokenize.packing.cost import attended_pairs
+from nextflow_tokenize.segments import slots_of
 from nextflow_tokenize.shards.reader import ShardSet
 from pydantic import ValidationError
 
@@ -124,7 +125,7 @@ def test_with_shards_their_packs_are_counted(
     run = reckon(config, 2)
     packs = ShardSet.open(training_data.shards)
     samples = [packs.read(number).segments for number in range(len(packs))]
-    slots, pairs = sum(map(pack_slots, samples)), sum(map(attended_pairs, samples))
+    slots, pairs = sum(map(slots_of, samples)), sum(map(attended_pairs, samples))
     whole = flops.step_flops(config.model, Vocabulary(61, 48), slots, pairs, slots)
     share = config.data.global_batch_size / len(packs)
     assert (run.packs, run.copies) == (len(packs), 2)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from nextflow_tokenize.segments import slots_of
 from nextflow_tokenize.shards.reader import ShardSet
 from nextflow_tokenize.shards.sample_format import Sample
 
@@ -18,7 +19,7 @@ from megatron_nextflow.config.model import ModelConfig, ParallelConfig
 from megatron_nextflow.config.train import FeedConfig, LossConfig, TrainConfig
 from megatron_nextflow.feeding.feed import Feed, FeedError, Share
 from megatron_nextflow.feeding.order import shuffled
-from megatron_nextflow.sequence.pack_layout import IGNORED, slots_of
+from megatron_nextflow.sequence.pack_layout import IGNORED
 from megatron_nextflow.sequence.vocabulary import Vocabulary
 
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 from nextflow_tokenize.schedule import canonical_final, grids, token_count
-from nextflow_tokenize.segments import ImageSegment, Segment, TextSegment
+from nextflow_tokenize.segments import ImageSegment, Segment, TextSegment, slots_of
 
 from megatron_nextflow.sequence.batch import LayoutBatch, collate, join, vision_inputs
-from megatron_nextflow.sequence.pack_layout import PackLayout, build_pack_layout, slots_of
+from megatron_nextflow.sequence.pack_layout import PackLayout, build_pack_layout
 from megatron_nextflow.sequence.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary(text=50, codes=40)

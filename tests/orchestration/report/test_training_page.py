@@ -16,8 +16,8 @@ import pytest
 from nextflow_orchestration.cli import app
 from nextflow_orchestration.generation import make_samples
 from nextflow_orchestration.report import training_page
-from nextflow_orchestration.report.charts import lines, powers
-from nextflow_orchestration.report.from_training_folder import BUCKETS, page_of, span, thinned
+from nextflow_orchestration.report.charts import BUCKETS, lines, powers, thinned
+from nextflow_orchestration.report.from_training_folder import page_of, span
 from nextflow_orchestration.report.model import Curve
 from nextflow_orchestration.report.training_page import write_training_page
 from PIL import Image

@@ -54,7 +54,7 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
 def tidy(folder: Path | None) -> None:
     """Removes what a kill in the middle of a save has left."""
     if folder is not None:
-        for path in folder.glob("checkpoint-*.partial"):
+        for path in folder.glob(".checkpoint-*.writing"):
             path.unlink()
 
 
