@@ -98,7 +98,7 @@ def reckon(config: TrainConfig, processes: int) -> DryRun:
     copies = _check(config, processes)
     sizes = _sizes(config, notes)
     vocabulary = sizes.vocabulary
-    vocabulary.require_split(config.parallel.tp)
+    config.parallel.check_rows(vocabulary.tables)
     stages, parameters, trained = [], 0, 0
     for number in range(config.parallel.pp):
         held = held_by(config, vocabulary, sizes.codebook_dim, number)
@@ -172,11 +172,9 @@ def show(run: DryRun, config: TrainConfig, console: Console) -> None:
     parallel = config.parallel
     learnt = "" if run.trained == run.parameters else f", of which it learns {run.trained:,}"
     console.print(f"[bold]{run.parameters:,}[/bold] parameters{learnt}", soft_wrap=True)
-    sizes = {"TP": parallel.tp, "CP": parallel.cp, "PP": parallel.pp, "VPP": parallel.vpp, "DP": run.copies}
-    layout = " × ".join(f"{name} {size}" for name, size in sizes.items() if size > 1) or "alone"
     ways = {"sequence parallel": parallel.sequence_parallel, "layers recomputed": config.recompute}
     precision = f"{config.precision}, FP8 {config.fp8}" if config.fp8 else config.precision
-    said = ", ".join([layout, precision, *(way for way, used in ways.items() if used)])
+    said = ", ".join([parallel.words(run.processes), precision, *(way for way, used in ways.items() if used)])
     console.print(f"{run.processes} process{'' if run.processes == 1 else 'es'}: {said}", soft_wrap=True)
     console.print(_table(run, config))
     most = "at most" if run.packs is None else "on average"

@@ -151,7 +151,7 @@ def _data(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("settings", "processes", "reason"),
     [
-        ({"parallel": {"pp": 2}}, 3, "3 processes cannot hold parallel.tp 1 × pp 2 = 2"),
+        ({"parallel": {"pp": 2}}, 3, "3 processes cannot hold copies of parallel.pp 2 = 2"),
         ({"data": _data(global_batch_size=9)}, 2, "data.global_batch_size 9 is not divisible by 2 data-parallel copies"),
         ({"parallel": {"pp": 2, "vpp": 2}, "data": _data(global_batch_size=3)}, 2, "in multiples of parallel.pp 2"),
         ({"parallel": {"tp": 3}}, 3, "the output head's 128 rows are not divisible by parallel.tp 3: take a power of two"),
