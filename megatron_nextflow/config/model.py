@@ -125,7 +125,7 @@ class ParallelConfig(Section):
     @property
     def model_parallel(self) -> int:
         """Processes that one copy of the model takes, those of its context-parallel group included."""
-        return _processes(self.sizes())
+        return model_processes(self.sizes())
 
     @property
     def interleaved(self) -> bool:
@@ -196,11 +196,12 @@ def layout_words(sizes: Mapping[str, int], processes: int) -> str:
 
     `sizes` may be a checkpoint's record, also of a version that had other dimensions.
     """
-    named = {**sizes, "dp": processes // _processes(sizes)}
+    named = {**sizes, "dp": processes // model_processes(sizes)}
     return " × ".join(f"{name} {size}" for name, size in named.items() if size > 1) or "1 process"
 
 
-def _processes(sizes: Mapping[str, int]) -> int:
+def model_processes(sizes: Mapping[str, int]) -> int:
+    """Processes that one copy of the model takes, by the sizes of its dimensions."""
     return math.prod(size for name, size in sizes.items() if _counts(name) is not False)
 
 

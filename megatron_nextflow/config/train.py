@@ -8,13 +8,13 @@ rule.
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Literal
 
 from nextflow_data.section import Section
 from pydantic import Field, model_validator
 
+from megatron_nextflow.config import installed
 from megatron_nextflow.config.health import HealthConfig
 from megatron_nextflow.config.loss import LossConfig
 from megatron_nextflow.config.model import ModelConfig, ParallelConfig
@@ -62,6 +62,15 @@ class FeedConfig(Section):
     """Seed of the order; each epoch is another permutation."""
     verify: bool = True
     """Hash every shard against the manifest before the first step (each process takes its part of the shards)."""
+
+    def repeats(self, packs: int) -> str:
+        """What is to be said of a set of so few packs that each step takes some of them more than once; else ""."""
+        if packs >= self.global_batch_size:
+            return ""
+        return (
+            f"there are fewer packs ({packs}) than a step takes (data.global_batch_size {self.global_batch_size}): "
+            "each step takes some of them more than once"
+        )
 
 
 class WandbConfig(Section):
@@ -169,11 +178,11 @@ class TrainConfig(Section):
                 f"copies × micro_batch_size {self.data.micro_batch_size}"
             )
         self.parallel.check_micro_batches(self.data.global_batch_size // per_pass)
-        if self.fp8 not in (None, "auto") and importlib.util.find_spec("transformer_engine") is None:
+        if self.fp8 not in (None, "auto") and not installed.transformer_engine():
             raise ValueError(
                 f"fp8: {self.fp8} needs Transformer Engine, which is not installed (pip install 'megatron-nextflow[gpu]'); "
                 "without it Megatron would train in bf16 and not say so; `fp8: auto` does that and says it"
             )
-        if self.wandb is not None and importlib.util.find_spec("wandb") is None:
+        if self.wandb is not None and not installed.wandb():
             raise ValueError("wandb is set and not installed: pip install 'megatron-nextflow[wandb]', or leave it out")
         return data_parallel

@@ -9,7 +9,6 @@ Exit status 0, or 2 where the recipe cannot be trained as it is, with one line a
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from megatron_nextflow.config import installed
 from megatron_nextflow.config.train import TrainConfig
 from megatron_nextflow.estimate import flops, memory
 from megatron_nextflow.estimate.memory import GIB, Memory
@@ -91,9 +91,9 @@ def reckon(config: TrainConfig, processes: int) -> DryRun:
     from megatron_nextflow.estimate.meta_model import held_by
 
     notes = []
-    if config.fp8 and importlib.util.find_spec("transformer_engine") is None:
+    if config.fp8 and not installed.transformer_engine():
         notes.append(f"fp8: {config.fp8} needs Transformer Engine where it trains; it is not installed here")
-    if config.wandb and importlib.util.find_spec("wandb") is None:
+    if config.wandb and not installed.wandb():
         notes.append("wandb is set: it must be installed where it trains; it is not installed here")
     copies = _check(config, processes)
     sizes = _sizes(config, notes)
@@ -106,6 +106,8 @@ def reckon(config: TrainConfig, processes: int) -> DryRun:
         stages.append(Stage(config.model.layers // config.parallel.pp, held.mine, held.mine_trained, bytes_held))
         parameters += held.whole
         trained += held.whole_trained
+    if sizes.manifest and (repeated := config.data.repeats(sizes.manifest.totals.samples)):
+        notes.append(repeated)
     tokens, pairs = _pack(config, sizes.manifest)
     batch = config.data.global_batch_size
     frozen = config.trainable == "connector_and_head"

@@ -62,14 +62,17 @@ class StepReport:
 
 
 class Trainer:
-    """The model, its optimizer and its schedule, on this process. Weights are the initial ones until a checkpoint is loaded.
+    """The model, its optimizer and its schedule, on this process.
 
-    `codebook` [V, D] float32. `chunks` are the parts of the model on this process, one unless stages are interleaved;
-    `stages` are the same within Megatron's data-parallel wrapper. `precision` says in words what is computed in. Raises
-    ValueError where the recipe's FP8 cannot be had.
+    `codebook` [V, D] float32. `draw`: whether weights are the initial ones; without, they are anything until a checkpoint
+    fills them. Only the first data-parallel copy draws, the others are sent what it drew. `chunks` are the parts of the
+    model on this process, one unless stages are interleaved; `stages` are the same within Megatron's data-parallel wrapper.
+    `precision` says in words what is computed in. Raises ValueError where the recipe's FP8 cannot be had.
     """
 
-    def __init__(self, config: TrainConfig, vocabulary: Vocabulary, codebook: Tensor, device: torch.device) -> None:
+    def __init__(
+        self, config: TrainConfig, vocabulary: Vocabulary, codebook: Tensor, device: torch.device, draw: bool = True
+    ) -> None:
         self.config = config
         self.device = device
         precision = precision_of(config, device)
@@ -87,8 +90,10 @@ class Trainer:
             overlap_grad_reduce=config.parallel.overlap_grad_reduce,
         )
         self.stages: list[DistributedDataParallel] = []
+        first_copy = parallel_state.get_data_parallel_rank(with_context_parallel=True) == 0
         for chunk in self.chunks:
-            initialise(chunk.sharded_state_dict(), config.model)
+            if draw and first_copy:
+                initialise(chunk.sharded_state_dict(), config.model)
             chunk.to(device)
             if config.trainable == "connector_and_head":
                 for name, parameter in chunk.named_parameters():
@@ -96,7 +101,8 @@ class Trainer:
             stage: torch.nn.Module = Float16Module(self.megatron_config, chunk) if bf16 else chunk
             bucketing = {"disable_bucketing": bool(self.stages)}
             self.stages.append(DistributedDataParallel(self.megatron_config, ddp, stage, **bucketing))
-            self.stages[-1].broadcast_params()
+            if draw:
+                self.stages[-1].broadcast_params()
         optimizer = config.optimizer
         self.optimizer = get_megatron_optimizer(
             OptimizerConfig(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from pydantic import ValidationError
 from megatron_nextflow import dry_run
 from megatron_nextflow.config.model import ModelConfig, ParallelConfig
 from megatron_nextflow.config.train import TrainConfig
-from megatron_nextflow.estimate import flops, reckoning
+from megatron_nextflow.estimate import flops
 from megatron_nextflow.estimate.reckoning import reckon
 from megatron_nextflow.runtime import device
 from megatron_nextflow.sequence.vocabulary import Vocabulary
@@ -189,7 +190,7 @@ def test_shards_of_another_codebook_are_refused(
 
 
 def test_what_is_missing_here_but_may_be_there_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reckoning.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     data = _data(shards=str(tmp_path / "none"))
     run = reckon(_tiny(fp8="tensorwise", precision="bf16", wandb={}, parallel=ParallelConfig(tp=2), data=data), 2)
     assert [note.split(" ")[0] for note in run.notes] == ["fp8:", "wandb", str(tmp_path / "none")]

@@ -1,8 +1,8 @@
 """One model on every layout of processes: the same losses and gradient norms as one process has, in float32.
 
 All layouts run one after the other in one group of four processes, which saves starting them anew, each for ten steps from
-the initial weights, with a z-loss, on packs of text and images of several grids, lengths and numbers of scales. Every kind of
-parallelism, alone and with others, is in the quick part; the slow one has the rest of the combinations.
+the initial weights, with a z-loss, on packs of text and images of several grids, lengths and numbers of scales. Every kind
+of parallelism, alone and with others, is in the quick part; the slow one has the rest of the combinations.
 """
 
 from __future__ import annotations
