@@ -32,17 +32,17 @@ class LossConfig(Section):
     never learnt; this makes sure that the marks are there."""
     chunk: int = Field(default=1024, ge=1)
     """Labels whose logits are held at one time; the whole of them never is."""
-    terms: dict[str, SerializeAsAny[LossTerm]] = Field(default_factory=dict, validate_default=True)
-    """What is added up, by name, each with its settings, as in {z_loss: {weight: 1e-4}}; metrics tell each. Cross-entropy of
-    text and of images is always there."""
+    terms: dict[str, SerializeAsAny[LossTerm]] = Field(default_factory=dict)
+    """What is added to the cross-entropy, by name, each with its settings, as in {z_loss: {weight: 1e-4}}."""
+
+    def all_terms(self) -> dict[str, LossTerm]:
+        """What the objective is the sum of, by the names that metrics have."""
+        return {name: loss_terms.get(name)() for name in ALWAYS} | self.terms
 
     @field_validator("terms", mode="before")
     @classmethod
     def _known(cls, given: Any) -> Any:
-        if not isinstance(given, dict):
-            return given
-        named = {name: given.get(name) for name in (*ALWAYS, *(name for name in given if name not in ALWAYS))}
-        return {name: _made(name, settings) for name, settings in named.items()}
+        return {name: _made(name, settings) for name, settings in given.items()} if isinstance(given, dict) else given
 
 
 def _made(name: str, settings: Any) -> LossTerm:

@@ -124,6 +124,7 @@ def objective(
     float64 by the names of `total_names`: what each term added; by kind of label, plain cross-entropy in nats and how many
     labels there were. Raises IndexError where the batch has more scales than `max_scales`.
     """
+    terms = config.all_terms()
     counted = batch.labels != IGNORED
     labels, weights, scale = batch.labels[counted], batch.weights[counted], batch.scale[counted]
     total, losses, added = _ChunkedObjective.apply(
@@ -134,13 +135,13 @@ def objective(
         scale,
         share,
         config.chunk,
-        tuple(config.terms.values()),
+        tuple(terms.values()),
         torch.is_grad_enabled(),
     )
     entries = torch.stack([losses, torch.ones_like(losses)], dim=-1).double()
     by_kind = entries.new_zeros(max_scales + 1, 2).index_add_(0, scale, entries)
     values = torch.cat([added.double().sum(1), by_kind.flatten()])
-    return total, counted.sum(), dict(zip(total_names(config.terms, max_scales), values.unbind(), strict=True))
+    return total, counted.sum(), dict(zip(total_names(terms, max_scales), values.unbind(), strict=True))
 
 
 def kinds(max_scales: int) -> list[str]:

@@ -145,9 +145,8 @@ class Trainer:
             quiet = [stage.no_sync for stage in self.stages]
             self.megatron_config.no_sync_func = quiet if interleaved else quiet[0]
         self.schedule = get_forward_backward_func()
-        scales = config.model.max_scales
-        self.kinds = kinds(scales)
-        self.totals = ["loss", "labels", "tokens", "pairs", *total_names(config.loss.terms, scales)]
+        self.terms, self.kinds = config.loss.all_terms(), kinds(config.model.max_scales)
+        self.totals = ["loss", "labels", "tokens", "pairs", *total_names(self.terms, config.model.max_scales)]
         self.micro_batches = config.data.global_batch_size // (
             config.data.micro_batch_size * parallel_state.get_data_parallel_world_size()
         )
@@ -268,6 +267,6 @@ class Trainer:
             tokens=int(total["tokens"]),
             labels=int(total["labels"]),
             pairs=int(total["pairs"]),
-            terms={name: total[f"term/{name}"] / labels for name in self.config.loss.terms},
+            terms={name: total[f"term/{name}"] / labels for name in self.terms},
             by_kind={kind: total[f"nats/{kind}"] / n for kind in self.kinds if (n := total[f"labels/{kind}"])},
         )
