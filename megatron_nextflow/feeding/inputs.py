@@ -68,7 +68,7 @@ def open_inputs(config: TrainConfig) -> Inputs:
 def vocabulary_of(config: TrainConfig, folder: str, manifest: ShardManifest) -> Vocabulary:
     """The joint vocabulary of the shard set in `folder`.
 
-    Raises InputError where the set and the recipe do not fit, ValueError where the rows cannot be split over `parallel.tp`.
+    Raises InputError where the set and the recipe do not fit, ValueError where the rows cannot be split.
     """
     if not manifest.totals.samples:
         raise InputError(f"{folder} holds no packs; there is nothing to train on")
@@ -92,7 +92,7 @@ def vocabulary_of(config: TrainConfig, folder: str, manifest: ShardManifest) -> 
                     "the model would have another range of codes; correct the recipe, or name the shards it is meant for"
                 )
     vocabulary = Vocabulary(text=rows, codes=manifest.codebook_size)
-    vocabulary.require_split(config.parallel.tp)
+    config.parallel.check_rows(vocabulary.tables)
     return vocabulary
 
 

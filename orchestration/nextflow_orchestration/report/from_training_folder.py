@@ -19,6 +19,7 @@ from typing import Any
 
 import yaml
 
+from megatron_nextflow.config.model import ParallelConfig, layout_words, model_processes
 from megatron_nextflow.launching.exit_status import REFUSED
 from megatron_nextflow.launching.launch_record import LaunchRecord, alive, read_record
 from megatron_nextflow.watch.heartbeat import read_heartbeat
@@ -90,7 +91,10 @@ def span(seconds: float) -> str:
 
 def _charts(rows: list[dict[str, Any]]) -> list[Chart]:
     kinds: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    terms: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for row in rows:
+        for name, value in row.get("terms", {}).items():
+            terms[name].append((row["step"], value))
         found = {name: value for name, value in row.get("by_kind", {}).items() if value is not None}
         for name, value in found.items():
             kinds[name].append((row["step"], value))
@@ -109,10 +113,12 @@ def _charts(rows: list[dict[str, Any]]) -> list[Chart]:
         return curves(thinned(name, points(key), spread))
 
     by_scale = curves(*(thinned(f"scale {name.removeprefix(IMAGE)}", kinds[name]) for name in scales))
+    by_term = curves(*(thinned(name, points) for name, points in terms.items()))
     by_kind = curves(thinned("text", kinds["text"]), thinned("image, mean of scales", kinds["image"]))
     share = curves(thinned("MFU", [(step, 100 * value) for step, value in points("mfu")]))
     return [
         Chart("Loss", "nats", one("objective", "loss", spread=True), words="What is minimised, all weights in."),
+        Chart("Terms of the loss", "a label", by_term, words="What is minimised, term by term: they add up to it."),
         Chart("Text and image loss", "nats", by_kind),
         Chart("Image loss by scale", "nats", by_scale, ramp=True, words="Scale 1 is the single coarsest code."),
         Chart("Gradient norm", "before clipping", one("norm", "grad_norm", spread=True), log=True),
@@ -187,21 +193,19 @@ def _checkpoints(output: Path) -> Iterable[Saved]:
         manifest = _read_json(folder / "manifest.json")
         if manifest:
             state = manifest.get("state", {})
-            layout = " × ".join(f"{name.upper()} {size}" for name, size in (state.get("parallel") or {}).items())
+            layout = layout_words(state.get("parallel") or {}, state.get("processes", 1))
             size = sum(int(entry.get("size", 0)) for entry in manifest.get("files", {}).values())
-            on = f"{layout}, {_processes(state.get('processes', 1))}" if layout else ""
-            yield Saved(int(state.get("step", 0)), size, clock((folder / "manifest.json").stat().st_mtime), on)
+            yield Saved(int(state.get("step", 0)), size, clock((folder / "manifest.json").stat().st_mtime), layout)
 
 
 def _layout(settings: dict[str, Any], record: LaunchRecord | None) -> Iterable[Fact]:
     parallel, model, data = (settings.get(name, {}) for name in ("parallel", "model", "data"))
-    named = {"tp": "Tensor parallel", "pp": "Pipeline parallel", "vpp": "Chunks a stage", "cp": "Context parallel"}
-    for name, label in named.items():
-        if parallel.get(name):
-            yield Fact(label, str(parallel[name]))
+    labels = ParallelConfig.dimensions()
+    sizes = {name: parallel[name] for name in labels if parallel.get(name)}
+    for name, size in sizes.items():
+        yield Fact(labels[name], str(size))
     if record is not None:
-        shape = math.prod(parallel.get(name, 1) for name in ("tp", "pp", "cp"))
-        yield Fact("Data parallel", str(record.processes // shape))
+        yield Fact("Data parallel", str(record.processes // model_processes(sizes)))
         yield Fact("Processes", f"{record.processes:,} on {plural(record.nodes, 'machine')}")
     if parallel.get("sequence_parallel"):
         yield Fact("Sequence parallel", "yes")

@@ -37,7 +37,10 @@ def training(folder: Path, facts: tuple[Fact, ...] = ()) -> Training | None:
     speeds = [row["tokens_per_second"] for row in rows[1:] or rows if row.get("tokens_per_second") is not None]
     known = [Fact("Steps", f"{last['step']:,}")]
     if speeds:
-        known.append(Fact("Median speed", f"{short(statistics.median(speeds))} predicted tokens/s"))
+        known.append(Fact("Median speed", f"{short(statistics.median(speeds))} tokens/s"))
+    predicted = [row["labels"] / row["seconds"] for row in rows[1:] or rows if row.get("labels") and row.get("seconds")]
+    if predicted:
+        known.append(Fact("Of them predicted", f"{short(statistics.median(predicted))} tokens/s"))
     known += [
         Fact(f"Last {c.name} loss", f"{c.points[-1][1]:.3f}") for c in losses if c.points and math.isfinite(c.points[-1][1])
     ]

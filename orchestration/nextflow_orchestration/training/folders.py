@@ -31,6 +31,8 @@ def training_folder(root: Path, config: TrainConfig, shards_fingerprint: str) ->
     settings = config.model_dump(mode="json", exclude=set(OPERATIONAL))
     settings["data"] = {k: v for k, v in settings["data"].items() if k in ("seed", "global_batch_size")}
     del settings["loss"]["chunk"]
+    if not config.loss.terms:  # trainings older than this setting are found again
+        del settings["loss"]["terms"]
     identity = canonical_json({"settings": settings, "shards": shards_fingerprint})
     return root / f"train-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
 
