@@ -1,6 +1,10 @@
 """`mnf`: one command, one verb a task. Each verb is a few lines over a function that a script could call too.
 
 Nothing heavy is imported until a verb needs it, so `mnf --help` answers at once and works in a base install.
+
+Exit status: 0 done, also where a training was told to stop and saved; 1 failed, or what was examined is not right; 2
+refused, for a mistake in the request or for want of what it needs (`nextflow_data.errors` decides): trying again would not
+help; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ from nextflow_orchestration.verbs.common import RecipeArg, SetOption, plain_erro
 
 app = typer.Typer(
     help="Web pages to verified shards of multi-scale image tokens, and a Megatron-Core trainer that learns from them.",
+    epilog="Exit status: 0 done; 1 failed, or found wrong; 2 a mistake in the request; 130 interrupted.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
