@@ -151,6 +151,24 @@ def ui(
 
 
 @app.command()
+def doctor(
+    recipe: Annotated[Path | None, typer.Argument(help="a recipe of any kind, to check what it asks for too")] = None,
+    set_: SetOption = None,
+    root: Annotated[
+        Path, typer.Option("--root", help="folder that runs would write to (default: the recipe's)")
+    ] = DEFAULT_ROOT,
+    s3: Annotated[str | None, typer.Option(help="s3://bucket/prefix to try; AWS_ENDPOINT_URL names the server")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="for machines")] = False,
+) -> None:
+    """What works on this machine, and what to do about the rest; exits 1 where something that is needed does not work."""
+    with plain_errors():
+        from nextflow_orchestration.verbs.doctor import doctor as look
+
+        if not look(recipe, set_ or [], root, s3, as_json):
+            raise typer.Exit(1)
+
+
+@app.command()
 def recipe(recipe: RecipeArg, set_: SetOption = None) -> None:
     """Checks a recipe and prints it resolved: every setting, with its value."""
     with plain_errors():
