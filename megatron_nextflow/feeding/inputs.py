@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from nextflow_data.errors import RequestError
 from nextflow_tokenize.shards.manifest import ShardManifest, VisionTokenizerRecord
 from nextflow_tokenize.shards.reader import ShardSet
 from nextflow_tokenize.vision.identity import identity, load_codebook
@@ -23,7 +24,7 @@ from megatron_nextflow.runtime.agreement import of_all
 from megatron_nextflow.sequence.vocabulary import Vocabulary
 
 
-class InputError(ValueError):
+class InputError(RequestError):
     """A shard set or tokenizer that cannot be trained on."""
 
 

@@ -7,10 +7,11 @@ from difflib import get_close_matches
 from typing import Any, get_args
 
 import yaml
+from nextflow_data.errors import RequestError
 from pydantic import BaseModel, ValidationError
 
 
-class RecipeError(Exception):
+class RecipeError(RequestError):
     """The recipe cannot be run; the message has one line a mistake, each with file and line where it has one."""
 
 

@@ -168,6 +168,8 @@ def load(kind: type[R], path: Path, overrides: list[str] | None = None) -> R:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         raise RecipeError(f"{path}:{mark.line + 1 if mark else 1}: not YAML: {error.problem}") from None
+    except (yaml.YAMLError, RecursionError) as error:
+        raise RecipeError(f"{path}: not YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(tree, dict):
         raise RecipeError(f"{path}:1: a recipe is a mapping of sections")
     repeated = list(duplicate_keys(node, str(path)))

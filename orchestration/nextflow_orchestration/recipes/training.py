@@ -36,7 +36,7 @@ def load_either(path: Path, overrides: list[str] | None = None) -> Recipe | Trai
     """A whole run's recipe or a training recipe. Raises RecipeError as `recipe.load_recipe` does."""
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError):
         tree = None  # `load` says what is wrong
     keys = set(tree) if isinstance(tree, dict) else set()
     if keys & (set(Recipe.model_fields) - set(TrainingRecipe.model_fields)):

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from nextflow_data.errors import RequestError
 from nextflow_data.whole_files import replacing
 
 from nextflow_tokenize.config.vision import VisionTokenizerConfig
@@ -29,7 +30,7 @@ OPERATIONAL = frozenset({"cache_mib", "workers", "checkpoint_interval", "picture
 """Training settings that decide how a training is carried out, not what is learnt (but for sums' last bits)."""
 
 
-class OtherTraining(ValueError):
+class OtherTraining(RequestError):
     """A checkpoint belongs to another training: other settings, or other images."""
 
 

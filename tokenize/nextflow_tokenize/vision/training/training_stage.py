@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from nextflow_data.errors import RequestError
 from nextflow_data.whole_files import replace_file
 
 from nextflow_tokenize.config.vision import VisionTokenizerConfig
@@ -100,7 +101,7 @@ def train_one_stage(
     if settings.stage == "pixel":
         config = config.model_copy(update={"branches": "pixel"})
     if settings.stage == "decoder" and init is None:
-        raise ValueError(
+        raise RequestError(
             "stage decoder trains a decoder for finished codes: give the tokenizer of a joint stage to go on from"
         )
     each = settings.cache_mib // max(1, settings.workers)
@@ -142,7 +143,7 @@ class _Training:
         anew = inherit(tokenizer, init, self.settings.stage) if init is not None else True
         if config.teacher == "siglip" and self.settings.stage == "joint":
             if config.teacher_path is None:
-                raise ValueError("stage joint with teacher: siglip needs teacher_path, the folder of the SigLIP model")
+                raise RequestError("stage joint with teacher: siglip needs teacher_path, the folder of the SigLIP model")
             tokenizer.attach_teacher(Path(config.teacher_path), initialise=anew and state is None)
         self.trainer = TokenizerTrainer(tokenizer, pool.training, self.settings)
         if state is None:
