@@ -63,10 +63,11 @@ def begin(config: TrainConfig, trainer: Trainer, source: inputs.Inputs) -> Begin
     if found is not None:
         if not config.resume:
             raise CheckpointError(f"{found[0]} exists and resume is false; choose another output folder or remove it")
-        return Beginning(_go_on(*found, fresh, trainer), resumed=True, said=_changed(found[1].state.run, trainer))
-    if config.init_from is not None:
-        return Beginning(fresh, said=_inherit(config.init_from, fresh, trainer))
-    return Beginning(fresh)
+        state = _go_on(*found, fresh, source.manifest, trainer)
+        return Beginning(state, resumed=True, said=_changed(found[1].state.run, trainer))
+    said = [_inherit(config.init_from, fresh, trainer)] if config.init_from is not None else []
+    said.append(inputs.packed_for_another(config, source.packs.manifest))
+    return Beginning(fresh, said="\n".join(line for line in said if line))
 
 
 def _own(output: Path) -> Path | None:
@@ -89,8 +90,12 @@ def _changed(before: RunRecord | None, trainer: Trainer) -> str:
     return f"changed since the checkpoint: {', '.join(changed)}" if changed else ""
 
 
-def _go_on(path: Path, manifest: CheckpointManifest, fresh: CheckpointState, trainer: Trainer) -> CheckpointState:
+def _go_on(
+    path: Path, manifest: CheckpointManifest, fresh: CheckpointState, set_manifest: str, trainer: Trainer
+) -> CheckpointState:
     old = manifest.state
+    if old.shards == set_manifest:  # as checkpoints named a set before it had an identity
+        old = old.model_copy(update={"shards": fresh.shards})
     _require_tokenizers(path, old, fresh)
     changed = {k: v for k, v in old.model.model_dump().items() if v != getattr(fresh.model, k)}
     for name, before, now, why in (
