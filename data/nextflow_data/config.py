@@ -252,6 +252,7 @@ class CaptionConfig(Section):
     """Words for images. `captioner` "alt-text" takes the page's own words; models come behind the same interface."""
 
     captioner: Literal["alt-text"] = "alt-text"
+    """Who makes the words, by name."""
     batch_images: int = Field(default=64, ge=1)
     """Images handed to a captioner at once."""
     max_characters: int = Field(default=300, ge=1)
