@@ -14,13 +14,15 @@ import yaml
 
 _PLAIN = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "bool", "null"))
 
+BLANKS = " \t\r\n"
+
 
 def setting(text: str) -> Any:
     """The value that `text` stands for. Blanks around it do not count; within quotes they do.
 
     Raises ValueError with the reason where it begins as a list or mapping and is none.
     """
-    text = text.strip()
+    text = text.strip(BLANKS)
     if text.startswith(("[", "{")):
         return _collection(text)
     if text[:1] in ("'", '"'):

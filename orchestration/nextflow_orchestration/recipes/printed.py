@@ -38,7 +38,7 @@ def _lines(section: Any, tree: Mapping[str, Any], indent: str, comments: bool) -
             yield f"{indent}{key}:"
             yield from _lines(inner, value, indent + "  ", comments)
         else:
-            text = yaml.safe_dump({key: value}, sort_keys=False, allow_unicode=True)
+            text = yaml.safe_dump({key: value}, sort_keys=False)
             yield textwrap.indent(text.rstrip("\n"), indent)
 
 

@@ -105,6 +105,7 @@ class Recipe(Section):
         if "end_of_text" not in self.generate.model_fields_set:
             self._resolve("generate", self.generate.model_copy(update={"end_of_text": self.text_tokenizer.end_of_text}))
         if self.train is None:
+            self._cost_alone()
             return self
         model = self.train.model
         joint = cost.vocabulary(model, self.text_tokenizer, self.vision_tokenizer)
@@ -121,6 +122,12 @@ class Recipe(Section):
         if "generate" not in idle:
             self._can_make_the_image(self.train)
         return self
+
+    def _cost_alone(self) -> None:
+        try:
+            self.pack.cost.check()
+        except ValueError as error:
+            raise Misfit(f"pack.cost: {error}", "pack", "cost") from None
 
     def _resolve(self, name: str, section: Section) -> None:
         object.__setattr__(self, name, section)  # still being made: what is frozen is the finished recipe

@@ -144,4 +144,5 @@ def _override(written: Written, assignment: str) -> None:
     except ValueError as error:
         raise RecipeError(f"{SET} {assignment}: {error}") from None
     _forget(written.places, keys)
-    written.places[keys] = SET
+    for length in range(1, len(keys) + 1):  # a section that only this brings stands nowhere else
+        written.places.setdefault(keys[:length], SET)

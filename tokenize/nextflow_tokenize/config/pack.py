@@ -47,12 +47,18 @@ class CostModel(Section):
         return self.head_size if self.head_size is not None else self.hidden_size // self.heads
 
     @model_validator(mode="after")
-    def _whole_heads(self) -> Self:
-        if self.head_size is None and self.hidden_size % self.heads:
-            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of heads {self.heads}; give head_size")
-        if self.heads % self.query_groups:
-            raise ValueError(f"heads {self.heads} is not a multiple of query_groups {self.query_groups}")
+    def _said_fits(self) -> Self:
+        """What is not said may yet be taken from a model; then who does that checks the rest."""
+        said = self.model_fields_set
+        self.check(widths={"hidden_size", "heads"} <= said, groups={"heads", "query_groups"} <= said)
         return self
+
+    def check(self, widths: bool = True, groups: bool = True) -> None:
+        """Raises ValueError where hidden_size is no multiple of heads (`widths`), or heads of query_groups (`groups`)."""
+        if widths and self.head_size is None and self.hidden_size % self.heads:
+            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of heads {self.heads}; give head_size")
+        if groups and self.heads % self.query_groups:
+            raise ValueError(f"heads {self.heads} is not a multiple of query_groups {self.query_groups}")
 
 
 class PackConfig(Section):
