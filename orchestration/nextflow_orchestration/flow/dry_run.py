@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from nextflow_pipelines.contract.stage import read_manifest
 from nextflow_pipelines.registry import STAGES
 
 from megatron_nextflow.config.train import TrainConfig
-from nextflow_orchestration.flow.looking import INPUT, Look, look
+from nextflow_orchestration.flow.looking import INPUT, Look, look, require_before
 from nextflow_orchestration.recipes.parts import Parts
 from nextflow_orchestration.recipes.run import Recipe
 
 KEPT, RUNS = "kept", "would run"
 
 
-def dry_run(recipe: Recipe, which: Parts) -> Iterator[str]:
-    """A line a part. Raises Corrupt for a commit that is damaged."""
+def dry_run(recipe: Recipe, which: Parts, command: Sequence[str]) -> Iterator[str]:
+    """A line a part. Raises Corrupt for a commit that is damaged, and RecipeError as `require_before` does."""
     found = look(recipe, which.needed)
+    require_before(recipe, which, command, found)
     if found.files is None:
         yield _line(INPUT, RUNS, f"the sample would be made in {recipe.root / 'input'}, of packages that it downloads")
     else:

@@ -79,12 +79,12 @@ def _look_for_stage(recipe: Recipe, context: RunContext, name: str, found: Look)
     found.unknown[name] = before[0]
 
 
-def require_before(recipe: Recipe, which: Parts, command: Sequence[str]) -> Look:
+def require_before(recipe: Recipe, which: Parts, command: Sequence[str], found: Look | None = None) -> Look:
     """What lies before the first part that runs; RecipeError, with the command that makes it, where any is missing.
 
-    `command` is the `mnf run` that was asked for, without `--from` and `--to`.
+    `command` is the `mnf run` that was asked for, without `--from` and `--to`; `found` is given where it was looked already.
     """
-    found = look(recipe, which.before)
+    found = found or look(recipe, which.before)
     steps = recipe.train.steps if recipe.train is not None else 0
     missing = next((part for part in which.before if not found.kept(part, steps)), None)
     if missing is None:

@@ -44,13 +44,12 @@ def _there(package: str) -> bool:
 def dry_run_recipe(recipe_path: Path, overrides: list[str], first: str | None, last: str | None) -> None:
     """Says what `run_recipe` would do. Raises RecipeError where that would refuse."""
     from nextflow_orchestration.flow.dry_run import dry_run
-    from nextflow_orchestration.flow.looking import command, require_before
+    from nextflow_orchestration.flow.looking import command
 
     recipe, which = load_run(recipe_path, overrides, first, last)
     recipe.check_inputs(which)
-    require_before(recipe, which, command(recipe_path, overrides))
     console = Console(highlight=False, soft_wrap=True)
-    for line in dry_run(recipe, which):
+    for line in dry_run(recipe, which, command(recipe_path, overrides)):
         console.print(line, markup=False)
     missing = _missing_packages(which)
     if missing:

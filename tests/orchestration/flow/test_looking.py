@@ -49,7 +49,7 @@ def commit(recipe: Recipe, last: str) -> None:
 
 def said(path: Path, **stretch: str) -> dict[str, str]:
     """The dry run's lines by part."""
-    return {line.split()[0]: line for line in dry_run(*load_run(path, None, **stretch))}
+    return {line.split()[0]: line for line in dry_run(*load_run(path, None, **stretch), [])}
 
 
 def everything(folder: Path) -> dict[Path, int]:
@@ -104,7 +104,7 @@ def test_a_damaged_commit_is_not_taken_for_one(recipe: Path) -> None:
     commit(loaded, "pack")
     next(loaded.root.glob("pack-*/shards/*.tar")).write_bytes(b"")
     with pytest.raises(Corrupt, match=r"has 0 bytes, not \d+; remove the folder and run again"):
-        list(dry_run(loaded, which))
+        list(dry_run(loaded, which, []))
 
 
 def test_a_sample_that_is_not_made_yet_is_not_made(recipe: Path, tmp_path: Path) -> None:
