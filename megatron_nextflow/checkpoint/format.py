@@ -62,7 +62,7 @@ class CheckpointState(Section):
     """The latest losses, oldest first, by which `health` judges the next."""
     seed: int
     shards: str
-    """Fingerprint of the shard set."""
+    """The shard set's identity; in older checkpoints the sha256 of its manifest."""
     text_tokenizer: str
     vision_tokenizer: str
     text_vocabulary: int

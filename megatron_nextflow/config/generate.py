@@ -70,6 +70,7 @@ class GenerateConfig(Section):
     guidance_schedule: Literal["rising", "constant"] = "rising"
     """rising: linear over the scales from 0 to `guidance` at the last (VAR); constant: `guidance` at each."""
     temperature: Annotated[tuple[Temperature, ...], *_BY_SCALE] = (1.0,)
+    """Divides the logits before one is drawn: below 1 the likelier are likelier still, above 1 less so."""
     top_k: Annotated[tuple[TopK, ...], *_BY_SCALE] = (0,)
     """Most probable codes or words that are drawn from; 0 means all."""
     top_p: Annotated[tuple[TopP, ...], *_BY_SCALE] = (0.95,)
@@ -77,7 +78,9 @@ class GenerateConfig(Section):
     text_temperature: Temperature | None = None
     """For words; None takes the first scale's `temperature`. The next two likewise."""
     text_top_k: TopK | None = None
+    """For words; None takes the first scale's `top_k`."""
     text_top_p: TopP | None = None
+    """For words; None takes the first scale's `top_p`."""
     level: Level = 128
     """Resolution level of the image, which fixes the number of scales."""
     prompt_level: Level | None = None

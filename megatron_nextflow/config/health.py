@@ -24,6 +24,7 @@ class HealthConfig(Section):
     spike: Literal["off", "warn", "skip", "rollback"] = "warn"
     """A loss above `spike_factor` times the median of the `spike_window` losses before it."""
     spike_factor: float = Field(default=2.0, gt=1)
+    """Times the median of the losses before it."""
     spike_window: int = Field(default=32, ge=4)
     """Losses that must have been seen before one can be called a spike."""
     most_skipped: int = Field(default=8, ge=1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from nextflow_data.section import Section
+from nextflow_data.section import Section, operational
 from pydantic import Field, SerializeAsAny, ValidationError, field_validator
 
 from megatron_nextflow.loss_terms.term import LossTerm, loss_terms
@@ -30,7 +30,7 @@ class LossConfig(Section):
     responses_only: bool = False
     """For supervised fine-tuning: refuse a pack that marks nothing as given. Segments marked `loss: false` in the shards are
     never learnt; this makes sure that the marks are there."""
-    chunk: int = Field(default=1024, ge=1)
+    chunk: int = operational(1024, ge=1)
     """Labels whose logits are held at one time; the whole of them never is."""
     terms: dict[str, SerializeAsAny[LossTerm]] = Field(default_factory=dict)
     """What is added to the cross-entropy, by name, each with its settings, as in {z_loss: {weight: 1e-4}}."""

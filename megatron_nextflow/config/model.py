@@ -19,13 +19,17 @@ class ModelConfig(Section):
     """The transformer: Qwen2.5's block (RMSNorm, SwiGLU, grouped queries, bias on q, k, v), NextFlow's inputs, positions."""
 
     hidden_size: int = Field(default=128, ge=8)
+    """Width of the residual stream."""
     layers: int = Field(default=4, ge=1)
+    """Transformer layers."""
     heads: int = Field(default=4, ge=1)
+    """Query heads."""
     query_groups: int = Field(default=2, ge=1)
     """Key-value heads; Qwen2.5-7B has 4 for 28 heads."""
     ffn_size: int = Field(default=352, ge=8)
     """Width of the SwiGLU product (Qwen2.5-7B: 18944 for a hidden size of 3584)."""
     rope_theta: float = Field(default=1e6, gt=0)
+    """Base of the rotary frequencies (Qwen2.5's)."""
     rope_sections: tuple[int, int, int] | None = None
     """Rotary frequencies given to (scale or text position, row, column); they sum to half a head's width. Which section
     carries which axis is unpublished; None gives 1/4, 3/8, 3/8, the proportions of Qwen2.5-VL's [16, 24, 24]."""
@@ -43,7 +47,9 @@ class ModelConfig(Section):
     """Whether the codebook vectors, from which vision inputs are made, are learnt on. NextFlow initialises the vision
     embeddings from the codebook and trains all but the tokenizer; False keeps them as the tokenizer has them."""
     init_std: float = Field(default=0.02, gt=0)
+    """Standard deviation of initial weights; divided by √(2·layers) where they write to the residual stream (GPT-2)."""
     layernorm_epsilon: float = Field(default=1e-6, gt=0)
+    """Added to the mean square in RMSNorm."""
     seed: int = Field(default=1234, ge=0)
     """Seed of the initial weights; each parameter draws from its own stream, named after it."""
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from nextflow_data.section import Section
+from nextflow_data.section import Section, operational
 from pydantic import Field, model_validator
 
 from megatron_nextflow.config import installed
@@ -25,42 +25,51 @@ class OptimizerConfig(Section):
     """AdamW, the paper's learning rates, and what the paper leaves open (betas, decay, clip, warm-up: VAR-RL's and ours)."""
 
     lr: float = Field(default=1e-3, gt=0)
+    """Highest learning rate."""
     min_lr: float = Field(default=1e-5, ge=0)
+    """Learning rate at the schedule's end."""
     betas: tuple[float, float] = (0.9, 0.95)
+    """Decay of the running means of gradients and of their squares."""
     eps: float = Field(default=1e-8, gt=0)
+    """Added to the root of the mean square."""
     weight_decay: float = Field(default=0.05, ge=0)
     """On matrices only; Megatron exempts biases and norms."""
     clip: float = Field(default=1.0, ge=0)
     """Largest global gradient norm; 0 does not clip."""
     warmup_steps: int = Field(default=10, ge=0)
+    """Steps in which the rate rises from 0 to `lr`."""
     decay: Literal["constant", "linear", "cosine"] = "cosine"
+    """How the rate falls from `lr` to `min_lr` after that; constant: not at all."""
     decay_steps: int | None = Field(default=None, ge=1)
     """Steps until `min_lr`; None means all of `steps`."""
 
 
 class FeedConfig(Section):
-    """What is read, and in which order."""
+    """What is read, and in which order.
 
-    shards: str | None = None
+    A training is bound to what the set and the tokenizers *are* (`ShardManifest.set_identity`), not to where they lie.
+    """
+
+    shards: str | None = operational(None)
     """Folder or address (s3://…) of the shard set. A whole run fills it in with the set that it packed."""
-    vision_tokenizer: Path | None = None
+    vision_tokenizer: Path | None = operational(None)
     """Folder of the vision tokenizer that made the shards: its codebook is where vision inputs begin. A whole run fills it
     in with its own."""
-    text_tokenizer: Path | None = None
+    text_tokenizer: Path | None = operational(None)
     """tokenizer.json of the shards' text; training does not read it, `mnf generate` finds it here."""
-    codebook_size: int | None = Field(default=None, ge=1)
+    codebook_size: int | None = operational(None, ge=1)
     """Codes of the vision tokenizer: what a dry run reckons with before there are shards. Shards must agree with it."""
-    codebook_dim: int | None = Field(default=None, ge=1)
+    codebook_dim: int | None = operational(None, ge=1)
     """Width of a code's vector, both branches together; as `codebook_size`."""
     global_batch_size: int = Field(default=8, ge=1)
     """Packs a step, over all processes."""
-    micro_batch_size: int = Field(default=1, ge=1)
+    micro_batch_size: int = operational(1, ge=1)
     """Packs of one forward pass; they are laid end to end in one row, none padded to the longest."""
-    align: int = Field(default=16, ge=1)
+    align: int = operational(16, ge=1)
     """A row is padded to a multiple of this many slots on each process (FP8 matrix products need 16)."""
     seed: int = Field(default=0, ge=0)
     """Seed of the order; each epoch is another permutation."""
-    verify: bool = True
+    verify: bool = operational(True)
     """Hash every shard against the manifest before the first step (each process takes its part of the shards)."""
 
     def repeats(self, packs: int) -> str:
@@ -79,6 +88,7 @@ class WandbConfig(Section):
 
     project: str = Field(default="megatron-nextflow", min_length=1)
     name: str | None = None
+    """Of the run; None lets Weights & Biases choose."""
     mode: Literal["online", "offline"] = "online"
     """offline writes under the training's folder, to be sent later with `wandb sync`."""
 
@@ -86,25 +96,27 @@ class WandbConfig(Section):
 class TrainConfig(Section):
     """The whole training. `mnf train` writes it, resolved, beside the checkpoints."""
 
-    output: Path = Path("runs/train")
+    output: Path = operational(Path("runs/train"))
     """Folder of checkpoints, metrics.jsonl, logs by rank and TensorBoard files."""
     model: ModelConfig = ModelConfig()
-    parallel: ParallelConfig = ParallelConfig()
+    parallel: ParallelConfig = operational(ParallelConfig())
     optimizer: OptimizerConfig = OptimizerConfig()
     data: FeedConfig = FeedConfig()
     loss: LossConfig = LossConfig()
-    steps: int = Field(default=100, ge=1)
-    log_interval: int = Field(default=1, ge=1)
-    checkpoint_interval: int = Field(default=50, ge=1)
+    steps: int = operational(100, ge=1)
+    """Optimizer steps in all; with more, a finished training goes on."""
+    log_interval: int = operational(1, ge=1)
+    """Steps between rows of metrics.jsonl."""
+    checkpoint_interval: int = operational(50, ge=1)
     """Steps between checkpoints; one is also written at the end and when the training is told to stop."""
-    keep: int = Field(default=2, ge=1)
+    keep: int = operational(2, ge=1)
     """Newest checkpoints kept; older ones go once a newer one is verified."""
-    keep_every: int | None = Field(default=None, ge=1)
+    keep_every: int | None = operational(None, ge=1)
     """Checkpoints of steps that are multiples of this are never removed."""
-    async_save: bool = True
+    async_save: bool = operational(True)
     """Write checkpoints beside the training; the step that follows waits only for the copy. The last one of a training is
     waited for."""
-    resume: bool = True
+    resume: bool = operational(True)
     """Go on from the latest checkpoint under `output`; False refuses to start where there is one."""
     init_from: Path | None = None
     """Another training's output folder or one of its checkpoints, to begin from its weights (with a new optimizer and
@@ -113,26 +125,29 @@ class TrainConfig(Section):
     """What is learnt: everything, or the alignment's connector and output head (NextFlow §4). With the connector go
     the scale embeddings, new as it is (our choice); the codebook stays as the tokenizer has it."""
     precision: Literal["float32", "bf16"] = "float32"
+    """Of weights and activations in the passes; the optimizer's are float32."""
     fp8: Literal["tensorwise", "delayed", "blockwise", "auto"] | None = None
     """FP8 recipe of Transformer Engine for the matrix products; the attention stays in bf16. A named one is refused where
     Transformer Engine or the hardware lacks it; `auto` takes tensorwise where it can be had, else bf16, and says which."""
     first_last_bf16: int = Field(default=0, ge=0)
     """Layers at the beginning, and as many at the end, that stay in bf16 under FP8."""
-    health: HealthConfig = HealthConfig()
-    tensorboard: bool = True
-    wandb: WandbConfig | None = None
+    health: HealthConfig = operational(HealthConfig())
+    tensorboard: bool = operational(True)
+    """Write TensorBoard files too, where it is installed."""
+    wandb: WandbConfig | None = operational(None)
     """Weights & Biases as well, where it is installed (pip install 'megatron-nextflow[wandb]')."""
-    peak_tflops: float | None = Field(default=None, gt=0)
+    peak_tflops: float | None = operational(None, gt=0)
     """A device's dense bf16 peak, TFLOP/s, from which MFU is reckoned; None looks the GPU's name up, and a CPU has none."""
-    memory_gib: float | None = Field(default=None, gt=0)
+    memory_gib: float | None = operational(None, gt=0)
     """A device's memory, GiB, against which a dry run checks the estimate; None does not check."""
-    slurm: SlurmConfig = SlurmConfig()
-    recompute: bool = False
+    slurm: SlurmConfig = operational(SlurmConfig())
+    recompute: bool = operational(False)
     """Recompute each layer's activations in the backward pass instead of keeping them."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: int = Field(default=1, ge=1)
+    device: Literal["auto", "cpu", "cuda"] = operational("auto")
+    """auto: a GPU where there is one."""
+    threads: int = operational(1, ge=1)
     """CPU threads of each process."""
-    master_port: int | None = Field(default=None, ge=1, le=65535)
+    master_port: int | None = operational(None, ge=1, le=65535)
     """Port on which the processes find each other; None takes a free one, in a Slurm job one by the job's number."""
 
     @model_validator(mode="after")

@@ -30,12 +30,16 @@ class InputError(RequestError):
 
 @dataclass(frozen=True)
 class Inputs:
-    """The packs, the joint vocabulary, the codebook [V, D] float32, and the hashes that a checkpoint records."""
+    """The packs, the joint vocabulary, the codebook [V, D] float32, and the hashes that a checkpoint records.
+
+    `fingerprint` is the set's identity; `manifest` is its manifest's hash, by which older checkpoints know it.
+    """
 
     packs: ShardSet
     vocabulary: Vocabulary
     codebook: Tensor
     fingerprint: str
+    manifest: str
     text_tokenizer: str
     vision_tokenizer: str
 
@@ -60,7 +64,8 @@ def open_inputs(config: TrainConfig) -> Inputs:
         packs=packs,
         vocabulary=vocabulary,
         codebook=codebook,
-        fingerprint=manifest.sha256,
+        fingerprint=manifest.set_identity,
+        manifest=manifest.sha256,
         text_tokenizer=manifest.text_tokenizer.sha256,
         vision_tokenizer=vision.sha256 if vision else "",
     )
@@ -95,6 +100,25 @@ def vocabulary_of(config: TrainConfig, folder: str, manifest: ShardManifest) -> 
     vocabulary = Vocabulary(text=rows, codes=manifest.codebook_size)
     config.parallel.check_rows(vocabulary.tables)
     return vocabulary
+
+
+def packed_for_another(config: TrainConfig, manifest: ShardManifest) -> str:
+    """What to say where the packs' cost was counted for a model of another shape; "" where it was for this one.
+
+    It is no mistake: the packs hold the same documents. Only their equal cost is another's.
+    """
+    cost, model = manifest.budget.cost_model, config.model
+    pairs = {
+        "hidden_size": (cost.hidden_size, model.hidden_size),
+        "ffn_size": (cost.ffn_hidden_size, model.ffn_size),
+        "layers": (cost.layers, model.layers),
+        "heads": (cost.heads, model.heads),
+        "query_groups": (cost.query_groups, model.query_groups),
+    }
+    other = [f"{name} {packed}, here {trained}" for name, (packed, trained) in pairs.items() if packed != trained]
+    if not other:
+        return ""
+    return f"the shards were packed to equal cost for another model ({'; '.join(other)}): steps may differ more in time"
 
 
 def verify_files(packs: ShardSet) -> None:

@@ -42,6 +42,8 @@ class Origin:
     fresh: CheckpointState
     checkpoint: tuple[Path, CheckpointManifest] | None = None
     resumed: bool = False
+    said: str = ""
+    """What is to be told of the shards of a training that begins; "" where there is nothing."""
 
 
 @dataclass(frozen=True)
@@ -76,17 +78,18 @@ def find_origin(config: TrainConfig, source: inputs.Inputs) -> Origin:
     if found is not None:
         if not config.resume:
             raise CheckpointError(f"{found[0]} exists and resume is false; choose another output folder or remove it")
-        _require_same_training(*found, fresh)
+        _require_same_training(*found, fresh, source.manifest)
         return Origin(fresh, found, resumed=True)
+    said = inputs.packed_for_another(config, source.packs.manifest)
     if config.init_from is None:
-        return Origin(fresh)
+        return Origin(fresh, said=said)
     path = config.init_from
     given = in_force(lambda: path if (path / training_folder.MANIFEST).is_file() else training_folder.latest(path))
     if given is None:
         raise CheckpointError(f"init_from: {path} holds no checkpoint")
     _require_tokenizers(given[0], given[1].state, fresh)
     _require_same_model(given[0], given[1].state.model, fresh.model)
-    return Origin(fresh, given)
+    return Origin(fresh, given, said=said)
 
 
 def begin(origin: Origin, trainer: Trainer) -> Beginning:
@@ -96,10 +99,11 @@ def begin(origin: Origin, trainer: Trainer) -> Beginning:
     """
     fresh = origin.fresh
     if origin.checkpoint is None:
-        return Beginning(fresh)
+        return Beginning(fresh, said=origin.said)
     path, manifest = origin.checkpoint
     if not origin.resumed:
-        return Beginning(fresh, said=_inherit(path, manifest, fresh, trainer))
+        inherited = _inherit(path, manifest, fresh, trainer)
+        return Beginning(fresh, said="\n".join(line for line in (inherited, origin.said) if line))
     load(trainer, path, manifest)
     kept = {name: getattr(manifest.state, name) for name in ("step", "consumed", "skipped", "losses")}
     return Beginning(fresh.model_copy(update=kept), resumed=True, said=_changed(manifest.state.run, trainer))
@@ -125,8 +129,10 @@ def _changed(before: RunRecord | None, trainer: Trainer) -> str:
     return f"changed since the checkpoint: {', '.join(changed)}" if changed else ""
 
 
-def _require_same_training(path: Path, manifest: CheckpointManifest, fresh: CheckpointState) -> None:
+def _require_same_training(path: Path, manifest: CheckpointManifest, fresh: CheckpointState, set_manifest: str) -> None:
     old = manifest.state
+    if old.shards == set_manifest:  # as checkpoints named a set before it had an identity
+        old = old.model_copy(update={"shards": fresh.shards})
     _require_tokenizers(path, old, fresh)
     changed = {k: v for k, v in old.model.model_dump().items() if v != getattr(fresh.model, k)}
     for name, before, now, why in (

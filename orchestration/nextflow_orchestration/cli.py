@@ -39,12 +39,21 @@ DEFAULT_ROOT = Path("runs/quickstart")
 
 
 @app.command()
-def run(recipe: RecipeArg, set_: SetOption = None) -> None:
-    """Everything, from source files to a trained model, a generated image and a report. Skips what is already committed."""
-    with plain_errors():
-        from nextflow_orchestration.verbs.run import run_recipe
+def run(
+    recipe: RecipeArg,
+    set_: SetOption = None,
+    first: Annotated[str | None, typer.Option("--from", help="stage to begin with; what lies before is committed")] = None,
+    last: Annotated[str | None, typer.Option("--to", help="stage to end with: ingest … pack, train, report")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would run, read and be kept")] = False,
+) -> None:
+    """Everything, from source files to shards, a trained model, a generated image and a report; or a stretch of it.
 
-        run_recipe(recipe, set_ or [])
+    Skips what is already committed. A recipe without a `train` section ends with its shards and their report.
+    """
+    with plain_errors():
+        from nextflow_orchestration.verbs.run import dry_run_recipe, run_recipe
+
+        (dry_run_recipe if dry_run else run_recipe)(recipe, set_ or [], first, last)
 
 
 app.command()(training_cli.train)
@@ -169,15 +178,17 @@ def doctor(
 
 
 @app.command()
-def recipe(recipe: RecipeArg, set_: SetOption = None) -> None:
-    """Checks a recipe and prints it resolved: every setting, with its value."""
+def recipe(
+    recipe: RecipeArg,
+    set_: SetOption = None,
+    plain: Annotated[bool, typer.Option("--plain", help="settings and values alone")] = False,
+) -> None:
+    """Checks a recipe and prints it resolved: every setting, with its value and what it is."""
     with plain_errors():
-        import yaml
-
+        from nextflow_orchestration.recipes.printed import printed
         from nextflow_orchestration.recipes.training import load_either
 
-        loaded = load_either(recipe, set_ or [])
-        typer.echo(yaml.safe_dump(loaded.model_dump(mode="json"), sort_keys=False), nl=False)
+        typer.echo(printed(load_either(recipe, set_ or []), comments=not plain), nl=False)
 
 
 def main() -> None:

@@ -102,6 +102,6 @@ def run_settings(root: Path) -> dict[str, Any]:
     """How the run in `root` samples, and its `prompt`, as its stored recipe says; nothing where there is none."""
     try:
         tree = json.loads((root / "recipe.json").read_text(encoding="utf-8"))
-        return {**tree["generate"], "end_of_text": tree["text_tokenizer"]["end_of_text"]}
+        return {"end_of_text": tree["text_tokenizer"]["end_of_text"], **tree["generate"]}
     except (OSError, ValueError, KeyError, TypeError):
         return {}

@@ -27,10 +27,10 @@ class SourceFile:
     sha256: str
 
 
-def bind_sources(root: Path, paths: Sequence[Path]) -> list[SourceFile]:
+def bind_sources(root: Path, paths: Sequence[Path], link_them: bool = True) -> list[SourceFile]:
     """Hashes the input files and links them under the root; a file given twice counts once, the order is kept.
 
-    Raises FileNotFoundError, naming the file, before anything is written.
+    Without `link_them` nothing is written. Raises FileNotFoundError, naming the file, before anything is written.
     """
     for path in paths:
         if not path.is_file():
@@ -42,6 +42,8 @@ def bind_sources(root: Path, paths: Sequence[Path]) -> list[SourceFile]:
             continue
         uri = f"{SOURCES}/{digest[:16]}-{path.name}"
         found[digest] = SourceFile(uri, digest)
+        if not link_them:
+            continue
         link = root / uri
         link.parent.mkdir(parents=True, exist_ok=True)
         target = path.resolve()

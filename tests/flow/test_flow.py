@@ -62,6 +62,8 @@ def test_prefect_shows_the_run_its_stages_and_its_artifacts(whole: Any, prefect_
 def test_a_second_run_finds_everything_committed(whole: Any) -> None:
     runner, _ = whole
     before = {p: p.stat().st_mtime_ns for p in runner.root.rglob("manifest.json")}
+    foreseen = runner.finish("run", str(runner.recipe), "--dry-run")
+    assert [line.split()[0] for line in foreseen.splitlines() if line.split()[1] == "kept"] == list(STAGES)
     said = runner.finish()
     assert said.count("kept") >= len(STAGES), said
     assert {p: p.stat().st_mtime_ns for p in runner.root.rglob("manifest.json")} == before
@@ -88,8 +90,13 @@ def test_stopped_in_a_stage_the_shards_are_the_same(
 ) -> None:
     undisturbed, _ = whole
     runner = type(undisturbed)(tmp_path, undisturbed.warc, undisturbed.home)
+    stretch: tuple[str, ...] = ()
     for stage in stages:
-        process = runner.start()
+        if stage == "train":
+            said = runner.finish("run", str(runner.recipe), "--to", "pack")
+            assert "--from train" in said and not any(runner.root.glob("train-*"))
+            stretch = ("--from", "train")
+        process = runner.start("run", str(runner.recipe), *stretch)
         while not at_work(runner.root, stage):
             assert process.poll() is None, process.communicate()[0]
             time.sleep(0.002)
@@ -99,8 +106,9 @@ def test_stopped_in_a_stage_the_shards_are_the_same(
         assert at_work(runner.root, stage) or stage == "train", f"{stage} was committed before the signal came"
         if number == signal.SIGINT:
             assert "Interrupted" in said and "Traceback" not in said
-    runner.finish()
+    runner.finish("run", str(runner.recipe), *stretch)
     assert shard_bytes(runner.root) == shard_bytes(undisturbed.root)
+    assert (runner.root / "report.html").is_file()
     audit = runner.finish("audit", str(next(runner.root.glob("pack-*/shards"))))
     assert "nothing is wrong" in audit
 
@@ -148,6 +156,11 @@ def test_an_empty_warc_is_told_of_and_reported(whole: Any, tmp_path: Path) -> No
     assert process.returncode == 1
     assert "1 kept aside" in said and "nothing to train on" in said and "Traceback" not in said
     assert "empty.warc.gz" in (runner.root / "report.html").read_text()
+    (runner.root / "report.html").unlink()
+    said = runner.finish("run", str(runner.recipe), "--set", "train=null", "--set", "generate.level=7")
+    assert "0 packs" in said and "report" in said and "generate" not in said
+    assert "empty.warc.gz" in (runner.root / "report.html").read_text()
+    assert json.loads((runner.root / "run.json").read_text()).keys() == {"pack"}
 
 
 def test_a_flipped_byte_is_named_by_the_audit_and_refused_by_the_trainer(whole: Any, tmp_path: Path) -> None:

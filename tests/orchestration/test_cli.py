@@ -3,12 +3,21 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
+TRAINERS = ("torch", "safetensors", "megatron", "einops", "skimage", "tensorboard")
+"""What only the extra [train] brings."""
 HEAVY = ("torch", "pyspark", "prefect", "megatron", "datatrove", "scipy", "PIL")
 PROBE = """
 import json, sys
 sys.argv = ["mnf", *{arguments}]
-{hide}
+
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {hide}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Hidden())
 from nextflow_orchestration.cli import main
 try:
     main()
@@ -19,8 +28,7 @@ except SystemExit as end:
 
 def run(arguments: list[str], hide: tuple[str, ...] = ()) -> tuple[dict[str, object], str]:
     """Runs `mnf` in a fresh interpreter in which `hide` cannot be imported; what it loaded, and its standard error."""
-    hidden = "\n".join(f"sys.modules[{name!r}] = None" for name in hide)
-    code = PROBE.format(arguments=arguments, hide=hidden)
+    code = PROBE.format(arguments=arguments, hide=set(hide) or "()")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     return json.loads(done.stdout.splitlines()[-1]), done.stderr
 
@@ -30,6 +38,14 @@ def test_help_and_recipes_load_nothing_heavy() -> None:
         result, _ = run(arguments)
         assert result["code"] == 0
         assert not set(HEAVY) & set(result["loaded"])  # type: ignore[call-overload]
+
+
+def test_the_data_side_reads_and_reckons_its_recipe_without_the_trainers_packages(tmp_path: Path) -> None:
+    plain = ["recipe", "recipes/quickstart.yaml", "--plain"]
+    for arguments in (plain, ["run", "recipes/quickstart.yaml", "--dry-run", "--set", f"root={tmp_path}/run"]):
+        result, said = run(arguments, hide=(*TRAINERS, "pyspark", "prefect", "datatrove", "spacy"))
+        assert result["code"] == 0, said
+    assert not (tmp_path / "run").exists()
 
 
 def test_audit_and_explain_work_without_any_extra(small_run) -> None:  # type: ignore[no-untyped-def]

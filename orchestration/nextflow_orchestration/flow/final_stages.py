@@ -14,6 +14,7 @@ from nextflow_pipelines.contract.work import StageWork
 from nextflow_pipelines.spark.context import RunContext, StageResult, run_contract
 
 from megatron_nextflow.config.generate import GenerateConfig
+from megatron_nextflow.config.train import TrainConfig
 from megatron_nextflow.runtime.training_folder import last_step
 from nextflow_orchestration.generation import generate_in_process
 from nextflow_orchestration.recipes.run import Recipe
@@ -24,21 +25,23 @@ GENERATE_VERSION = 1
 IMAGE = "image.png"
 
 
-def train_stage(recipe: Recipe, pack: StageResult, tokenizer: Path, text_tokenizer: Path) -> tuple[Path, int, bool]:
+def train_stage(recipe: Recipe, train: TrainConfig, results: Mapping[str, StageResult]) -> tuple[Path, int, bool]:
     """Trains on a committed pack stage; returns the folder, the step reached, and whether there was anything to do."""
-    output = training_folder(recipe.root, recipe.train, pack.fingerprint)
-    if last_step(output) >= recipe.train.steps:
+    shards = results["pack"].dir / "shards"
+    output = training_folder(recipe.root, train, shards)
+    if last_step(output) >= train.steps:
         return output, last_step(output), False
-    outcome = run_training(with_paths(recipe, pack.dir / "shards", tokenizer, text_tokenizer, output))
+    tokenizer = results["vision_tokenizer"].dir / "tokenizer"
+    text_tokenizer = results["text_tokenizer"].dir / "tokenizer.json"
+    outcome = run_training(with_paths(train, shards, tokenizer, text_tokenizer, output))
     if not outcome.finished:
         raise KeyboardInterrupt  # a whole run that was stopped is not done, though all of it is saved
     return output, outcome.step, True
 
 
-def generate_stage(recipe: Recipe, training: Path) -> StageResult:
+def generate_stage(recipe: Recipe, train: TrainConfig, training: Path, context: RunContext) -> StageResult:
     """One image from the recipe's prompt, under the stage contract: another checkpoint or setting makes another image."""
-    given = recipe.generate.model_dump(exclude={"prompt"})
-    settings = GenerateConfig.model_validate(given | {"end_of_text": recipe.text_tokenizer.end_of_text})
+    settings = GenerateConfig.model_validate(recipe.generate.model_dump(exclude={"prompt"}))
     checkpoint = last_checkpoint(training)
     parameters = {"prompt": recipe.generate.prompt, "settings": settings.model_dump(mode="json")}
     plan = StagePlan("generate", GENERATE_VERSION, parameters, {"checkpoint": file_sha256(checkpoint / "manifest.json")})
@@ -46,15 +49,15 @@ def generate_stage(recipe: Recipe, training: Path) -> StageResult:
     def body(work: StageWork) -> tuple[list[str], Mapping[str, Any]]:
         with unit_output(work.dir, "image") as out:
             prompts = [recipe.generate.prompt]
-            result = generate_in_process(checkpoint, prompts, out.path(IMAGE), settings, recipe.train.threads)
+            result = generate_in_process(checkpoint, prompts, out.path(IMAGE), settings, train.threads)
             out.path("result.json").write_text(json.dumps(result["metadata"], sort_keys=True), encoding="utf-8")
         return ["image"], {"prompt": recipe.generate.prompt, "passes": result["passes"]}
 
-    return run_contract(RunContext(recipe.root), plan, body)
+    return run_contract(context, plan, body)
 
 
 def report_stage(
-    recipe: Recipe, pack: StageResult, reused: frozenset[str], training: Path | None = None, image: Path | None = None
+    recipe: Recipe, results: Mapping[str, StageResult], training: Path | None = None, image: Path | None = None
 ) -> Path:
     """Writes the run's report, anew each time: it audits the shard set, which takes as long as reading all of it."""
     import yaml
@@ -65,10 +68,10 @@ def report_stage(
         recipe.root,
         recipe.root / "report.html",
         title=recipe.name,
-        end=pack.dir,
+        end=results["pack"].dir,
         packs=recipe.report.packs,
         examples=recipe.report.examples,
-        reused=reused,
+        reused=frozenset(name for name, result in results.items() if result.skipped),
         training=training,
         generated=[] if image is None else [(recipe.generate.prompt, image)],
         settings=yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False),

@@ -1,4 +1,4 @@
-"""The whole way as one Prefect flow: a task a stage, with retries, artifacts and logs in Prefect's UI.
+"""A run, or a stretch of one, as one Prefect flow: a task a stage, with retries, artifacts and logs in Prefect's UI.
 
 Prefect says when a stage runs and remembers that it did; whether there is anything to do is the stage contract's to say
 (a committed fingerprint), so Prefect's own caching is off. Stages run one after another in this process, because each is a
@@ -26,9 +26,11 @@ from rich.console import Console
 
 from nextflow_orchestration.flow.final_stages import IMAGE, generate_stage, report_stage, train_stage
 from nextflow_orchestration.flow.input_files import source_files
+from nextflow_orchestration.flow.looking import Look, command, require_before
 from nextflow_orchestration.flow.progress import StageDisplay
 from nextflow_orchestration.flow.stage_summary import describe, table
-from nextflow_orchestration.recipes.run import Recipe, load_recipe
+from nextflow_orchestration.recipes.parts import Parts
+from nextflow_orchestration.recipes.run import Recipe, load_run
 from nextflow_orchestration.runs.interrupts import Interrupts
 from nextflow_orchestration.runs.lineage import remember_run
 
@@ -37,17 +39,22 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class RunOutcome:
-    """What a run left, for its last lines."""
+    """What a run left, for its last lines; None is what it did not get to."""
 
-    shards: Path
-    training: Path
-    step: int
-    image: Path
-    report: Path
+    last: StageResult
+    """The last data stage that is committed."""
+    shards: Path | None = None
+    training: Path | None = None
+    step: int = 0
+    image: Path | None = None
+    report: Path | None = None
 
 
 class NothingPacked(ValueError):
     """The input gave no pack."""
+
+
+_NOTHING = "no document of the input became a pack, so there is nothing to train on"
 
 
 def _worth_another_try(task_: Any, run: Any, state: Any) -> bool:
@@ -76,53 +83,99 @@ def _as_task(recipe: Recipe, name: str, work: Callable[[], T]) -> T:
 
 
 @flow(name="nextflow", flow_run_name="{recipe_path}", validate_parameters=False, persist_result=False)
-def nextflow(recipe_path: str, overrides: list[str] | None = None) -> RunOutcome:
-    """Runs a recipe from source files to report. The parameters are JSON, so that a deployment can hold them."""
-    recipe = load_recipe(Path(recipe_path), overrides or [])
-    recipe.check_inputs()
+def nextflow(
+    recipe_path: str, overrides: list[str] | None = None, first: str | None = None, last: str | None = None
+) -> RunOutcome:
+    """Runs a recipe's parts from `first` to `last` (None: all it has). The parameters are JSON, so that a deployment can
+    hold them. Raises RecipeError where what lies before `first` is not committed."""
+    recipe, which = load_run(Path(recipe_path), overrides, first, last)
+    recipe.check_inputs(which)
+    before = require_before(recipe, which, command(recipe_path, overrides or []))
     recipe.root.mkdir(parents=True, exist_ok=True)
     with Interrupts() as interrupts, StageDisplay(Console(stderr=True), interrupts.check) as display:
-        return _run(recipe, display)
+        return _Run(recipe, which, before, display).carry_out()
 
 
-def _run(recipe: Recipe, display: StageDisplay) -> RunOutcome:
-    log = get_run_logger()
-    display.begin("input")
-    files, note = _as_task(recipe, "input", lambda: source_files(recipe, display.update))
-    display.end(note, skipped=False)
-    context = RunContext(root=recipe.root, spark=recipe.spark, progress=display.update)
-    sections = recipe.sections()
-    results: dict[str, StageResult] = {}
-    for name in STAGES:
-        display.begin(name)
-        results[name] = _as_task(recipe, name, partial(run_stage, name, context, sections, results, files))
-        display.end(describe(results[name]), results[name].skipped)
-        log.info("%s: %s", name, describe(results[name]))
-    if not all(result.skipped for result in results.values()):
-        stop_session()  # training wants the cores and the memory
-    pack = results["pack"]
-    reused = frozenset(name for name, result in results.items() if result.skipped)
-    if not pack.facts["packs"]:
-        report = report_stage(recipe, pack, reused)
-        raise NothingPacked(f"no document of the input became a pack, so there is nothing to train on; {report} says why")
-    tokenizer, text_tokenizer = (
-        results["vision_tokenizer"].dir / "tokenizer",
-        results["text_tokenizer"].dir / "tokenizer.json",
-    )
+class _Run:
+    """The parts of one run, one after another."""
 
-    display.begin("train", live=False)
-    training, step, trained = _as_task(recipe, "train", lambda: train_stage(recipe, pack, tokenizer, text_tokenizer))
-    display.end(f"step {step}", skipped=not trained)
-    display.begin("generate")
-    generated = _as_task(recipe, "generate", lambda: generate_stage(recipe, training))
-    image = generated.dir / IMAGE
-    display.end(f'"{recipe.generate.prompt}"', generated.skipped)
-    display.begin("report")
-    report = _as_task(recipe, "report", lambda: report_stage(recipe, pack, reused, training, image))
-    display.end("", skipped=False)
-    create_table_artifact(table(results), key="stages", description="Documents, decisions and kept-aside records by stage")
-    create_link_artifact(report.absolute().as_uri(), link_text=str(report), key="report", description="The run's report")
-    remember_run(recipe.root, pack=pack.dir, train=training, generate=generated.dir)
-    settings = json.dumps(recipe.model_dump(mode="json"), indent=1) + "\n"
-    replace_file(recipe.root / "recipe.json", settings.encode())
-    return RunOutcome(pack.dir / "shards", training, step, image, report)
+    def __init__(self, recipe: Recipe, which: Parts, before: Look, display: StageDisplay) -> None:
+        self.recipe, self.which, self.display = recipe, which, display
+        self.context = RunContext(root=recipe.root, spark=recipe.spark, progress=display.update)
+        self.results = {name: before.stages[name] for name in STAGES if name in before.stages}
+        self.training, self.step = before.training, before.step
+        self.generated = before.stages.get("generate")
+        self.report: Path | None = None
+
+    def carry_out(self) -> RunOutcome:
+        self._data()
+        if "train" in self.which:
+            self._train()
+        if "generate" in self.which:
+            self._generate()
+        if "report" in self.which:
+            self._report()
+        return self._remembered()
+
+    def _data(self) -> None:
+        log, ran = get_run_logger(), [name for name in STAGES if name in self.which]
+        for name, result in self.results.items():
+            self.display.begin(name)
+            self.display.end(describe(result), skipped=True)
+        if not ran:
+            return
+        self.display.begin("input")
+        files, note = _as_task(self.recipe, "input", lambda: source_files(self.recipe, self.display.update))
+        self.display.end(note, skipped=False)
+        sections = self.recipe.sections()
+        for name in ran:
+            self.display.begin(name)
+            work = partial(run_stage, name, self.context, sections, self.results, files)
+            result = self.results[name] = _as_task(self.recipe, name, work)
+            self.display.end(describe(result), result.skipped)
+            log.info("%s: %s", name, describe(result))
+        if not all(result.skipped for result in self.results.values()):
+            stop_session()  # training wants the cores and the memory
+
+    def _train(self) -> None:
+        recipe, train = self.recipe, self.recipe.train
+        assert train is not None  # or there would be no such part
+        if not self.results["pack"].facts["packs"]:
+            report = report_stage(recipe, self.results)
+            raise NothingPacked(f"{_NOTHING}; {report} says why")
+        self.display.begin("train", live=False)
+        self.training, self.step, trained = _as_task(recipe, "train", lambda: train_stage(recipe, train, self.results))
+        self.display.end(f"step {self.step}", skipped=not trained)
+
+    def _generate(self) -> None:
+        recipe, train, training = self.recipe, self.recipe.train, self.training
+        assert train is not None and training is not None
+        self.display.begin("generate")
+        self.generated = _as_task(recipe, "generate", lambda: generate_stage(recipe, train, training, self.context))
+        self.display.end(f'"{recipe.generate.prompt}"', self.generated.skipped)
+
+    def _report(self) -> None:
+        self.display.begin("report")
+        self.report = _as_task(
+            self.recipe, "report", lambda: report_stage(self.recipe, self.results, self.training, self._image())
+        )
+        self.display.end("", skipped=False)
+        link = self.report.absolute().as_uri()
+        create_link_artifact(link, link_text=str(self.report), key="report", description="The run's report")
+
+    def _image(self) -> Path | None:
+        return None if self.generated is None else self.generated.dir / IMAGE
+
+    def _remembered(self) -> RunOutcome:
+        """Writes down what the run made and found, once it has got to its shards."""
+        words = "Documents, decisions and kept-aside records by stage"
+        create_table_artifact(table(self.results), key="stages", description=words)
+        pack = self.results.get("pack")
+        if pack is not None:
+            generated = None if self.generated is None else self.generated.dir
+            made = {"pack": pack.dir, "train": self.training, "generate": generated}
+            remember_run(self.recipe.root, **{name: folder for name, folder in made.items() if folder is not None})
+        settings = json.dumps(self.recipe.model_dump(mode="json"), indent=1) + "\n"
+        replace_file(self.recipe.root / "recipe.json", settings)
+        last, shards = list(self.results.values())[-1], None if pack is None else pack.dir / "shards"
+        return RunOutcome(last, shards, self.training, self.step, self._image(), self.report)

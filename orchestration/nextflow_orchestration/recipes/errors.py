@@ -2,48 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any, get_args
 
-import yaml
 from nextflow_data.errors import RequestError
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
+
+Keys = tuple[str | int, ...]
+"""A setting's place in the tree: names of sections, numbers in lists."""
 
 
 class RecipeError(RequestError):
     """The recipe cannot be run; the message has one line a mistake, each with file and line where it has one."""
 
 
-def key_lines(node: yaml.Node | None, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], int]]:
-    """Each key's path in a YAML tree and its line (from 1)."""
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            here = (*path, str(key.value))
-            yield here, key.start_mark.line + 1
-            yield from key_lines(value, here)
-    elif isinstance(node, yaml.SequenceNode):
-        for i, value in enumerate(node.value):
-            yield (*path, i), value.start_mark.line + 1
-            yield from key_lines(value, (*path, i))
+class Misfit(ValueError):
+    """Settings of two sections that do not go together; `at` is the one to look at first."""
+
+    def __init__(self, message: str, *at: str) -> None:
+        super().__init__(message)
+        self.at: Keys = at
 
 
-def duplicate_keys(node: yaml.Node | None, source: str) -> Iterator[str]:
-    """A message for each key that a mapping names twice: YAML would silently take the last."""
-    if isinstance(node, yaml.MappingNode):
-        seen: dict[str, int] = {}
-        for key, value in node.value:
-            line = key.start_mark.line + 1
-            if key.value in seen:
-                yield f"{source}:{line}: '{key.value}' is already set on line {seen[key.value]}; keep one of them"
-            seen[key.value] = line
-            yield from duplicate_keys(value, source)
-    elif isinstance(node, yaml.SequenceNode):
-        for value in node.value:
-            yield from duplicate_keys(value, source)
-
-
-def _model_at(model: type[BaseModel], path: tuple[str | int, ...]) -> type[BaseModel] | None:
+def _model_at(model: type[BaseModel], path: Keys) -> type[BaseModel] | None:
     """The section class that a key path leads into, through Optional and list annotations."""
     found: type[BaseModel] | None = model
     for part in path:
@@ -63,25 +45,23 @@ def _model_at(model: type[BaseModel], path: tuple[str | int, ...]) -> type[BaseM
     return found
 
 
-def explain(
-    error: ValidationError, model: type[BaseModel], lines: Mapping[tuple[str | int, ...], int | None], source: str
-) -> str:
+def explain(findings: Iterable[Any], model: type[BaseModel], places: Mapping[Keys, str], source: str) -> str:
     """pydantic's findings as `file:line: section.key: what is wrong; what to do`, one a line.
 
-    `lines` has None for what the command line set.
+    `places` says of each key that was written where it was, `source` where all others would be.
     """
     messages = []
-    for finding in error.errors():
+    for finding in findings:
         loc = tuple(finding["loc"])
-        known = next((loc[:n] for n in range(len(loc), 0, -1) if loc[:n] in lines), None)
-        line = lines[known] if known else 0
-        where = "--set" if line is None else f"{source}:{line}" if line else source
+        misfit = finding.get("ctx", {}).get("error")
+        at = (*loc, *misfit.at) if isinstance(misfit, Misfit) else loc
+        known = next((at[:n] for n in range(len(at), 0, -1) if at[:n] in places), None)
         dotted = ".".join(str(part) for part in loc)
-        messages.append(f"{where}: {_message(finding, loc, dotted, model)}")
+        messages.append(f"{places[known] if known else source}: {_message(finding, loc, dotted, model)}")
     return "\n".join(messages)
 
 
-def _message(finding: Any, loc: tuple[str | int, ...], dotted: str, model: type[BaseModel]) -> str:
+def _message(finding: Any, loc: Keys, dotted: str, model: type[BaseModel]) -> str:
     if finding["type"] == "extra_forbidden":
         section = _model_at(model, loc[:-1])
         known = list(section.model_fields) if section else []

@@ -1,7 +1,8 @@
 """The recipe of one training stage: what `mnf train` takes where the shards are there already.
 
-A whole run's recipe (`recipe.Recipe`) has a `train` section too; which of the two a file is, is told by its keys, so that
-there is nothing to declare. The cost: a whole run's recipe that has lost all sections but `train` is taken for one of these.
+A whole run's recipe (`recipes.run.Recipe`) may have a `train` section too; which of the two a file is, is told by its keys,
+so that there is nothing to declare. The cost: a whole run's recipe that has lost all sections but `train` is taken for one
+of these.
 """
 
 from __future__ import annotations
@@ -9,20 +10,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
 from nextflow_data.section import Section
 from pydantic import Field, model_validator
 
 from megatron_nextflow.config.train import TrainConfig
-from nextflow_orchestration.recipes.run import Recipe, load, load_recipe
+from nextflow_orchestration.recipes.run import Recipe, load_parts, validated
+from nextflow_orchestration.recipes.written import read
 
 
 class TrainingRecipe(Section):
     """One stage of training: alignment, pre-training, continued training, fine-tuning."""
 
     name: str = Field(min_length=1)
-    notes: str = Field(default="", description="what the stage is for, and where its settings come from")
-    train: TrainConfig = Field(description="`train.output` left out is runs/NAME")
+    """Also the training's folder and the Slurm job's name, unless these are set."""
+    notes: str = ""
+    """What the stage is for, and where its settings come from."""
+    train: TrainConfig
+    """`output` left out is runs/NAME."""
 
     @model_validator(mode="before")
     @classmethod
@@ -33,12 +37,8 @@ class TrainingRecipe(Section):
 
 
 def load_either(path: Path, overrides: list[str] | None = None) -> Recipe | TrainingRecipe:
-    """A whole run's recipe or a training recipe. Raises RecipeError as `recipe.load_recipe` does."""
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError):
-        tree = None  # `load` says what is wrong
-    keys = set(tree) if isinstance(tree, dict) else set()
-    if keys & (set(Recipe.model_fields) - set(TrainingRecipe.model_fields)):
-        return load_recipe(path, overrides)
-    return load(TrainingRecipe, path, overrides)
+    """A whole run's recipe or a training recipe. Raises RecipeError as `recipes.run.load_recipe` does."""
+    written = read(path, overrides)
+    if set(written.tree) & (set(Recipe.model_fields) - set(TrainingRecipe.model_fields)):
+        return load_parts(written)[0]
+    return validated(TrainingRecipe, written)

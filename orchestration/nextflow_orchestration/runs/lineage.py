@@ -20,6 +20,7 @@ from megatron_nextflow.runtime import training_folder
 from megatron_nextflow.runtime.training_folder import METRICS, last_step
 
 RUN = "run.json"
+"""In a run's root; the file of that name in a training's folder says who trains there (`launching.launch_record`)."""
 
 
 @dataclass(frozen=True)

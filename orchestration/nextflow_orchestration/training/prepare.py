@@ -5,7 +5,6 @@ A whole run's recipe trains on the shards of its last run, or on a set named bes
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +44,7 @@ def _of_training_recipe(config: TrainConfig, shards: Path | None, out: Path | No
 
 
 def _of_run(recipe: Recipe, recipe_path: Path, shards: Path | None, out: Path | None) -> TrainConfig:
+    train = _train_section(recipe, recipe_path)
     if shards is None:
         commits = chain(recipe.root)
         if "pack" not in commits:
@@ -52,15 +52,22 @@ def _of_run(recipe: Recipe, recipe_path: Path, shards: Path | None, out: Path | 
         pack = commits["pack"]
         shards, tokenizer = pack.folder / "shards", commits["vision_tokenizer"].folder / "tokenizer"
         text_tokenizer: Path | None = commits["text_tokenizer"].folder / "tokenizer.json"
-        fingerprint = pack.manifest["fingerprint"]
     else:
-        given = recipe.train.data.vision_tokenizer
+        given = train.data.vision_tokenizer
         if given is None:
             raise RecipeError("--shards needs train.data.vision_tokenizer: the folder of the tokenizer that made them")
-        tokenizer, text_tokenizer = given, recipe.train.data.text_tokenizer
-        fingerprint = hashlib.sha256((shards / "manifest.json").read_bytes()).hexdigest()
-    output = out or training_folder(recipe.root, recipe.train, fingerprint)
-    return with_absolute_paths(with_paths(recipe, shards, tokenizer, text_tokenizer, output), Path.cwd())
+        tokenizer, text_tokenizer = given, train.data.text_tokenizer
+    output = out or training_folder(recipe.root, train, shards)
+    return with_absolute_paths(with_paths(train, shards, tokenizer, text_tokenizer, output), Path.cwd())
+
+
+def _train_section(recipe: Recipe, recipe_path: Path) -> TrainConfig:
+    if recipe.train is None:
+        raise RecipeError(
+            f"{recipe_path} has no `train` section, so it ends with its shards: add one (`train: {{}}` takes the defaults), "
+            "or train with a recipe of its own and --shards"
+        )
+    return recipe.train
 
 
 def foreseen(recipe: Recipe | TrainingRecipe, recipe_path: Path) -> TrainConfig:
@@ -70,7 +77,7 @@ def foreseen(recipe: Recipe | TrainingRecipe, recipe_path: Path) -> TrainConfig:
     try:
         return _of_run(recipe, recipe_path, None, None)
     except NoRun:
-        vision, train = recipe.vision_tokenizer, recipe.train
+        vision, train = recipe.vision_tokenizer, _train_section(recipe, recipe_path)
         sizes = {"codebook_size": vision.codebook_size, "codebook_dim": vision.semantic_dim + vision.pixel_dim}
         text = {"text_vocabulary": train.model.text_vocabulary or recipe.text_tokenizer.vocab_size}
         return train.model_copy(

@@ -63,7 +63,7 @@ def dry_run(recipe_path: Path, overrides: list[str], processes: int | None, on_s
     recipe = load_either(recipe_path, overrides)
     config = foreseen(recipe, recipe_path)
     if processes is None:
-        for_job = on_slurm or "slurm" in recipe.train.model_fields_set
+        for_job = on_slurm or (recipe.train is not None and "slurm" in recipe.train.model_fields_set)
         processes = slurm_script.processes(config) if for_job else config.parallel.model_parallel
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "train.json"

@@ -3,34 +3,72 @@
 from __future__ import annotations
 
 import os
+import shlex
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from nextflow_orchestration.recipes.run import load_recipe
+from nextflow_orchestration.recipes.parts import Parts, parts
+from nextflow_orchestration.recipes.run import Recipe, load_run
 from nextflow_orchestration.runs.server import send_what_is_queued, server
 
-NEEDED = ("prefect", "pyspark", "datatrove", "torch", "megatron")
+if TYPE_CHECKING:
+    from nextflow_orchestration.flow.whole_run import RunOutcome
+
+NEEDED = {
+    "filter": ("datatrove",),
+    "vision_tokenizer": ("torch",),
+    "tokenize": ("torch",),
+    "train": ("torch", "megatron"),
+    "generate": ("torch", "megatron"),
+}
+"""Packages of the extras that parts of a run need, beside what every run does."""
 
 
-def _require_packages() -> None:
-    """ModuleNotFoundError for the first package a run needs and this environment lacks: now, not minutes into it."""
-    for name in NEEDED:
-        if find_spec(name) is None:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+def _missing_packages(which: Parts) -> list[str]:
+    """Packages that a run of these parts needs and this environment lacks."""
+    needed = ["prefect", "pyspark", *(name for part in which.run for name in NEEDED.get(part, ()))]
+    return [name for name in dict.fromkeys(needed) if not _there(name)]
 
 
-def run_recipe(recipe_path: Path, overrides: list[str]) -> None:
-    """Runs a recipe whole. RecipeError before anything starts; other errors once the stage at fault has been named."""
-    recipe = load_recipe(recipe_path, overrides)
-    recipe.check_inputs()
-    _require_packages()
+def _there(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except (ModuleNotFoundError, ValueError):  # an import system that hides it
+        return False
+
+
+def dry_run_recipe(recipe_path: Path, overrides: list[str], first: str | None, last: str | None) -> None:
+    """Says what `run_recipe` would do. Raises RecipeError where that would refuse."""
+    from nextflow_orchestration.flow.dry_run import dry_run
+    from nextflow_orchestration.flow.looking import command
+
+    recipe, which = load_run(recipe_path, overrides, first, last)
+    recipe.check_inputs(which)
+    console = Console(highlight=False, soft_wrap=True)
+    for line in dry_run(recipe, which, command(recipe_path, overrides)):
+        console.print(line, markup=False)
+    missing = _missing_packages(which)
+    if missing:
+        console.print(f"To run it, this environment lacks {', '.join(missing)}.", markup=False)
+
+
+def run_recipe(recipe_path: Path, overrides: list[str], first: str | None, last: str | None) -> None:
+    """Runs a recipe's parts from `first` to `last`; None: all it has.
+
+    RecipeError before anything starts; other errors once the stage at fault has been named.
+    """
+    recipe, which = load_run(recipe_path, overrides, first, last)
+    recipe.check_inputs(which)
+    for name in _missing_packages(which):  # now, not minutes into it
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
     # OpenMP's threads spin while they wait, which beside other load on the same cores makes training crawl; never to spin
     # wastes what two threads gain. Measured on two cores: 1.36 times one thread's speed, 0.73 times beside a busy process.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
-    console = Console(highlight=False)
     errors = Console(stderr=True, highlight=False)
     errors.print(f"[bold]{recipe.name}[/]: {recipe_path} → {recipe.root}")
     with server(recipe.root) as ui:
@@ -38,23 +76,49 @@ def run_recipe(recipe_path: Path, overrides: list[str]) -> None:
         from nextflow_orchestration.flow.whole_run import nextflow
 
         try:
-            outcome = nextflow(str(recipe_path), overrides)
+            outcome = nextflow(str(recipe_path), overrides, first, last)
         finally:
             send_what_is_queued()
+    console = Console(highlight=False)
     console.print()
-    console.print(f"[bold]shards[/]      {outcome.shards}", soft_wrap=True)
-    console.print(f"[bold]checkpoint[/]  {outcome.training / 'checkpoints'}  (step {outcome.step})", soft_wrap=True)
-    console.print(f"[bold]image[/]       {outcome.image}", soft_wrap=True)
-    console.print(f"[bold]report[/]      {outcome.report}", soft_wrap=True)
-    root = f" --root {recipe.root}" if str(recipe.root) != "runs/quickstart" else ""
-    console.print(
-        "\nTry next:\n"
-        f"  open {outcome.report} in a browser\n"
-        f"  mnf audit {outcome.shards}\n"
-        f"  mnf explain shard-000000:000000-000000{root}\n"
-        f'  mnf generate --prompt "a coffee cup" --out cup.png{root}\n'
-        f"  mnf train {recipe_path} --set train.steps={recipe.train.steps * 2}\n"
-        f"  mnf ui{root}",
-        markup=False,
-        soft_wrap=True,
-    )
+    for name, words in _left(outcome):
+        console.print(f"[bold]{name:<12}[/]{words}", soft_wrap=True)
+    console.print("\nTry next:", *_next(recipe, which, recipe_path, outcome), sep="\n  ", markup=False, soft_wrap=True)
+
+
+def _left(outcome: RunOutcome) -> Iterator[tuple[str, str]]:
+    """What the run left, by name."""
+    if outcome.shards is None:
+        yield outcome.last.name, str(outcome.last.dir)
+    else:
+        yield "shards", str(outcome.shards)
+    if outcome.training is not None:
+        yield "checkpoint", f"{outcome.training / 'checkpoints'}  (step {outcome.step})"
+    if outcome.image is not None:
+        yield "image", str(outcome.image)
+    if outcome.report is not None:
+        yield "report", str(outcome.report)
+
+
+def _next(recipe: Recipe, which: Parts, recipe_path: Path, outcome: RunOutcome) -> Iterator[str]:
+    """Commands worth trying after it."""
+    root = f" --root {shlex.quote(str(recipe.root))}" if str(recipe.root) != "runs/quickstart" else ""
+    if outcome.report is not None:
+        yield f"open {outcome.report} in a browser"
+    if outcome.shards is not None:
+        yield f"mnf audit {outcome.shards}"
+        yield f"mnf explain shard-000000:000000-000000{root}"
+    if outcome.training is not None and recipe.train is not None:
+        yield f'mnf generate --prompt "a coffee cup" --out cup.png{root}'
+        yield f"mnf train {recipe_path} --set train.steps={recipe.train.steps * 2}"
+    rest = _after(recipe, which)
+    if rest is not None:
+        yield f"mnf run {recipe_path} --from {rest}"
+    yield f"mnf ui{root}"
+
+
+def _after(recipe: Recipe, which: Parts) -> str | None:
+    """The part that comes after the last one that ran."""
+    own = parts(None, None, recipe.train is not None).run
+    left = own[own.index(which.run[-1]) + 1 :] if which.run[-1] in own else ()
+    return left[0] if left else None

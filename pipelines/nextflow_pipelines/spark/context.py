@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nextflow_pipelines.contract.progress import speed
-from nextflow_pipelines.contract.stage import Counts, StagePlan, append_metrics
+from nextflow_pipelines.contract.stage import (
+    MANIFEST,
+    Corrupt,
+    Counts,
+    StagePlan,
+    append_metrics,
+    check_sizes,
+    read_manifest,
+)
 from nextflow_pipelines.contract.work import StageWork, open_stage
 from nextflow_pipelines.spark.config import SparkConfig
 
@@ -31,6 +39,8 @@ class RunContext:
     root: Path
     spark: SparkConfig = field(default_factory=SparkConfig)
     progress: Progress = no_progress
+    look: bool = False
+    """Only find what is committed: no stage does any work, and nothing is written."""
 
     def session(self) -> SparkSession:
         """The Spark session, started at the first call: a run in which all is committed never starts one."""
@@ -48,9 +58,32 @@ class RunContext:
             stop_session()
 
 
+class NotKnown(LookupError):
+    """A fact of a stage that has not run yet; `stage` names it."""
+
+    def __init__(self, stage: str) -> None:
+        super().__init__(f"cannot be known before {stage} has run")
+        self.stage = stage
+
+
+class FactsToCome(dict[str, Any]):
+    """Facts of a stage that was looked for and is not there: any of them is NotKnown."""
+
+    def __init__(self, stage: str) -> None:
+        super().__init__()
+        self.stage = stage
+
+    def __missing__(self, key: str) -> Any:
+        raise NotKnown(self.stage)
+
+
 @dataclass(frozen=True)
 class StageResult:
-    """A committed stage. `counts` and `facts` are its manifest's; `kept` units were found finished by a killed run."""
+    """A committed stage. `counts` and `facts` are its manifest's; `kept` units were found finished by a killed run.
+
+    Where stages are only looked for (`RunContext.look`), `skipped` False is one that is not committed: its folder and
+    fingerprint are those that it will have.
+    """
 
     name: str
     dir: Path
@@ -69,8 +102,11 @@ Body = Callable[[StageWork], tuple[Sequence[str], Mapping[str, Any]]]
 def run_contract(ctx: RunContext, plan: StagePlan, body: Body) -> StageResult:
     """Runs `body` under the stage contract, or finds the stage committed and does nothing.
 
-    Raises what `open_stage` and the body raise. Ctrl-C (KeyboardInterrupt) leaves finished units in place.
+    With `ctx.look`, only looks. Raises what `open_stage` and the body raise. Ctrl-C (KeyboardInterrupt) leaves finished
+    units in place.
     """
+    if ctx.look:
+        return _look(ctx.root, plan)
     started = time.monotonic()
     with open_stage(ctx.root, plan) as work:
         skipped = work.manifest is not None
@@ -102,3 +138,15 @@ def run_contract(ctx: RunContext, plan: StagePlan, body: Body) -> StageResult:
             },
         )
     return result
+
+
+def _look(root: Path, plan: StagePlan) -> StageResult:
+    folder = plan.folder(root)
+    if not (folder / MANIFEST).is_file():
+        return StageResult(plan.name, folder, plan.fingerprint, False, {}, FactsToCome(plan.name), 0.0)
+    manifest = read_manifest(folder)
+    wrong = check_sizes(folder, manifest)
+    if manifest["fingerprint"] != plan.fingerprint or wrong:
+        why = wrong[0] if wrong else "its fingerprint is another than its name says"
+        raise Corrupt(f"{folder} is committed but {why}; remove the folder and run again")
+    return StageResult(plan.name, folder, plan.fingerprint, True, manifest["counts"], manifest["facts"], 0.0)

@@ -13,7 +13,7 @@ from nextflow_data.decisions import Decision, Finding, Subject, decision
 from nextflow_data.document import Document
 
 from nextflow_pipelines.contract.tables import dataset_files, iter_batches
-from nextflow_pipelines.spark.context import StageResult
+from nextflow_pipelines.spark.context import FactsToCome, StageResult
 from nextflow_pipelines.spark.runner import Unit
 
 if TYPE_CHECKING:
@@ -29,7 +29,11 @@ def read_parquet(spark: SparkSession, files: Iterable[Path]) -> DataFrame:
 
 
 def document_files(stage: StageResult) -> list[Path]:
-    """The files of a stage's documents. Their number is set when documents are ingested and never changes after."""
+    """The files of a stage's documents. Their number is set when documents are ingested and never changes after.
+
+    None of a stage that is only looked for and not there."""
+    if isinstance(stage.facts, FactsToCome):
+        return []
     return dataset_files(stage.dir, "documents")
 
 

@@ -77,7 +77,7 @@ _LINKS = "_work/links"
 def carry_out(ctx: RunContext, config: IngestConfig, paths: Sequence[Path]) -> StageResult:
     """Ingests source files. Raises FileNotFoundError for a missing one, before any work."""
     ctx.progress(0, None, "hashing the sources")
-    sources = bind_sources(ctx.root, paths)
+    sources = bind_sources(ctx.root, paths, link_them=not ctx.look)
     plan = StagePlan(
         NAME,
         VERSION,

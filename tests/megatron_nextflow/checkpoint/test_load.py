@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from nextflow_orchestration.cli import app
+from nextflow_tokenize.shards.reader import ShardSet
 from typer.testing import CliRunner, Result
 
 from megatron_nextflow.checkpoint.format import read_manifest
@@ -139,7 +140,7 @@ def test_a_checkpoint_of_the_first_version_is_gone_on_from(run: Path, make_confi
     state = manifest["state"]
     for new in ("skipped", "losses", "trainable", "parallel", "run"):
         del state[new]
-    state |= {"version": 1, "tp": 1, "pp": 1}
+    state |= {"version": 1, "tp": 1, "pp": 1, "shards": ShardSet.open(training_data.shards).manifest.sha256}
     file.write_text(json.dumps(manifest), encoding="utf-8")
     assert loop.train(make_config(training_data, run, steps=7), CPU) == 7
 

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 import yaml
+from nextflow_orchestration.recipes.run import load
+from nextflow_orchestration.recipes.training import TrainingRecipe
 from nextflow_tokenize.packing.cost import attended_pairs
 from nextflow_tokenize.segments import slots_of
 from nextflow_tokenize.shards.reader import ShardSet
@@ -50,7 +52,7 @@ def no_processes() -> Iterator[None]:
 
 
 def _recipe(name: str) -> TrainConfig:
-    return TrainConfig.model_validate(yaml.safe_load((RECIPES / f"{name}.yaml").read_text(encoding="utf-8"))["train"])
+    return load(TrainingRecipe, RECIPES / f"{name}.yaml").train
 
 
 def _tiny(**settings: Any) -> TrainConfig:

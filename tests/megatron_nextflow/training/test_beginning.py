@@ -101,6 +101,10 @@ def test_more_scales_begin_as_the_last_and_fewer_are_the_first(
     beginning = begin(find_origin(config, source), trainer)
     assert (beginning.state.step, beginning.state.consumed) == (0, 0)
     assert ("3 rows of its 4" if scales == 3 else f"4 of {scales} rows") in beginning.said
+    packed = (
+        "packed to equal cost for another model (hidden_size 3584, here 64; ffn_size 18944, here 96; layers 28, here 4; "
+    )
+    assert packed in beginning.said
     trainer.set_step(0)
     trainer.update()
     stored = _weights(aligned)

@@ -104,6 +104,13 @@ def test_how_a_training_ended(
         assert (str(outcome), outcome.finished) == (says, step == 20)
 
 
+def test_a_recipe_for_data_alone_is_not_trained(recipe: Path) -> None:
+    recipe.write_text("name: r\nroot: r\ninput: sample\n")
+    for option in ((), ("--dry-run",)):
+        said = mnf("train", recipe, *option)
+        assert said.exit_code == 2 and "has no `train` section" in said.output.replace("\n", " ")
+
+
 def test_a_launcher_that_refuses_is_a_mistake_in_the_request(recipe: Path) -> None:
     said = mnf("train", recipe, "--processes", 3)
     assert said.exit_code == 2 and "not divisible by 3 data-parallel copies" in said.output
@@ -113,9 +120,11 @@ def test_a_whole_run_that_was_stopped_in_training_is_not_done(tmp_path: Path, mo
     """Though `mnf train` calls the same a success: what comes after training was not done."""
     monkeypatch.setattr(final_stages, "run_training", lambda config: TrainingOutcome(config.output, 3, config.steps))
     loaded = Recipe(name="r", root=tmp_path, input=["sample"])
-    pack = type("Pack", (), {"fingerprint": "f" * 64, "dir": tmp_path})()
+    monkeypatch.setattr(final_stages, "training_folder", lambda *_: tmp_path / "train-0")
+    stage = type("Stage", (), {"dir": tmp_path})()
+    results = dict.fromkeys(("pack", "vision_tokenizer", "text_tokenizer"), stage)
     with pytest.raises(KeyboardInterrupt):
-        final_stages.train_stage(loaded, pack, tmp_path, tmp_path)
+        final_stages.train_stage(loaded, TrainConfig(), results)
 
 
 def test_a_dry_run_asks_for_the_jobs_processes_and_hands_on_the_status(

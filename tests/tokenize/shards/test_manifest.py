@@ -1,6 +1,7 @@
 """`manifest.json`: what a reader accepts, and how it says no."""
 
 import json
+from hashlib import sha256
 from typing import Any
 
 import pytest
@@ -19,6 +20,25 @@ def test_it_comes_back_and_is_sealed(sound_set: Any) -> None:
     assert manifest.parents == {"tokenize": "c" * 64}
     assert manifest.schedule == schedule_record()
     assert manifest.schedule.ratios == 41
+
+
+def test_a_set_is_to_training_its_shards_its_tokenizers_and_its_schedule(sound_set: Any) -> None:
+    manifest = sound_set.manifest
+    parts = {
+        "schedule": manifest.schedule.sha256,
+        "shards": [shard.sha256 for shard in manifest.shards],
+        "text_tokenizer": manifest.text_tokenizer.sha256,
+        "vision_tokenizer": manifest.vision_tokenizer.sha256,
+    }
+    assert manifest.set_identity == sha256(json.dumps(parts, separators=(",", ":")).encode()).hexdigest()
+    other_way = seal(manifest.model_copy(update={"parents": {"elsewhere": "d" * 64}, "files": (), "seed": 9}))
+    assert other_way.sha256 != manifest.sha256 and other_way.set_identity == manifest.set_identity
+    for change in (
+        {"shards": manifest.shards[::-1]},
+        {"text_tokenizer": manifest.text_tokenizer.model_copy(update={"sha256": "e" * 64})},
+        {"vision_tokenizer": None},
+    ):
+        assert manifest.model_copy(update=change).set_identity != manifest.set_identity
 
 
 @settings(max_examples=300, deadline=None)

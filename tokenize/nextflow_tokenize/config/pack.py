@@ -12,12 +12,19 @@ from pydantic import Field, model_validator
 
 
 class CostModel(Section):
-    """Sizes of the model whose FLOPs a pack is measured in. Default: Qwen2.5-VL-7B, which NextFlow starts from."""
+    """Sizes of the model whose FLOPs a pack is measured in. Default: Qwen2.5-VL-7B, which NextFlow starts from.
+
+    A recipe that trains a model as well takes them from it.
+    """
 
     hidden_size: int = Field(default=3584, ge=1)
+    """Width of the residual stream."""
     ffn_hidden_size: int = Field(default=18944, ge=1)
+    """Width of the feed-forward's product."""
     layers: int = Field(default=28, ge=1)
+    """Transformer layers."""
     heads: int = Field(default=28, ge=1)
+    """Query heads."""
 
     query_groups: int = Field(default=4, ge=1)
     """Key and value heads."""
@@ -29,7 +36,7 @@ class CostModel(Section):
     """Whether the feed-forward has a gate, hence three matrices (SwiGLU), or two."""
 
     vocabulary: int = Field(default=152064, ge=1)
-    """Rows of the output head."""
+    """Rows of the output head: ids of text and images, without the padding that a model may add."""
 
     passes: int = Field(default=3, ge=1, le=4)
     """Forward passes that a training step is worth: 3 (a backward pass is two), or 4 with full recomputation."""
@@ -40,12 +47,18 @@ class CostModel(Section):
         return self.head_size if self.head_size is not None else self.hidden_size // self.heads
 
     @model_validator(mode="after")
-    def _whole_heads(self) -> Self:
-        if self.head_size is None and self.hidden_size % self.heads:
-            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of heads {self.heads}; give head_size")
-        if self.heads % self.query_groups:
-            raise ValueError(f"heads {self.heads} is not a multiple of query_groups {self.query_groups}")
+    def _said_fits(self) -> Self:
+        """What is not said may yet be taken from a model; then who does that checks the rest."""
+        said = self.model_fields_set
+        self.check(widths={"hidden_size", "heads"} <= said, groups={"heads", "query_groups"} <= said)
         return self
+
+    def check(self, widths: bool = True, groups: bool = True) -> None:
+        """Raises ValueError where hidden_size is no multiple of heads (`widths`), or heads of query_groups (`groups`)."""
+        if widths and self.head_size is None and self.hidden_size % self.heads:
+            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of heads {self.heads}; give head_size")
+        if groups and self.heads % self.query_groups:
+            raise ValueError(f"heads {self.heads} is not a multiple of query_groups {self.query_groups}")
 
 
 class PackConfig(Section):
@@ -82,5 +95,6 @@ class PackConfig(Section):
     """Decides which documents share a pack, their order in it, and the order of packs."""
 
     samples_per_shard: int = Field(default=1024, ge=1, le=999_999)
+    """Packs of a shard at most."""
     shard_bytes: int = Field(default=256 << 20, ge=1 << 12)
     """A shard is closed at whichever of the two it reaches first. The bytes are those of the arrays before tar padding."""

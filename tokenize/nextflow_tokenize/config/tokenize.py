@@ -30,6 +30,7 @@ class TokenizeConfig(Section):
     level: int = 256
     """Level of the images; an image too small for it falls to the largest of `lower_levels` that it fills."""
     lower_levels: tuple[int, ...] = (128,)
+    """Levels below `level` for smaller images; an image that fills none of them is left out."""
     max_upscale: float = Field(default=1.5, ge=1)
     """An image is never enlarged more than this to fill its grid. Our choice."""
     captions: bool = True

@@ -28,6 +28,7 @@ class SiglipShape(Section):
     num_hidden_layers: int = Field(default=27, ge=2)
     num_attention_heads: int = Field(default=16, ge=1)
     patch_size: int = Field(default=16, ge=1)
+    """Pixels of a patch's side."""
     num_patches: int = Field(default=256, ge=1)
     """Learned positions: 16×16, resized to each grid (siglip2); for siglip (image side // patch)²."""
     layer_norm_eps: float = Field(default=1e-6, gt=0)
@@ -53,14 +54,18 @@ class VisionTrainingConfig(Section):
     learning_rate: float = Field(default=1e-3, gt=0)
     """Peak rate (cosine to `final_rate` of it after a linear warm-up). TokenFlow: 1e-4 over 500,000 steps."""
     final_rate: float = Field(default=0.1, ge=0, le=1)
+    """Share of `learning_rate` that is left at the last step."""
     warmup_steps: int = Field(default=10, ge=0)
+    """Steps in which the rate rises from 0."""
     gradient_clip: float = Field(default=1.0, gt=0)
+    """Largest norm of a gradient, of the tokenizer's and of the discriminator's alike."""
     weights_ema: float = Field(default=0.0, ge=0, lt=1)
     """Decay of the running mean of all weights, which is what is saved; 0: the weights themselves are. (LlamaGen: 0.999.)"""
 
     l2_weight: float = Field(default=1.0, ge=0)
+    """Weight of the mean squared error of pixels."""
     l1_weight: float = Field(default=0.1, ge=0)
-    """TokenFlow: 0."""
+    """Weight of the mean absolute error of pixels. TokenFlow: 0."""
     perceptual: Literal["gradient", "lpips"] = "gradient"
     """lpips: LPIPS with the weights at `lpips_path` (TokenFlow). gradient: the L1 distance of image gradients at three
     octaves, our documented stand-in, since LPIPS weights need a download."""
@@ -73,7 +78,9 @@ class VisionTrainingConfig(Section):
     adversarial_start: int = Field(default=20_000, ge=0)
     """First step with the adversarial loss (TokenFlow: 20,000)."""
     discriminator_channels: int = Field(default=64, ge=1)
+    """Width of the discriminator's first layer."""
     discriminator_layers: int = Field(default=3, ge=1)
+    """Strided layers of the discriminator, each twice as wide as the last (up to eight times)."""
     semantic_weight: float = Field(default=0.5, ge=0)
     """Weight of 1 − cos(decoded semantic feature, teacher feature). TokenFlow: 1.0."""
     commitment: float = Field(default=0.25, ge=0)
@@ -132,6 +139,7 @@ class VisionTrainingConfig(Section):
     picture_interval: int = Field(default=0, ge=0)
     """Steps between sheets of held-out reconstructions in TensorBoard; 0: none."""
     seed: int = Field(default=0, ge=0)
+    """Of the initial weights, of which images are drawn, and of everything random in training."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

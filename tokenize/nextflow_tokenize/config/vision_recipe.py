@@ -30,7 +30,9 @@ class TokenizerRecipe(Section):
     """A tokenizer's training. Outputs go under `output`, one folder a stage."""
 
     name: str = Field(min_length=1)
+    """Shown in messages."""
     output: Path
+    """Folder of the stages' folders and of the finished tokenizer."""
     images: list[str] = Field(min_length=1)
     """Folders (searched through), image files, .tar files (WebDataset shards and any other) and .warc files, by path or
     pattern."""

@@ -174,6 +174,21 @@ class ShardManifest(Section):
         """Entries of the codebook; 1 for a set without images."""
         return self.vision_tokenizer.codebook_size if self.vision_tokenizer else 1
 
+    @property
+    def set_identity(self) -> str:
+        """What a training is bound to: hex sha256 over the shards' own hashes in order, the tokenizers and the schedule.
+
+        Parents, tables and this file's form are not in it: the same packs made again by another way are the same set.
+        """
+        vision = self.vision_tokenizer
+        bound = {
+            "shards": [shard.sha256 for shard in self.shards],
+            "text_tokenizer": self.text_tokenizer.sha256,
+            "vision_tokenizer": None if vision is None else vision.sha256,
+            "schedule": self.schedule.sha256,
+        }
+        return sha256(canonical(bound)).hexdigest()
+
     def file_table(self) -> dict[str, tuple[int, str]]:
         """Size and sha256 of every file of the set but the manifest, by name."""
         table: dict[str, tuple[int, str]] = {file.name: (file.bytes, file.sha256) for file in self.files}
