@@ -88,14 +88,14 @@ def nextflow(recipe_path: str, overrides: list[str] | None = None) -> RunOutcome
 def _run(recipe: Recipe, display: StageDisplay) -> RunOutcome:
     log = get_run_logger()
     display.begin("input")
-    files, note = _as_task(recipe, "input", lambda: source_files(recipe, display.update))
+    entries, note = _as_task(recipe, "input", lambda: source_files(recipe, display.update))
     display.end(note, skipped=False)
     context = RunContext(root=recipe.root, spark=recipe.spark, progress=display.update)
     sections = recipe.sections()
     results: dict[str, StageResult] = {}
     for name in STAGES:
         display.begin(name)
-        results[name] = _as_task(recipe, name, partial(run_stage, name, context, sections, results, files))
+        results[name] = _as_task(recipe, name, partial(run_stage, name, context, sections, results, entries))
         display.end(describe(results[name]), results[name].skipped)
         log.info("%s: %s", name, describe(results[name]))
     if not all(result.skipped for result in results.values()):

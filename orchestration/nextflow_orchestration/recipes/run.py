@@ -13,6 +13,9 @@ from typing import Any, TypeVar
 import yaml
 from nextflow_data.config import CaptionConfig, DedupConfig, FilterConfig, IngestConfig
 from nextflow_data.section import Section
+from nextflow_data.sources.base import SourceConfig
+from nextflow_data.sources.entry import AnySource
+from nextflow_data.sources.warc import WarcConfig
 from nextflow_pipelines.spark.config import SparkConfig
 from nextflow_tokenize.config.pack import PackConfig
 from nextflow_tokenize.config.tokenize import TextTokenizerConfig, TokenizeConfig
@@ -61,11 +64,12 @@ class ReportConfig(Section):
 
 
 class Recipe(Section):
-    """A whole run. `input` is "sample" or one or more WARC files; outputs go under `root`."""
+    """A whole run, of `input` ("sample" or WARC files) or of `sources` (files of any kind); outputs go under `root`."""
 
     name: str = Field(min_length=1)
     root: Path = Field(description="folder of the run's outputs")
-    input: list[str] = Field(min_length=1, description='WARC files, or "sample"')
+    input: list[str] | None = Field(default=None, min_length=1, description='WARC files, or "sample": short for `sources`')
+    sources: list[AnySource] | None = Field(default=None, min_length=1, description="entries: kind, files, its settings")
     spark: SparkConfig = SparkConfig()
     flow: FlowConfig = FlowConfig()
     ingest: IngestConfig = IngestConfig()
@@ -84,6 +88,13 @@ class Recipe(Section):
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _one_way_in(self) -> Recipe:
+        if (self.input is None) == (self.sources is None):
+            both = "both `input` and `sources` are set" if self.input else "neither `input` nor `sources` is set"
+            raise ValueError(f"{both}; set `sources`, or `input` where all is WARC")
+        return self
 
     @model_validator(mode="after")
     def _fits(self) -> Recipe:
@@ -107,11 +118,17 @@ class Recipe(Section):
         """The sections by name, as the stages take them."""
         return {name: value for name in type(self).model_fields if isinstance(value := getattr(self, name), Section)}
 
+    def entries(self) -> list[SourceConfig]:
+        """What `sources` says, or `input` in its place: one entry of kind warc (where SAMPLE may stand for a file)."""
+        return self.sources or [WarcConfig(files=tuple(self.input or ()))]
+
     def check_inputs(self) -> None:
         """RecipeError where an input file is missing, naming it, and where the vision tokenizer cannot be used."""
-        missing = [name for name in self.input if name != SAMPLE and not Path(name).is_file()]
+        named = [name for entry in self.entries() for name in entry.files]
+        missing = [name for name in named if not (name == SAMPLE and self.input) and not Path(name).is_file()]
         if missing:
-            raise RecipeError("\n".join(f"input file not found: {name}; correct `input` in the recipe" for name in missing))
+            key = "input" if self.input else "sources"
+            raise RecipeError("\n".join(f"input file not found: {name}; correct `{key}` in the recipe" for name in missing))
         wrong = missing_weights(self.vision_tokenizer)
         if wrong:
             raise RecipeError("\n".join(wrong))
