@@ -14,6 +14,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import re
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO, Literal
 
@@ -36,6 +37,7 @@ FRAGMENT = "#image-"
 NEEDS_ITS_IMAGES = ("text-to-image", "image-to-text", "editing")
 """Tasks of which nothing is left without every image: such a row is put aside whole."""
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz"}
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -211,7 +213,9 @@ def _lines(stream: BinaryIO, most: int) -> Iterator[tuple[bytes | None, int]]:
 
 def _parse(line: bytes) -> Row:
     try:
-        row = json.loads(line)
+        row = json.loads(line.decode("utf-8"))
+        if _SURROGATE.search(line):
+            json.dumps(row, ensure_ascii=False).encode("utf-8")  # half a pair, which no UTF-8 can hold
     except (ValueError, RecursionError) as error:
         raise Unusable("not-json", str(error)[:200]) from None
     try:

@@ -24,7 +24,7 @@ from nextflow_pipelines.spark.config import SparkConfig
 from nextflow_tokenize.config.pack import PackConfig
 from nextflow_tokenize.config.tokenize import TextTokenizerConfig, TokenizeConfig
 from nextflow_tokenize.config.vision import VisionTokenizerConfig, missing_weights
-from nextflow_tokenize.schedule import LEVEL_SCALES
+from nextflow_tokenize.schedule import LEVEL_SCALES, grids
 from nextflow_tokenize.segments import image_slots
 from nextflow_tokenize.vision.usable import check_levels, read_tokenizer_config
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
