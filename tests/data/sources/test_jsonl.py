@@ -4,10 +4,11 @@ import base64
 import gzip
 import json
 
+import pyarrow as pa
 import pytest
 from nextflow_data.config import IngestConfig
 from nextflow_data.decisions import ASIDE_SCHEMA
-from nextflow_data.document import DOCUMENT_SCHEMA, doc_id, to_table
+from nextflow_data.document import DOCUMENT_SCHEMA, doc_id
 from nextflow_data.range_opener import LocalFiles
 from nextflow_data.records import Unusable
 from nextflow_data.sources.base import Found, read_image
@@ -61,7 +62,7 @@ def test_each_task_has_its_order(rows, build):
         ("interleaved", ["User:", "image", "What is it? Assistant: A cup. User: And", "image", "?"]),
     ]
     documents = [d for d, _, _ in found]
-    assert to_table(documents, DOCUMENT_SCHEMA).to_pylist() == documents
+    assert pa.Table.from_pylist(documents, schema=DOCUMENT_SCHEMA).to_pylist() == documents
     assert not any(decisions or asides for _, decisions, asides in found)
 
 
@@ -125,7 +126,7 @@ def test_what_cannot_be_used_is_put_aside_with_its_reason(rows, build):
     ]  # fmt: skip
     assert [shape(d) for d, _, _ in found if d] == [["the last is whole"]]
     asides = [aside for _, _, asides in found for aside in asides]
-    assert to_table(asides, ASIDE_SCHEMA).num_rows == 10 and asides[2]["detail"].startswith("text: ")
+    assert pa.Table.from_pylist(asides, schema=ASIDE_SCHEMA).num_rows == 10 and asides[2]["detail"].startswith("text: ")
     assert asides[5]["length"] == len(row("long " * 1000)) and asides[9]["address"].endswith("#row-10")
 
 
