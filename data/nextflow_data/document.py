@@ -1,4 +1,4 @@
-"""Documents, decisions and kept-aside records: the rows that cross every border of the data side.
+"""Documents: the rows that cross every border of the data side. What is done to them is `nextflow_data.decisions`.
 
 A document is an ordered list of text and image nodes. Pixels never travel: an image node holds a reference (file, offset,
 length) and what was measured once when the image was ingested. The cost is a seek per image at tokenisation; the gain is
@@ -11,14 +11,14 @@ reads and writes Arrow. `SCHEMA_VERSION` is stored in each stage manifest and ch
 from __future__ import annotations
 
 import hashlib
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import Any, Literal, TypedDict
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Of documents and decisions: 2 since decisions say `scope` and `index` (`decisions.decisions_as_now` reads the older)."""
 
 Task = Literal["text", "text-to-image", "image-to-text", "editing", "interleaved"]
-Action = Literal["drop", "edit", "flag"]
 
 REF = pa.struct([("uri", pa.string()), ("offset", pa.int64()), ("length", pa.int64())])
 
@@ -63,32 +63,6 @@ DOCUMENT_SCHEMA = pa.schema(
         pa.field("licence", pa.string()),
         pa.field("consent", pa.string()),
         pa.field("lang", pa.string()),
-    ]
-)
-
-DECISION_SCHEMA = pa.schema(
-    [
-        pa.field("doc_id", pa.string(), nullable=False),
-        pa.field("address", pa.string()),
-        pa.field("node", pa.int32()),
-        pa.field("stage", pa.string(), nullable=False),
-        pa.field("rule", pa.string(), nullable=False),
-        pa.field("value", pa.float64()),
-        pa.field("threshold", pa.float64()),
-        pa.field("action", pa.string(), nullable=False),
-        pa.field("detail", pa.string()),
-    ]
-)
-
-ASIDE_SCHEMA = pa.schema(
-    [
-        pa.field("stage", pa.string(), nullable=False),
-        pa.field("reason", pa.string(), nullable=False),
-        pa.field("address", pa.string()),
-        pa.field("uri", pa.string()),
-        pa.field("offset", pa.int64()),
-        pa.field("length", pa.int64()),
-        pa.field("detail", pa.string()),
     ]
 )
 
@@ -149,36 +123,6 @@ class Document(TypedDict):
     licence: str | None
     consent: str | None
     lang: str | None
-
-
-class Decision(TypedDict):
-    """A row of DECISION_SCHEMA: what one rule did to one document, or to one of its nodes.
-
-    `node` is the node's index in the document as the stage received it; None means the whole document. `threshold` is None
-    for rules that have none; `detail` says in words what a number cannot (the id of the copy that stays, the text removed).
-    """
-
-    doc_id: str
-    address: str | None
-    node: int | None
-    stage: str
-    rule: str
-    value: float | None
-    threshold: float | None
-    action: Action
-    detail: str | None
-
-
-class Aside(TypedDict):
-    """A row of ASIDE_SCHEMA: a record that could not be used, and why. The bytes stay where `uri`/`offset` say."""
-
-    stage: str
-    reason: str
-    address: NotRequired[str | None]
-    uri: NotRequired[str | None]
-    offset: NotRequired[int | None]
-    length: NotRequired[int | None]
-    detail: NotRequired[str | None]
 
 
 def doc_id(address: str, record: str) -> str:

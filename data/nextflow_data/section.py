@@ -14,9 +14,10 @@ cost: one line in that file for each new setting, which a test asks for.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -36,9 +37,22 @@ class Section(BaseModel):
         found = {name: _plain(value) for name, value in self.deciding().items()}
         return {name: value for name, value in found.items() if name not in recorded or recorded[name] != value}
 
+    @classmethod
+    def parts(cls) -> dict[str, type[Section] | None]:
+        """Every key that may be set here, with the class of the section it leads into, if it leads into one."""
+        fields = cls.model_fields.items()
+        return {name: next(_sections_in(field.annotation), None) for name, field in fields}
+
     def deciding(self) -> dict[str, Any]:
         """The settings that decide bytes, by name: all but the operational ones."""
         return {name: getattr(self, name) for name in type(self).model_fields if name not in operational_fields(type(self))}
+
+
+def _sections_in(annotation: Any) -> Iterator[type[Section]]:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _sections_in(argument)
 
 
 def operational(default: Any, **constraints: Any) -> Any:
@@ -79,5 +93,8 @@ def _plain(value: Any) -> Any:
 
 @cache
 def _recorded(package: str) -> dict[str, dict[str, Any]]:
-    file = files(package) / RECORDED
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    try:
+        file = files(package) / RECORDED
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    except (ModuleNotFoundError, TypeError):  # a class of a module on its own, without a package to hold the file
+        return {}

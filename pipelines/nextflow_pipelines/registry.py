@@ -36,7 +36,7 @@ _DEFINITIONS = (
     StageDefinition("ingest", ("ingest",), ()),
     StageDefinition("filter", ("filter",), ("ingest",)),
     StageDefinition("dedup", ("dedup", "ingest"), ("filter",)),
-    StageDefinition("caption", ("caption",), ("dedup",)),
+    StageDefinition("caption", ("caption", "ingest"), ("dedup",)),
     StageDefinition("vision_tokenizer", ("vision_tokenizer", "ingest"), ("dedup",)),
     StageDefinition("text_tokenizer", ("text_tokenizer",), ("caption",)),
     StageDefinition("tokenize", ("tokenize", "ingest"), ("caption", "text_tokenizer", "vision_tokenizer")),

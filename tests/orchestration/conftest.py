@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from nextflow_data.document import ASIDE_SCHEMA, DECISION_SCHEMA, DOCUMENT_SCHEMA, image_node, text_node
+from nextflow_data.decisions import ASIDE_SCHEMA, DECISION_SCHEMA
+from nextflow_data.document import DOCUMENT_SCHEMA, image_node, text_node
 from nextflow_data.document import doc_id as identity
 from nextflow_pipelines.contract.stage import StagePlan
 from nextflow_pipelines.contract.tables import UnitTables
@@ -119,7 +120,8 @@ def decision(
     doc: dict[str, Any], stage: str, rule: str, action: str, value: Any, threshold: Any, **more: Any
 ) -> dict[str, Any]:
     """A decision about a document."""
-    row = {"doc_id": doc["doc_id"], "address": doc["source"]["address"], "node": None, "stage": stage, "rule": rule}
+    row = {"doc_id": doc["doc_id"], "address": doc["source"]["address"], "scope": "document", "index": None}
+    row |= {"stage": stage, "rule": rule}
     return row | {"value": value, "threshold": threshold, "action": action, "detail": None} | more
 
 
@@ -165,7 +167,7 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     left = {**kept, "nodes": [*kept["nodes"][:2], text_node("More words.")], "lang": "en"}
     judged = [
         decision(short, "filter", "quality.min_doc_words", "drop", 2.0, 30.0),
-        decision(kept, "filter", "image.min_side", "edit", 16.0, 64.0, node=3, detail=SITE + "small.png"),
+        decision(kept, "filter", "image.min_side", "drop", 16.0, 64.0, scope="node", index=3, detail=SITE + "small.png"),
     ]
     build.stage("filter", {"documents": [left, copy], "decisions": judged})
     same = decision(copy, "dedup", "text.minhash", "drop", 0.93, 0.7, detail=f"the copy that stays is {kept['doc_id']}")

@@ -97,11 +97,12 @@ def test_references_lead_to_the_bytes_from_any_place(results: Results, root: Pat
 
 def test_filter_drops_what_its_rules_name(results: Results) -> None:
     found = decisions(results["filter"])
-    assert {d for d in found if d[2] == "drop"} == {
+    whole = {d["address"].removeprefix(SITE) for d in rows(results["filter"], "decisions") if d["scope"] == "document"}
+    assert {d for d in found if d[0] in whole and d[2] == "drop"} == {
         ("/francais.html", "language.allowed", "drop"),
         ("/short.html", next(rule for a, rule, _ in found if a == "/short.html"), "drop"),
     }
-    assert ("/6.html", "image.min_side", "edit") in found  # one pixel wide
+    assert ("/6.html", "image.min_side", "drop") in found  # one pixel wide
     # Fourteen pages of the site show the icon; the rule allows five.
     recurring = [d for d in rows(results["filter"], "decisions") if d["rule"] == "image.max_recurrence"]
     assert len(recurring) == 14 and {d["value"] for d in recurring} == {14.0}
@@ -111,12 +112,12 @@ def test_filter_drops_what_its_rules_name(results: Results) -> None:
 
 
 def test_dedup_removes_the_planted_copies_and_says_which_one_stays(results: Results) -> None:
-    dropped = {d["address"].removeprefix(SITE): d for d in rows(results["dedup"], "decisions") if d["action"] == "drop"}
+    dropped = {d["address"].removeprefix(SITE): d for d in rows(results["dedup"], "decisions") if d["scope"] == "document"}
     assert set(dropped) == {"/near.html", "/same.html"}
     assert dropped["/same.html"]["rule"] == "dedup.exact" and f"{SITE}/1.html" in dropped["/same.html"]["detail"]
     assert dropped["/near.html"]["rule"] == "dedup.min_similarity" and f"{SITE}/0.html" in dropped["/near.html"]["detail"]
     assert 0.7 <= dropped["/near.html"]["value"] < 1
-    edits = [d for d in rows(results["dedup"], "decisions") if d["action"] == "edit"]
+    edits = [d for d in rows(results["dedup"], "decisions") if d["scope"] == "node"]
     assert [(d["address"].removeprefix(SITE), d["rule"]) for d in edits] == [("/resized.html", "dedup.image_max_difference")]
     kept = addresses(results["filter"]) - {"/near.html", "/same.html"}
     assert addresses(results["dedup"]) == kept

@@ -17,13 +17,14 @@ import numpy as np
 from PIL import Image as Pillow
 
 from nextflow_data.config import DedupConfig, IngestConfig
+from nextflow_data.decisions import Decision, Finding, Subject, decision
 from nextflow_data.dedup.clusters import connected_components
-from nextflow_data.document import Decision, Document, Image
+from nextflow_data.document import Document, Image
 from nextflow_data.images.measure import ImageRejected, open_rgb
 from nextflow_data.nodes import with_nodes, without
+from nextflow_data.stage_names import DEDUP
 from nextflow_data.warc.records import RecordError
 
-STAGE = "dedup"
 SHARED_BLOCKS = 2
 ImageEdge = tuple[str, str, float]
 """(sha256, sha256, difference 0…1 of the thumbnails)."""
@@ -135,7 +136,7 @@ def confirm(
 
 
 def decide_images(images: Iterable[ImageOccurrence], edges: Iterable[ImageEdge], config: DedupConfig) -> list[Decision]:
-    """An edit for every copy of an image that stays, in order of (doc_id, node).
+    """A drop for every copy of an image that stays, in order of (doc_id, node).
 
     Images are taken in the order of `keep`, and one goes if it is a confirmed copy of one that already stays. So every image
     that goes was itself compared with the one that stays (`value`, 0 where the bytes are equal), and chains of slowly
@@ -159,20 +160,15 @@ def decide_images(images: Iterable[ImageOccurrence], edges: Iterable[ImageEdge],
                 continue
             stays = kept[copies[0]]
             equal = copies[0] == sha256
-            decisions.append(
-                {
-                    "doc_id": image["doc_id"],
-                    "address": image["address"],
-                    "node": image["node"],
-                    "stage": STAGE,
-                    "rule": "dedup.image_exact" if equal else "dedup.image_max_difference",
-                    "value": 0.0 if equal else differences[copies[0], sha256],
-                    "threshold": 0.0 if equal else config.image_max_difference,
-                    "action": "edit",
-                    "detail": f"{sha256}: kept {stays['doc_id']} node {stays['node']} {stays['sha256']}",
-                }
+            finding = Finding(
+                "dedup.image_exact" if equal else "dedup.image_max_difference",
+                0.0 if equal else differences[copies[0], sha256],
+                0.0 if equal else config.image_max_difference,
+                f"{sha256}: kept {stays['doc_id']} node {stays['node']} {stays['sha256']}",
             )
-    return sorted(decisions, key=lambda d: (d["doc_id"], d["node"] or 0))
+            subject = Subject(image["doc_id"], image["address"])
+            decisions.append(decision(subject, DEDUP, finding, "drop", image["node"]))
+    return sorted(decisions, key=lambda d: (d["doc_id"], d["index"] or 0))
 
 
 def keep_order(image: ImageOccurrence, config: DedupConfig) -> tuple[int, str, int]:
@@ -183,7 +179,7 @@ def keep_order(image: ImageOccurrence, config: DedupConfig) -> tuple[int, str, i
 
 def remove_images(document: Document, decisions: Iterable[Decision]) -> Document | None:
     """`document` without the image nodes its decisions name; None where nothing is left."""
-    dropped = {d["node"] for d in decisions if d["doc_id"] == document["doc_id"] and d["node"] is not None}
+    dropped = {d["index"] for d in decisions if d["doc_id"] == document["doc_id"] and d["index"] is not None}
     nodes = without(document["nodes"], dropped)
     return with_nodes(document, nodes) if nodes else None
 

@@ -14,12 +14,13 @@ from typing import TypedDict
 import numpy as np
 
 from nextflow_data.config import DedupConfig
+from nextflow_data.decisions import Decision, Finding, Subject, decision
 from nextflow_data.dedup.clusters import bucket_pairs, connected_components
 from nextflow_data.dedup.minhash import signature, signature_keys, similarity_of, text_hash
-from nextflow_data.document import Decision, Document
+from nextflow_data.document import Document
 from nextflow_data.nodes import text_of
+from nextflow_data.stage_names import DEDUP
 
-STAGE = "dedup"
 Edge = tuple[str, str, float]
 """(doc_id, doc_id, similarity 0…1); 1.0 for equal texts."""
 
@@ -102,17 +103,11 @@ def decide_documents(summaries: Mapping[str, DocumentSummary], edges: Iterable[E
             value = 1.0 if equal else strongest[summary["doc_id"]]
             if not equal and summary["signature"] is not None and survivor["signature"] is not None:
                 value = similarity_of(np.array(summary["signature"]), np.array(survivor["signature"]))
-            decisions.append(
-                {
-                    "doc_id": summary["doc_id"],
-                    "address": summary["address"],
-                    "node": None,
-                    "stage": STAGE,
-                    "rule": "dedup.exact" if equal else "dedup.min_similarity",
-                    "value": value,
-                    "threshold": 1.0 if equal else config.min_similarity,
-                    "action": "drop",
-                    "detail": f"kept {survivor['doc_id']} {survivor['address']}",
-                }
+            finding = Finding(
+                "dedup.exact" if equal else "dedup.min_similarity",
+                value,
+                1.0 if equal else config.min_similarity,
+                f"kept {survivor['doc_id']} {survivor['address']}",
             )
+            decisions.append(decision(Subject(summary["doc_id"], summary["address"]), DEDUP, finding, "drop"))
     return sorted(decisions, key=lambda d: d["doc_id"])

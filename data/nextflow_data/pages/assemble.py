@@ -13,16 +13,16 @@ import hashlib
 from collections.abc import Mapping
 
 from nextflow_data.config import IngestConfig
-from nextflow_data.document import Aside, Decision, Document, Image, Node, Ref, doc_id, image_node, text_node
+from nextflow_data.decisions import Aside, Decision, Finding, Subject, aside, decision
+from nextflow_data.document import Document, Image, Node, Ref, doc_id, image_node, text_node
 from nextflow_data.images.measure import ImageMeasures, ImageRejected, measure
 from nextflow_data.nodes import BLOCK_SEPARATOR, task_of
-from nextflow_data.pages.blocks import ImageCandidate, ParsedPage, TextBlock
+from nextflow_data.pages.blocks import PAGE_CAPTIONER, ImageCandidate, ParsedPage, TextBlock
 from nextflow_data.pages.parse import PageRejected, parse_page
-from nextflow_data.warc.records import STAGE, RecordError, RecordInfo, read, ref_of
+from nextflow_data.stage_names import INGEST
+from nextflow_data.warc.records import RecordError, RecordInfo, read, ref_of
 
 DATA_FRAGMENT = "#data-image-"
-PAGE_CAPTIONER = "figcaption"
-"""`captioner` of an image whose caption is its figure's own; the caption stage may keep it or replace it."""
 
 
 def make_image(ref: Ref, address: str | None, measures: ImageMeasures) -> Image:
@@ -52,8 +52,8 @@ def assemble(
     `images` maps canonical addresses to measured images, `rejected` those that could not be measured to their reason. A page
     with neither text nor an image gives None and an Aside "empty-page".
     """
-    identity = doc_id(record["address"], record["record_id"])
-    decisions = [_edit(identity, record, r.rule, r.value, r.threshold, r.detail) for r in parsed.removed]
+    subject = Subject(doc_id(record["address"], record["record_id"]), record["address"])
+    decisions = [_decide(subject, Finding(r.rule, r.value, r.threshold, r.detail)) for r in parsed.removed]
     asides: list[Aside] = []
     nodes: list[Node] = []
     gathered: list[TextBlock] = []
@@ -67,18 +67,17 @@ def assemble(
         if isinstance(block, TextBlock):
             gathered.append(block)
             continue
-        image = _resolve(block, record, images, config, rejected or {}, identity, decisions, asides)
+        image = _resolve(block, record, images, config, rejected or {}, subject, decisions, asides)
         if image is not None:
             close_text()
             nodes.append(image_node(image))
     close_text()
     if not nodes:
-        asides.append(
-            _aside(record, "empty-page", record["address"], "neither text nor images after boilerplate was left out")
-        )
+        detail = "neither text nor images after boilerplate was left out"
+        asides.append(aside(INGEST, "empty-page", record["address"], ref_of(record), detail))
         return None, [], asides
     document: Document = {
-        "doc_id": identity,
+        "doc_id": subject.doc_id,
         "source": {
             "address": record["address"],
             "uri": record["uri"],
@@ -129,7 +128,7 @@ def _resolve(
     images: Mapping[str, Image],
     config: IngestConfig,
     rejected: Mapping[str, str],
-    identity: str,
+    subject: Subject,
     decisions: list[Decision],
     asides: list[Aside],
 ) -> Image | None:
@@ -140,13 +139,13 @@ def _resolve(
         try:
             found = make_image(ref_of(record), address, measure(block.data, config))
         except ImageRejected as error:
-            asides.append(_aside(record, error.reason, address, error.detail))
-            decisions.append(_edit(identity, record, "image-unusable", None, None, f"{address}: {error.reason}"))
+            asides.append(aside(INGEST, error.reason, address, ref_of(record), error.detail))
+            decisions.append(_decide(subject, Finding("image-unusable", detail=f"{address}: {error.reason}")))
             return None
     if found is None:
         reason = next((f"{address}: {rejected[address]}" for address in block.addresses if address in rejected), None)
         rule = "image-not-in-source" if reason is None else "image-unusable"
-        decisions.append(_edit(identity, record, rule, None, None, reason or " ".join(block.addresses)[:500]))
+        decisions.append(_decide(subject, Finding(rule, detail=reason or " ".join(block.addresses)[:500])))
         return None
     caption = block.figcaption
     return {**found, "alt": block.alt, "caption": caption, "captioner": PAGE_CAPTIONER if caption else None}
@@ -166,29 +165,5 @@ def _join(blocks: list[TextBlock]) -> str:
     return text
 
 
-def _edit(
-    identity: str, record: RecordInfo, rule: str, value: float | None, threshold: float | None, detail: str
-) -> Decision:
-    return {
-        "doc_id": identity,
-        "address": record["address"],
-        "node": None,
-        "stage": STAGE,
-        "rule": rule,
-        "value": value,
-        "threshold": threshold,
-        "action": "flag" if rule.startswith("charset") else "edit",
-        "detail": detail,
-    }
-
-
-def _aside(record: RecordInfo, reason: str, address: str, detail: str) -> Aside:
-    return {
-        "stage": STAGE,
-        "reason": reason,
-        "address": address,
-        "uri": record["uri"],
-        "offset": record["offset"],
-        "length": record["length"],
-        "detail": detail,
-    }
+def _decide(subject: Subject, finding: Finding) -> Decision:
+    return decision(subject, INGEST, finding, "flag" if finding.rule.startswith("charset") else "edit")

@@ -7,6 +7,9 @@ from typing import Literal
 
 from nextflow_data.pages.charset import Origin
 
+PAGE_CAPTIONER = "figcaption"
+"""`captioner` of an image whose caption is its figure's own; the caption stage may keep it or replace it."""
+
 BlockKind = Literal["paragraph", "heading", "list", "table", "caption", "pre"]
 
 

@@ -1,23 +1,21 @@
-"""Every rule that judges one document: its language, its text, its images, and what is left.
+"""Every rule of a recipe on one document: its text, its images, and what is left.
 
-A document stops at the first rule it fails, cheapest first; an image that fails is taken out and the document goes on. Each
-is a Decision that names the rule as the recipe does, with what was measured. What the order costs: a dropped document does
-not say which later rules it would have failed too.
+A document stops at the first rule it fails; an image that fails is taken out and the document goes on. Each is a Decision
+that names the rule as the recipe does, with what was measured. What the order costs: a dropped document does not say which
+later rules it would have failed too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 
-from nextflow_data.config import FilterConfig, ImageRules
-from nextflow_data.document import Action, Decision, Document, Image, Node, text_node
+from nextflow_data.decisions import Action, Decision, Finding, Subject, decision
+from nextflow_data.document import Document, Node, text_node
 from nextflow_data.nodes import recurrence_key, text_of, with_nodes, without
-from nextflow_data.rules.language import identify
-from nextflow_data.rules.text_rules import Failure, LineEdit, TextRules
-
-STAGE = "filter"
-Decide = Callable[[Failure, Action, int | None], None]
+from nextflow_data.rules.config import FilterConfig
+from nextflow_data.rules.rule import DocumentRule, ImageRule, LineEdit, TextRule
+from nextflow_data.stage_names import FILTER
 
 
 def filter_document(
@@ -27,83 +25,70 @@ def filter_document(
 
     `recurrence` maps `recurrence_key` to the number of documents of the site that show the image; an absent key counts 1.
     """
-    decisions: list[Decision] = []
+    return _made(config).judge(document, recurrence)
 
-    def decide(failure: Failure, action: Action, node: int | None = None) -> None:
-        decisions.append(_decision(document, failure, action, node))
 
-    text = text_of(document)
-    language: str | None = None
-    edits: list[LineEdit] = []
-    if config.document is not None and len(text) > config.document.max_characters:
-        decide(Failure("document.max_characters", float(len(text)), float(config.document.max_characters)), "drop")
-        return None, decisions
-    if text.strip():
-        language, failure = _judge_language(text, config)
-        if failure is None:
-            failure, edits = _text_rules(config).judge(text)
-        if failure is not None:
-            decide(failure, "drop")
-            return None, decisions
+class _Rules:
+    """The rules of a recipe, ready to judge."""
 
-    nodes = _edit_lines(document["nodes"], edits, decide)
-    dropped: set[int] = set()
-    for index, node in enumerate(nodes):
-        if node["image"] is not None and config.image is not None:
-            count = recurrence.get(recurrence_key(document["source"]["address"], node["image"]), 1)
-            failure = judge_image(node["image"], config.image, count)
-            if failure is not None:
+    def __init__(self, config: FilterConfig) -> None:
+        made = [rule(section) for rule, section in config.chosen()]
+        self.text = [rule for rule in made if isinstance(rule, TextRule)]
+        self.image = [rule for rule in made if isinstance(rule, ImageRule)]
+        self.document = [rule for rule in made if isinstance(rule, DocumentRule)]
+
+    def judge(self, document: Document, recurrence: Mapping[str, int]) -> tuple[Document | None, list[Decision]]:
+        subject, decisions = Subject.of(document), list[Decision]()
+
+        def decide(finding: Finding, action: Action = "drop", node: int | None = None) -> None:
+            decisions.append(decision(subject, FILTER, finding, action, node))
+
+        nodes, language = document["nodes"], None
+        for text_rule in self.text:
+            text = text_of(document)
+            if not text.strip():
+                break
+            verdict = text_rule.judge(text, document)
+            if verdict.finding is not None:
+                decide(verdict.finding)
+                return None, decisions
+            language = verdict.language or language
+            nodes, edited = _edit_lines(nodes, verdict.edits)
+            for finding, index in edited:
+                decide(finding, "edit", index)
+            document = {**document, "nodes": nodes, "lang": language}
+        dropped: set[int] = set()
+        for index, node in enumerate(nodes):
+            if node["image"] is None:
+                continue
+            seen = recurrence.get(recurrence_key(document["source"]["address"], node["image"]), 1)
+            found = next((f for rule in self.image if (f := rule.judge(node["image"], seen)) is not None), None)
+            if found is not None:
                 dropped.add(index)
-                decide(failure, "edit", index)
-    result = with_nodes({**document, "lang": language}, without(nodes, dropped))
-    failure = _judge_document(result, config)
-    if failure is not None:
-        decide(failure, "drop")
-        return None, decisions
-    return result, decisions
-
-
-def judge_image(image: Image, rules: ImageRules, recurrence: int) -> Failure | None:
-    """The first image rule that fails, or None. `recurrence` is the number of documents of the site that show the image."""
-    short, long = sorted((image["width"], image["height"]))
-    aspect = long / max(short, 1)
-    if short < rules.min_side:
-        return Failure("image.min_side", float(short), float(rules.min_side), image["address"])
-    if aspect > rules.max_aspect:
-        return Failure("image.max_aspect", aspect, rules.max_aspect, image["address"])
-    if recurrence > rules.max_recurrence:
-        return Failure("image.max_recurrence", float(recurrence), float(rules.max_recurrence), image["address"])
-    if image["sharpness"] < rules.min_sharpness:
-        return Failure("image.min_sharpness", image["sharpness"], rules.min_sharpness, image["address"])
-    if image["entropy"] < rules.min_entropy:
-        return Failure("image.min_entropy", image["entropy"], rules.min_entropy, image["address"])
-    return None
+                decide(found, "drop", index)
+        document = with_nodes({**document, "lang": language}, without(nodes, dropped))
+        failed = next((f for rule in self.document if (f := rule.judge(document)) is not None), None)
+        if failed is None and not document["nodes"]:
+            failed = Finding("document.empty", 0.0, 1.0)
+        if failed is not None:
+            decide(failed)
+            return None, decisions
+        return document, decisions
 
 
 @lru_cache(maxsize=4)
-def _text_rules(config: FilterConfig) -> TextRules:
-    """Filters and their tokenizer take half a second to make: once a process and configuration."""
-    return TextRules(config)
+def _made(config: FilterConfig) -> _Rules:
+    """Some rules take half a second to make: once a process and configuration."""
+    return _Rules(config)
 
 
-def _judge_language(text: str, config: FilterConfig) -> tuple[str | None, Failure | None]:
-    if config.language is None:
-        return None, None
-    language, probability = identify(text)
-    rules = config.language
-    if rules.allowed and language not in rules.allowed:
-        return language, Failure("language.allowed", probability, None, f"{language}, allowed: {', '.join(rules.allowed)}")
-    if probability < rules.min_probability:
-        return language, Failure("language.min_probability", probability, rules.min_probability, language)
-    return language, None
-
-
-def _edit_lines(nodes: list[Node], edits: list[LineEdit], decide: Decide) -> list[Node]:
-    """`nodes` with C4's line edits applied, each a decision. Edits come in the order of the lines."""
-    if not edits:
-        return nodes
-    pending = edits[::-1]
+def _edit_lines(nodes: list[Node], edits: Iterable[LineEdit]) -> tuple[list[Node], list[tuple[Finding, int]]]:
+    """`nodes` with a rule's line edits applied, and each edit's finding with its node's index."""
+    pending = list(edits)[::-1]
+    if not pending:
+        return nodes, []
     result: list[Node] = []
+    done: list[tuple[Finding, int]] = []
     for index, node in enumerate(nodes):
         lines: list[str] = []
         for line in (node["text"] or "").splitlines():
@@ -112,11 +97,11 @@ def _edit_lines(nodes: list[Node], edits: list[LineEdit], decide: Decide) -> lis
                 lines.append(line)
                 continue
             pending.pop()
-            decide(edit.failure, "edit", index)
+            done.append((edit.finding, index))
             if edit.after is not None:
                 lines.append(line[: len(line) - len(line.lstrip())] + edit.after)
         result.append(node if node["kind"] == "image" else text_node(_squeeze("\n".join(lines))))
-    return result
+    return result, done
 
 
 def _squeeze(text: str) -> str:
@@ -124,35 +109,3 @@ def _squeeze(text: str) -> str:
     while "\n\n\n" in text:
         text = text.replace("\n\n\n", "\n\n")
     return text.strip("\n")
-
-
-def _judge_document(document: Document, config: FilterConfig) -> Failure | None:
-    rules = config.document
-    if rules is None:
-        return None if document["nodes"] else Failure("document.empty", 0.0, 1.0)
-    images = sum(node["kind"] == "image" for node in document["nodes"])
-    characters = len(text_of(document))
-    for name, value, bound, fails in (
-        ("min_images", images, rules.min_images, images < rules.min_images),
-        ("max_images", images, rules.max_images, images > rules.max_images),
-        ("min_characters", characters, rules.min_characters, characters < rules.min_characters),
-    ):
-        if fails:
-            return Failure(f"document.{name}", float(value), float(bound))
-    if images and characters / images < rules.min_characters_per_image:
-        return Failure("document.min_characters_per_image", characters / images, rules.min_characters_per_image)
-    return None if document["nodes"] else Failure("document.empty", 0.0, 1.0)
-
-
-def _decision(document: Document, failure: Failure, action: Action, node: int | None) -> Decision:
-    return {
-        "doc_id": document["doc_id"],
-        "address": document["source"]["address"],
-        "node": node,
-        "stage": STAGE,
-        "rule": failure.rule,
-        "value": failure.value,
-        "threshold": failure.threshold,
-        "action": action,
-        "detail": failure.detail,
-    }

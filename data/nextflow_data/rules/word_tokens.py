@@ -14,8 +14,8 @@ from spacy.tokens import Doc
 BREAKS_SPACY = "IS_ALPHA"
 """spaCy fails on this word, but only from the second text on. datatrove takes it out when spaCy fails, so that its answer
 depends on what came before; here it is always taken out, so that the answer depends on the text alone."""
-MAX_LINES = 200_000
-"""Lines remembered before the memory is emptied."""
+MAX_LINES = 20_000
+"""Lines remembered before the memory is emptied, from one document to the next; our choice, some tens of megabytes."""
 
 
 class SharedTokenizer(SpaCyTokenizer):
@@ -25,11 +25,6 @@ class SharedTokenizer(SpaCyTokenizer):
         super().__init__(language)
         self._words: dict[str, list[str]] = {}
         self._spans: dict[str, list[tuple[int, int]]] = {}
-
-    def forget(self) -> None:
-        """Empties the memory: call between documents."""
-        self._words.clear()
-        self._spans.clear()
 
     def word_tokenize(self, text: str) -> list[str]:
         """The words of `text`."""
@@ -48,7 +43,8 @@ class SharedTokenizer(SpaCyTokenizer):
         if not unknown:
             return
         if len(self._words) + len(unknown) > MAX_LINES:
-            self.forget()
+            self._words.clear()
+            self._spans.clear()
             unknown = list(dict.fromkeys(lines))
         text = "\n".join(unknown)
         if BREAKS_SPACY in text:

@@ -19,12 +19,13 @@ from fastwarc.warc import ArchiveIterator, WarcRecord, WarcRecordType
 
 from nextflow_data.addresses import canonical_address
 from nextflow_data.config import IngestConfig
-from nextflow_data.document import Aside, Ref
+from nextflow_data.decisions import Aside, aside
+from nextflow_data.document import Ref
 from nextflow_data.images.sniff import sniff_image
+from nextflow_data.stage_names import INGEST
 from nextflow_data.warc.content import ContentError, decode_content
 from nextflow_data.warc.members import GZIP_MAGIC, Member, content_length, inflate_member, members
 
-STAGE = "ingest"
 LICENCE_FIELD = "MNF-Licence"
 
 Reason = Literal[
@@ -88,10 +89,11 @@ def scan(uri: str, config: IngestConfig) -> Iterator[RecordInfo | Aside]:
 
     warcinfo, request, metadata and conversion records are passed over in silence: they hold no page or image of their own.
     """
+    whole: Ref = {"uri": uri, "offset": 0, "length": 0}
     try:
         stream = open_binary(uri)
     except (OSError, ValueError) as error:
-        yield _aside("missing-file", uri, 0, 0, detail=f"cannot be opened: {type(error).__name__}")
+        yield aside(INGEST, "missing-file", None, whole, f"cannot be opened: {type(error).__name__}")
         return
     with stream:
         empty = True
@@ -101,7 +103,7 @@ def scan(uri: str, config: IngestConfig) -> Iterator[RecordInfo | Aside]:
             if found is not None:
                 yield found
         if empty:
-            yield _aside("empty-file", uri, 0, 0, detail="the file has no bytes")
+            yield aside(INGEST, "empty-file", None, whole, "the file has no bytes")
 
 
 def read(ref: Ref, config: IngestConfig, max_bytes: int | None = None) -> bytes:
@@ -177,31 +179,31 @@ def _unchunk(raw: bytes) -> bytes:
 
 
 def _describe(member: Member, uri: str, config: IngestConfig) -> RecordInfo | Aside | None:
-    def aside(reason: str, address: str | None = None, detail: str | None = None) -> Aside:
-        return _aside(reason, uri, member.offset, member.length, address, detail)
+    def put_aside(reason: str, address: str | None, detail: str) -> Aside:
+        return aside(INGEST, reason, address, _place(member, uri), detail)
 
     if member.problem is not None:
         detail = f"inflated to {member.size} bytes"
         if member.problem == "unsupported-compression":
             detail = f"{member.head.decode()}: recompress with gzip, one member a record"
-        return aside(member.problem, _address_in(member.head), detail)
+        return put_aside(member.problem, _address_in(member.head), detail)
     header_end = member.head.find(b"\r\n\r\n", 0, config.max_header_bytes)
     declared = content_length(member.head[:header_end]) if header_end >= 0 else None
     if declared is None:
-        return aside("warc-header", _address_in(member.head), "no header block, or no Content-Length")
+        return put_aside("warc-header", _address_in(member.head), "no header block, or no Content-Length")
     held = member.size - header_end - 4
     if declared > held:
-        return aside("content-length", _address_in(member.head), f"declared {declared} bytes, held {held}")
+        return put_aside("content-length", _address_in(member.head), f"declared {declared} bytes, held {held}")
     if held - declared > 4:
         block_end = header_end + 4 + declared
         several = member.head[block_end : block_end + 9].lstrip(b"\r\n").startswith(b"WARC/")
         detail = "recompress with one gzip member a record" if several else f"declared {declared} bytes, held {held - 4}"
-        return aside("several-records-in-member" if several else "content-length", _address_in(member.head), detail)
+        return put_aside("several-records-in-member" if several else "content-length", _address_in(member.head), detail)
     try:
         record = _parse(member.head, config)
     except OSError as error:
         reason = "http-header" if b"application/http" in member.head[:header_end] else "warc-header"
-        return aside(reason, _address_in(member.head), str(error))
+        return put_aside(reason, _address_in(member.head), str(error))
     return _classify(record, member, uri, config, declared)
 
 
@@ -212,34 +214,34 @@ def _classify(
     raw_address = (headers.get("WARC-Target-URI") or "").strip().strip("<>")
     address = canonical_address(raw_address)
 
-    def aside(reason: Reason, detail: str | None = None) -> Aside:
-        return _aside(reason, uri, member.offset, member.length, address or raw_address or None, detail)
+    def put_aside(reason: Reason, detail: str | None = None) -> Aside:
+        return aside(INGEST, reason, address or raw_address or None, _place(member, uri), detail)
 
     if record.record_type & _SILENT:
         return None
     if record.record_type == WarcRecordType.revisit:
-        return aside("revisit", "its payload is in another record")
+        return put_aside("revisit", "its payload is in another record")
     if record.record_type == WarcRecordType.continuation or headers.get("WARC-Segment-Number"):
-        return aside("segmented")
+        return put_aside("segmented")
     if record.record_type not in (WarcRecordType.response, WarcRecordType.resource):
-        return aside("warc-header", f"unknown WARC-Type {headers.get('WARC-Type')!r}")
+        return put_aside("warc-header", f"unknown WARC-Type {headers.get('WARC-Type')!r}")
     if address is None:
-        return aside("not-http" if raw_address else "warc-header", f"WARC-Target-URI {raw_address!r}")
+        return put_aside("not-http" if raw_address else "warc-header", f"WARC-Target-URI {raw_address!r}")
 
     http, status, licence = record.http_headers, 200, headers.get(LICENCE_FIELD)
     content_type = headers.get("Content-Type") or ""
     if record.record_type == WarcRecordType.response:
         if http is None or http.status_code is None:
-            return aside("http-header", "a response without an HTTP status line")
+            return put_aside("http-header", "a response without an HTTP status line")
         status, content_type = http.status_code, http.get("Content-Type") or ""
         licence = licence or http.get("X-Licence")
         if status not in config.accept_status:
-            return aside("http-status", str(status))
+            return put_aside("http-status", str(status))
         claimed = (http.get("Content-Length") or "").strip()
         block = member.head.find(b"\r\n\r\n") + 4
         body = declared - (member.head.find(b"\r\n\r\n", block) + 4 - block)
         if claimed.isascii() and claimed.isdigit() and int(claimed) > body and "Transfer-Encoding" not in http:
-            return aside("http-body-short", f"HTTP says {claimed} bytes, the record holds {body}")
+            return put_aside("http-body-short", f"HTTP says {claimed} bytes, the record holds {body}")
     encoded = http is not None and bool((http.get("Content-Encoding") or "").strip())
     mime, charset = split_content_type(content_type)
     start = b"" if encoded else record.reader.read(512)
@@ -288,13 +290,5 @@ def _address_in(head: bytes) -> str | None:
     return None
 
 
-def _aside(reason: str, uri: str, offset: int, length: int, address: str | None = None, detail: str | None = None) -> Aside:
-    return {
-        "stage": STAGE,
-        "reason": reason,
-        "address": address,
-        "uri": uri,
-        "offset": offset,
-        "length": length,
-        "detail": detail,
-    }
+def _place(member: Member, uri: str) -> Ref:
+    return {"uri": uri, "offset": member.offset, "length": member.length}

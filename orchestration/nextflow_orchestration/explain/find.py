@@ -138,7 +138,7 @@ def _document(commits: dict[str, Commit], doc_id: str) -> DocumentStory:
             continue
         if last is not None:
             gone = stage
-            if not any(d["action"] == "drop" and d["node"] is None for d in decisions):
+            if not any(d["action"] == "drop" and d["scope"] == "document" for d in decisions):
                 steps.append(Step(stage, "missing", "is not in the output, and no decision says why: please report this"))
         break
     assert last is not None, doc_id
@@ -160,26 +160,30 @@ def _document(commits: dict[str, Commit], doc_id: str) -> DocumentStory:
 def _steps(stage: str, decisions: list[dict[str, Any]], before: dict[str, Any] | None) -> list[Step]:
     """A stage's decisions on one document; of one rule's many, the first few and how many more."""
     steps: list[Step] = []
-    seen: dict[tuple[str, str], int] = {}
+    seen: dict[tuple[str, str, str], int] = {}
     for decision in decisions:
-        key = decision["rule"], decision["action"]
+        key = decision["rule"], decision["action"], decision["scope"]
         seen[key] = seen.get(key, 0) + 1
         if seen[key] <= _MOST_ALIKE:
             steps.append(_step(stage, decision, before))
-    for (rule, action), count in seen.items():
+    for (rule, action, scope), count in seen.items():
         if count > _MOST_ALIKE:
-            steps.append(Step(stage, _VERDICTS.get(action, "flagged"), f"{rule}: {count - _MOST_ALIKE} more like these"))
+            steps.append(Step(stage, _verdict(action, scope), f"{rule}: {count - _MOST_ALIKE} more like these", scope))
     return steps
+
+
+def _verdict(action: str, scope: str) -> Verdict:
+    """What a decision did to the document: one that took a part out of it has edited it."""
+    return _VERDICTS.get("edit" if action == "drop" and scope != "document" else action, "flagged")
 
 
 def _step(stage: str, decision: dict[str, Any], before: dict[str, Any] | None) -> Step:
     """One decision; with the image it was about, where it was about one."""
-    node = decision["node"]
-    image = (
-        before["nodes"][node]["image"] if node is not None and before is not None and node < len(before["nodes"]) else None
-    )
-    snippet = node_words({"kind": "image", "image": image}) if image is not None else ""
-    return Step(stage, _VERDICTS.get(decision["action"], "flagged"), in_words(decision), node, snippet)
+    index = decision["index"] if decision["scope"] == "node" and before is not None else None
+    node = before["nodes"][index] if before is not None and index is not None and index < len(before["nodes"]) else None
+    snippet = node_words(node) if node is not None and node["image"] is not None else ""
+    words = in_words(decision)
+    return Step(stage, _verdict(decision["action"], decision["scope"]), words, decision["scope"], snippet)
 
 
 def _kept_words(stage: str, row: dict[str, Any]) -> str:
@@ -270,7 +274,7 @@ def _outcome(
 ) -> str:
     """The whole story in one sentence."""
     if gone:
-        why = next((s.words for s in reversed(steps) if s.stage == gone and s.verdict == "dropped" and s.node is None), "")
+        why = _why(steps, gone)
         return f"Not in the shards: {gone} dropped it" + (f" ({why})." if why else ".")
     if placements:
         packs = f"{len(placements)} packs" if len(placements) > 1 else f"{placements[0].shard}:{placements[0].key}"
@@ -278,8 +282,14 @@ def _outcome(
     for stage, words in (("tokenize", "is not tokenised yet"), ("pack", "is not packed yet")):
         if stage not in commits:
             return f"Kept so far; the run {words}."
-    # The packer names the segment that made it drop the whole document.
-    dropped = next(
-        (s.words for s in reversed(steps) if s.verdict == "dropped" and (s.node is None or s.stage == "pack")), ""
-    )
+    dropped = _why(steps)
     return "Not in the shards" + (f": {dropped}." if dropped else ", and no decision says why: please report this.")
+
+
+def _why(steps: list[Step], stage: str | None = None) -> str:
+    """What dropped the document, in words, and the part of it that was the reason; "" where nothing did."""
+    whole = next((s for s in reversed(steps) if s.verdict == "dropped" and stage in (None, s.stage)), None)
+    if whole is None:
+        return ""
+    parts = [s.words for s in steps if s.stage == whole.stage and s.scope == "segment"]
+    return "; ".join([whole.words, *parts[:1]])

@@ -27,12 +27,12 @@ _STYLE = {
 
 @dataclass(frozen=True)
 class Step:
-    """What happened to a document in one stage. `node` is the index of the node it happened to; None: the document."""
+    """What happened in one stage to a document, or to one of its nodes or segments (`scope`)."""
 
     stage: str
     verdict: Verdict
     words: str
-    node: int | None = None
+    scope: str = "document"
     snippet: str = ""
 
 

@@ -26,6 +26,20 @@ def _total(counts: Any) -> int:
     return sum(_total(v) for v in counts.values()) if isinstance(counts, Mapping) else int(counts)
 
 
+def decided(counts: Mapping[str, Any]) -> dict[str, int]:
+    """How many documents a stage dropped, how many of their nodes it took out, and how many edits it made."""
+    by_scope = counts.get("decisions", {})
+
+    def number(action: str, *scopes: str) -> int:
+        return sum(actions.get(action, 0) for scope in scopes for actions in by_scope.get(scope, {}).values())
+
+    return {
+        "dropped": number("drop", "document"),
+        "nodes taken out": number("drop", "node"),
+        "edits": number("edit", *by_scope),
+    }
+
+
 def describe(result: StageResult) -> str:
     """One line: documents out, drops and edits, kept-aside records, and the stage's own facts."""
     counts = result.counts
@@ -33,10 +47,9 @@ def describe(result: StageResult) -> str:
     documents = counts.get("rows", {}).get("documents")
     if documents is not None:
         words.append(f"{documents:,} documents")
-    for action, word in (("drop", "dropped"), ("edit", "edits")):
-        number = sum(actions.get(action, 0) for actions in counts.get("decisions", {}).values())
+    for what, number in decided(counts).items():
         if number:
-            words.append(f"{number:,} {word}")
+            words.append(f"{number:,} {what}")
     if counts.get("asides"):
         words.append(f"{_total(counts['asides']):,} kept aside")
     tokens = counts.get("tokens", {})
@@ -55,13 +68,11 @@ def table(results: Mapping[str, StageResult]) -> list[dict[str, Any]]:
     """Rows for Prefect's table artifact."""
     rows = []
     for name, result in results.items():
-        decisions = result.counts.get("decisions", {})
         rows.append(
             {
                 "stage": name,
                 "documents": result.counts.get("rows", {}).get("documents", ""),
-                "dropped": sum(a.get("drop", 0) for a in decisions.values()),
-                "edits": sum(a.get("edit", 0) for a in decisions.values()),
+                **decided(result.counts),
                 "kept aside": _total(result.counts.get("asides", {})),
                 "seconds": round(result.seconds, 1),
                 "reused": "yes" if result.skipped else "",

@@ -13,7 +13,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, TypeVar
 
-from nextflow_data.config import CaptionConfig, DedupConfig, FilterConfig, IngestConfig
+from nextflow_data.captioners.config import CaptionConfig
+from nextflow_data.config import DedupConfig, IngestConfig
+from nextflow_data.rules.config import FilterConfig
 from nextflow_data.section import Section
 from nextflow_pipelines.spark.config import SparkConfig
 from nextflow_tokenize.config.pack import PackConfig

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc
-from nextflow_pipelines.contract.tables import dataset_files, iter_batches, read_table
+from nextflow_pipelines.contract.tables import dataset_files, iter_batches, read_decisions, read_table
 
 from nextflow_orchestration.report.model import Example, Fact, Kept, Rule, StageCount
 from nextflow_orchestration.report.pictures import Gallery
 from nextflow_orchestration.runs.lineage import Commit
 from nextflow_orchestration.words.numbers import plural
 from nextflow_orchestration.words.rows import aside_line, node_words, shorten
-from nextflow_orchestration.words.rules import number, reason_words, rule_words
+from nextflow_orchestration.words.rules import number, place, reason_words, rule_words
 
 DOES = {
     "ingest": "reads records, parses pages into ordered text and images, measures each image once",
@@ -110,6 +110,7 @@ class _Group:
     stage: str
     rule: str
     action: str
+    scope: str
     count: int = 0
     documents: set[str] = field(default_factory=set)
     thresholds: set[float] = field(default_factory=set)
@@ -122,7 +123,7 @@ class _Group:
         """Counts a decision. Examples are of different documents and of different images: a site's logo is one case."""
         self.count += 1
         if len(self.cases) < examples and row["doc_id"] not in self.documents:
-            known = row["node"] is not None and row["detail"] in self.details
+            known = row["index"] is not None and row["detail"] in self.details
             (self.alike if known else self.cases).append(row)
             self.details.add(row["detail"])
             del self.alike[examples:]
@@ -133,20 +134,28 @@ class _Group:
             self.values.append(row["value"])
 
 
+def _importance(group: _Group) -> tuple[int, bool, int, str]:
+    """Drops first, of documents before their parts; then the oftenest."""
+    return _ORDER.get(group.action, 3), group.scope != "document", -group.count, group.rule
+
+
 def rules(commits: dict[str, Commit], examples: int, gallery: Gallery) -> tuple[Rule, ...]:
     """Every rule of every stage with what it did; drops first, then the oftenest first."""
     found: list[Rule] = []
     before: Commit | None = None
     for stage, commit in commits.items():
         if commit.has("decisions"):
-            groups: dict[tuple[str, str], _Group] = {}
-            for batch in iter_batches(dataset_files(commit.folder, "decisions"), rows=4096):
+            groups: dict[tuple[str, str, str], _Group] = {}
+            for batch in read_decisions(commit.folder):
                 for row in batch.to_pylist():
-                    group = groups.setdefault((row["rule"], row["action"]), _Group(stage, row["rule"], row["action"]))
+                    rule, action, scope = row["rule"], row["action"], row["scope"]
+                    group = groups.setdefault((rule, action, scope), _Group(stage, rule, action, scope))
                     group.add(row, examples)
             for group in groups.values():
                 group.cases = (group.cases + group.alike)[: max(len(group.cases), min(2, examples))]
-            ordered = sorted(groups.values(), key=lambda g: (_ORDER.get(g.action, 3), -g.count, g.rule))
+            ordered = sorted(
+                groups.values(), key=lambda g: (_ORDER.get(g.action, 3), g.scope != "document", -g.count, g.rule)
+            )
             documents = _documents(before or commit, {case["doc_id"] for g in ordered for case in g.cases})
             found += [_rule(group, documents, gallery) for group in ordered]
         if commit.has("documents"):
@@ -170,7 +179,7 @@ def _rule(group: _Group, documents: dict[str, dict[str, Any]], gallery: Gallery)
     return Rule(
         stage=group.stage,
         rule=group.rule,
-        action=group.action,
+        action=group.action if group.scope == "document" else f"{group.action} {group.scope}",
         means=rule_words(group.rule),
         count=group.count,
         documents=len(group.documents),
@@ -182,13 +191,13 @@ def _rule(group: _Group, documents: dict[str, dict[str, Any]], gallery: Gallery)
 
 def _example(case: dict[str, Any], document: dict[str, Any] | None, gallery: Gallery) -> Example:
     nodes = document["nodes"] if document else []
-    index = case["node"]
+    index = case["index"] if case["scope"] == "node" else None
     node = nodes[index] if index is not None and index < len(nodes) else None
     text = "\n\n".join(n["text"] for n in nodes if n["text"])
     snippet = shorten(gist(text), 160) if node is None else node_words(node)
     return Example(
         address=case["address"] or case["doc_id"],
-        where="" if index is None else f"{node['kind'] if node else 'node'} {index}",
+        where=place(case["scope"], case["index"], node),
         value=number(case["value"]),
         detail=shorten(case["detail"] or "", 300),
         snippet=snippet,

@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from nextflow_data.captioners.captioner import captioners
+from nextflow_data.rules.rule import rules
+
 RULES: dict[str, str] = {
     # ingest
     "image-not-in-source": "an image the page shows is not among the records of its source",
@@ -25,47 +28,7 @@ RULES: dict[str, str] = {
     "boilerplate-class": "regions whose class or id says navigation, footer or the like were left out",
     "charset-claim": "the page claims another character set than it is written in",
     "charset-replaced": "characters that could not be decoded were replaced",
-    # filter: language and text
-    "language.allowed": "the text is not in a language that is kept",
-    "language.min_probability": "the text's language is too uncertain",
-    "quality.min_doc_words": "too few words",
-    "quality.max_doc_words": "too many words",
-    "quality.min_avg_word_length": "words are too short on average",
-    "quality.max_avg_word_length": "words are too long on average",
-    "quality.max_symbol_word_ratio": "too many # or … for its words",
-    "quality.max_bullet_lines_ratio": "too many lines are bullet points",
-    "quality.max_ellipsis_lines_ratio": "too many lines end in an ellipsis",
-    "quality.min_alpha_words_ratio": "too few words have a letter in them",
-    "quality.min_stop_words": "too few of the commonest words of the language",
-    "repetition.dup_line_frac": "too many lines are repeated",
-    "repetition.dup_para_frac": "too many paragraphs are repeated",
-    "repetition.dup_line_char_frac": "too much of the text is in repeated lines",
-    "repetition.dup_para_char_frac": "too much of the text is in repeated paragraphs",
-    "c4.remove_citations": "marks of citation, like [12], were taken out of a line",
-    "c4.min_sentences": "too few sentences",
-    "c4.min_words_per_line": "a line with too few words was taken out",
-    "c4.max_word_length": "a line with an endless word was taken out",
-    "c4.no_terminal_punctuation": "a line without a final mark was taken out",
-    "c4.policy": "a line about cookies, privacy or terms of use was taken out",
-    "c4.javascript": "a line about JavaScript was taken out",
-    "c4.lorem_ipsum": "the text is a placeholder (lorem ipsum)",
-    "c4.curly_bracket": "the text has a curly bracket",
-    "fineweb.line_punct_thr": "too few lines end in a final mark",
-    "fineweb.short_line_thr": "too many lines are short",
-    "fineweb.char_duplicates_ratio": "too much of the text is in repeated lines",
-    "fineweb.new_line_ratio": "too many line breaks for its words",
-    "fineweb.empty": "there is no text",
-    # filter: images and what is left
-    "image.min_side": "the image's shorter side is too small, in pixels",
-    "image.max_aspect": "the image is too long for its width",
-    "image.max_recurrence": "too many pages of the site show this image, as they would an icon or a logo",
-    "image.min_sharpness": "the image is too blurred",
-    "image.min_entropy": "the image is nearly of one colour",
-    "document.min_images": "too few images are left",
-    "document.max_images": "too many images",
-    "document.min_characters": "too little text is left",
-    "document.max_characters": "too much text to be worth its cost",
-    "document.min_characters_per_image": "too little text for its images",
+    # filter; what each rule's checks mean is said by the rule (`nextflow_data.rules`)
     "document.empty": "nothing is left",
     # dedup
     "dedup.exact": "the same text as another page that stays",
@@ -74,9 +37,6 @@ RULES: dict[str, str] = {
     "dedup.image_max_difference": "nearly the same image as one that stays",
     "dedup.nothing_left": "it held nothing but copies",
     # caption
-    "caption.min_characters": "the alt text is too short to say anything",
-    "caption.useless_alts": "the alt text is one that says nothing",
-    "caption.file_name": "the alt text is only a file's name",
     "caption.none": "no words were found for the image",
     # tokenize
     "tokenize.nothing_left": "no text and no image of it could be tokenised",
@@ -85,6 +45,7 @@ RULES: dict[str, str] = {
     "max-upscale": "the image is too small: it would have to be enlarged too much",
     "image-changed": "the image's bytes are not those that were measured",
     # pack
+    "pack.nothing_left": "an image of it fits no pack",
     "empty": "it has no tokens and no image",
     "longer-than-pack": "it does not fit the length of a pack",
     "costlier-than-pack": "it does not fit the compute of a pack",
@@ -108,6 +69,7 @@ REASONS: dict[str, str] = {
     "http-status": "the server's answer was not a success",
     "http-body-short": "the body is shorter than the HTTP header says",
     "revisit": "the record only points to an earlier capture",
+    "duplicate-record": "another source holds the same record",
     "segmented": "the record is one part of a divided one",
     "content-encoding": "the content's compression is damaged or not supported",
     "content-changed": "the bytes are not those that were measured",
@@ -129,10 +91,11 @@ def rule_words(rule: str) -> str:
     """What a rule means, or "" where only its name is known."""
     if rule in RULES:
         return RULES[rule]
-    if rule.startswith("repetition.top_n_grams."):
-        return f"one phrase of {rule.rpartition('.')[2]} words makes up too much of the text"
-    if rule.startswith("repetition.dup_n_grams."):
-        return f"too much of the text is in repeated phrases of {rule.rpartition('.')[2]} words"
+    name, _, check = rule.partition(".")
+    if check and name in rules and (words := rules.get(name).means(check)):
+        return words
+    if check and name in captioners and (words := captioners.get(name).words.get(check, "")):
+        return words
     if rule.startswith("boilerplate-tag-"):
         return f"regions in a <{rule.removeprefix('boilerplate-tag-')}> element were left out"
     return REASONS.get(rule, "")
@@ -152,6 +115,11 @@ def number(value: float | None) -> str:
     return f"{value:,.4g}"
 
 
+def place(scope: str, index: int | None, node: Mapping[str, Any] | None = None) -> str:
+    """What of a document a decision is about: "" for all of it, else "image 3" or "segment 2" (`node` tells which kind)."""
+    return "" if index is None else f"{node['kind'] if node else scope} {index}"
+
+
 def in_words(decision: Mapping[str, Any]) -> str:
     """A decision as one sentence: rule, measured value, threshold, what was done, detail."""
     words = rule_words(decision["rule"])
@@ -161,8 +129,8 @@ def in_words(decision: Mapping[str, Any]) -> str:
         text += f" (measured {value}, threshold {threshold})"
     elif value:
         text += f" (measured {value})"
-    if decision["node"] is not None:
-        text += f", node {decision['node']}"
+    where = place(decision["scope"], decision["index"])
+    text += f", {where}" if where else ""
     if decision["action"] == "drop":
-        text += "; dropped" if decision["node"] is None else "; the node was dropped"
+        text += "; dropped" if decision["scope"] == "document" else f"; the {decision['scope']} was taken out"
     return text + (f": {decision['detail']}" if decision["detail"] else "")

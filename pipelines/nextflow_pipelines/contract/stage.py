@@ -122,8 +122,11 @@ def read_manifest(stage_dir: Path) -> StageManifest:
         raise StageError(f"{stage_dir} is not a committed stage: it has no {MANIFEST}") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Corrupt(f"{path} cannot be read ({error}); remove the folder and run again") from None
-    if version != (MANIFEST_FORMAT, SCHEMA_VERSION):
-        raise StageError(f"{path} has format and schema {version}, this program reads {(MANIFEST_FORMAT, SCHEMA_VERSION)}")
+    if version[0] != MANIFEST_FORMAT or version[1] not in range(1, SCHEMA_VERSION + 1):
+        raise StageError(
+            f"{path} has format {version[0]} and schema {version[1]}; this program reads format {MANIFEST_FORMAT} with "
+            f"schemas up to {SCHEMA_VERSION}: use the version that wrote it, or a newer one"
+        )
     return manifest
 
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from nextflow_data.document import ASIDE_SCHEMA, DECISION_SCHEMA, DOCUMENT_SCHEMA
+from nextflow_data.decisions import ASIDE_SCHEMA, DECISION_SCHEMA, decisions_as_now
+from nextflow_data.document import DOCUMENT_SCHEMA
 
 from nextflow_pipelines.contract.stage import read_manifest
 from nextflow_pipelines.contract.units import UnitOutput
@@ -63,7 +64,7 @@ class TableWriter:
 
 
 class UnitTables:
-    """The data sets one unit writes: a file each, counted by rows; decisions also by rule and action, asides by reason."""
+    """The data sets one unit writes: a file each, counted by rows, decisions also by scope, rule and action."""
 
     def __init__(self, out: UnitOutput, schemas: dict[str, pa.Schema], name: str) -> None:
         self.out = out
@@ -77,8 +78,8 @@ class UnitTables:
             return
         writer.write(table)
         if dataset == "decisions":
-            for rule, action in zip(table["rule"].to_pylist(), table["action"].to_pylist(), strict=True):
-                self.out.count("decisions", rule, action)
+            for row in table.select(["scope", "rule", "action"]).to_pylist():
+                self.out.count("decisions", row["scope"], row["rule"], row["action"])
         elif dataset == "asides":
             for reason in table["reason"].to_pylist():
                 self.out.count("asides", reason)
@@ -108,7 +109,14 @@ def read_table(stage_dir: Path, dataset: str, columns: list[str] | None = None, 
     files = dataset_files(stage_dir, dataset)
     if not files:
         raise KeyError(f"{stage_dir.name} has no data set {dataset!r}")
-    return pa.concat_tables([pq.read_table(f, columns=columns, filters=filters, partitioning=None) for f in files])
+    table = pa.concat_tables([pq.read_table(f, columns=columns, filters=filters, partitioning=None) for f in files])
+    return decisions_as_now(table) if dataset == "decisions" else table
+
+
+def read_decisions(stage_dir: Path, rows: int = 4096) -> Iterator[pa.Table]:
+    """A committed stage's decisions in tables of at most `rows` rows, also those of an earlier schema."""
+    for table in iter_batches(dataset_files(stage_dir, "decisions"), rows):
+        yield decisions_as_now(table)
 
 
 def iter_batches(files: Iterable[Path], rows: int = 64, columns: list[str] | None = None) -> Iterator[pa.Table]:

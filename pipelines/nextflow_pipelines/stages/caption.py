@@ -1,47 +1,68 @@
-"""caption: words for every image, by the captioner that the recipe names. Data sets: documents, decisions."""
+"""caption: words for every image, by the captioner that the recipe names. Data sets: documents, decisions.
+
+The captioner is made once a worker and settings, never in the driver; its tasks have a GPU where it wants one and
+`spark.gpus_per_task` deals them out.
+"""
 
 from __future__ import annotations
 
-from functools import partial
+from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any
 
-from nextflow_data.captions import caption_document, make_captioner
-from nextflow_data.config import CaptionConfig
+from nextflow_data.captioners.caption import caption_documents
+from nextflow_data.captioners.captioner import Captioner, captioners
+from nextflow_data.captioners.config import CaptionConfig
+from nextflow_data.config import IngestConfig
+from nextflow_data.stage_names import CAPTION as NAME
 
 from nextflow_pipelines.contract.stage import StagePlan
 from nextflow_pipelines.contract.tables import SCHEMAS, UnitTables
 from nextflow_pipelines.contract.work import StageWork
+from nextflow_pipelines.sources import image_loader
 from nextflow_pipelines.spark.context import RunContext, StageResult, run_contract
+from nextflow_pipelines.spark.gpus import TaskGpus
 from nextflow_pipelines.spark.runner import run_units
 from nextflow_pipelines.stages.common import document_files, document_units, read_documents
 
-NAME = "caption"
-VERSION = 1
+VERSION = 2
 
 
-def carry_out(ctx: RunContext, config: CaptionConfig, documents: StageResult) -> StageResult:
-    """Captions the images of a committed stage's documents."""
-    captioner = make_captioner(config)
-    who = f"{captioner.name}/{captioner.version}"
-    plan = StagePlan(
-        NAME, VERSION, {"caption": config.model_dump(mode="json"), "captioner": who}, {documents.name: documents.fingerprint}
-    )
+def carry_out(ctx: RunContext, config: CaptionConfig, ingest: IngestConfig, documents: StageResult) -> StageResult:
+    """Captions the images of a committed stage's documents; `ingest` bounds what is decoded.
+
+    Raises GpuError where the captioner wants GPUs that are asked for and not there.
+    """
+    kind = captioners.get(config.captioner)
+    gpus = TaskGpus.of(ctx.spark) if kind.wants_gpu else TaskGpus()
+    parameters: dict[str, Any] = {"caption": config.identity()}
+    if kind.wants_gpu:
+        parameters["device"] = "gpu" if gpus.per_task else "cpu"
+    plan = StagePlan(NAME, VERSION, parameters, {documents.name: documents.fingerprint})
 
     def body(work: StageWork) -> tuple[list[str], dict[str, Any]]:
+        gpus.check()
         schemas = {name: SCHEMAS[name] for name in ("documents", "decisions")}
         units = document_units("part", document_files(documents))
-        names = run_units(ctx.session, work, units, partial(_caption, config), schemas, ctx.progress, "captioning")
-        return names, {"captioner": who}
+        function = partial(_caption, ctx.root.resolve(), config, ingest, gpus)
+        names = run_units(ctx.session, work, units, function, schemas, ctx.progress, "captioning", gpus)
+        return names, {"captioner": f"{kind.name}/{kind.version}"}
 
     return run_contract(ctx, plan, body)
 
 
-def _caption(config: CaptionConfig, payload: Any, out: UnitTables) -> None:
-    captioner = make_captioner(config)
-    for document in read_documents(payload["file"]):
-        captioned, decisions = caption_document(document, captioner, config)
+@lru_cache(maxsize=1)
+def _made(root: Path, config: CaptionConfig, ingest: IngestConfig, device: str) -> Captioner[Any]:
+    """The captioner, once a worker."""
+    return captioners.get(config.captioner)(config.settings, image_loader(root, ingest), device)
+
+
+def _caption(root: Path, config: CaptionConfig, ingest: IngestConfig, gpus: TaskGpus, payload: Any, out: UnitTables) -> None:
+    captioner = _made(root, config, ingest, gpus.device())
+    for captioned, decisions in caption_documents(read_documents(payload["file"]), captioner, config.batch_images):
         for node in captioned["nodes"]:
             if node["image"] is not None:
                 out.out.count("images", "captioned" if node["image"]["caption"] else "without words")
+                out.progress(images=1)
         out.write("documents", [captioned])
         out.write("decisions", decisions)

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-from nextflow_data.document import Decision, Document
+from nextflow_data.decisions import Decision, Finding, Subject, decision
+from nextflow_data.document import Document
 
 from nextflow_pipelines.contract.tables import dataset_files, iter_batches
 from nextflow_pipelines.spark.context import FactsToCome, StageResult
@@ -78,14 +79,4 @@ def rows_by_document(file: Path | str) -> dict[str, list[dict[str, Any]]]:
 
 def nothing_left(document: Document, stage: str, detail: str) -> Decision:
     """The decision that drops a document of which a stage has left no node; `detail` says in words what became of them."""
-    return {
-        "doc_id": document["doc_id"],
-        "address": document["source"]["address"],
-        "node": None,
-        "stage": stage,
-        "rule": f"{stage}.nothing_left",
-        "value": 0.0,
-        "threshold": 1.0,
-        "action": "drop",
-        "detail": detail,
-    }
+    return decision(Subject.of(document), stage, Finding(f"{stage}.nothing_left", 0.0, 1.0, detail), "drop")

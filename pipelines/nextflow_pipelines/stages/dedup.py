@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 from nextflow_data.config import DedupConfig, IngestConfig
-from nextflow_data.document import DECISION_SCHEMA, Document
+from nextflow_data.decisions import DECISION_SCHEMA
+from nextflow_data.document import Document
+from nextflow_data.stage_names import DEDUP as NAME
 
 from nextflow_pipelines.contract.stage import StagePlan
 from nextflow_pipelines.contract.tables import SCHEMAS, UnitTables
@@ -59,13 +61,12 @@ from nextflow_pipelines.stages.dedup_texts import (
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
-NAME = "dedup"
-VERSION = 1
+VERSION = 2
 
 
 def carry_out(ctx: RunContext, config: DedupConfig, ingest: IngestConfig, documents: StageResult) -> StageResult:
     """Removes copies among a committed stage's documents; `ingest` bounds what is decoded."""
-    plan = StagePlan(NAME, VERSION, {"dedup": config.model_dump(mode="json")}, {documents.name: documents.fingerprint})
+    plan = StagePlan(NAME, VERSION, {"dedup": config.identity()}, {documents.name: documents.fingerprint})
     return run_contract(ctx, plan, lambda work: _Dedup(ctx, config, ingest, document_files(documents), work).units())
 
 
@@ -167,7 +168,7 @@ class _Dedup:
         return self._frame(
             "image-drops",
             partial(_by_document, chosen, files),
-            ["doc_id", "node"],
+            ["doc_id", "index"],
             _copy_rows,
             {"_work/image-drops": DECISION_SCHEMA},
             "4/5 choosing images",

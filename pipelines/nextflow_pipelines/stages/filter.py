@@ -7,12 +7,13 @@ number. Data sets: documents (those kept, as the rules leave them), decisions.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-from nextflow_data.config import FilterConfig
+from nextflow_data.rules.config import FilterConfig
+from nextflow_data.stage_names import FILTER as NAME
 
 from nextflow_pipelines.contract.stage import StagePlan
 from nextflow_pipelines.contract.tables import SCHEMAS, UnitTables
@@ -30,8 +31,7 @@ from nextflow_pipelines.stages.common import (
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
-NAME = "filter"
-VERSION = 1
+VERSION = 2
 _KEYS, _RECURRENCE = "_work/keys", "_work/recurrence"
 _KEY_SCHEMA = pa.schema([("key", pa.string()), ("doc_id", pa.string())])
 _RECURRENCE_SCHEMA = pa.schema([("doc_id", pa.string()), ("key", pa.string()), ("count", pa.int64())])
@@ -39,7 +39,7 @@ _RECURRENCE_SCHEMA = pa.schema([("doc_id", pa.string()), ("key", pa.string()), (
 
 def carry_out(ctx: RunContext, config: FilterConfig, documents: StageResult) -> StageResult:
     """Filters the documents of a committed stage."""
-    plan = StagePlan(NAME, VERSION, {"filter": config.model_dump(mode="json")}, {documents.name: documents.fingerprint})
+    plan = StagePlan(NAME, VERSION, {"filter": config.identity()}, {documents.name: documents.fingerprint})
     return run_contract(ctx, plan, partial(_work, ctx, config, document_files(documents)))
 
 
@@ -96,16 +96,9 @@ def _write_recurrence(bucket: int, tables: Iterator[pa.Table], out: UnitTables) 
         out.write(_RECURRENCE, table)
 
 
-@lru_cache(maxsize=2)
-def _validated(config: FilterConfig) -> FilterConfig:
-    """One object a process for equal settings, so that what the rules keep by configuration is kept between units."""
-    return config
-
-
 def _judge(config: FilterConfig, recurrence: list[str], payload: Any, out: UnitTables) -> None:
     from nextflow_data.rules.judge import filter_document
 
-    config = _validated(config)
     counts = rows_by_document(recurrence[payload["number"]])
     for document in read_documents(payload["file"]):
         recurring = {row["key"]: row["count"] for row in counts.get(document["doc_id"], [])}

@@ -21,12 +21,14 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 from nextflow_data.config import IngestConfig
-from nextflow_data.document import IMAGE, Aside, Image, Ref, doc_id
+from nextflow_data.decisions import Aside, aside
+from nextflow_data.document import IMAGE, Image, Ref, doc_id
 from nextflow_data.images.measure import ImageRejected
 from nextflow_data.pages.assemble import assemble, image_addresses, measured_image
 from nextflow_data.pages.blocks import ParsedPage
 from nextflow_data.pages.parse import PageRejected, parse_page
-from nextflow_data.warc.records import RecordError, read, scan
+from nextflow_data.stage_names import INGEST as NAME
+from nextflow_data.warc.records import RecordError, read, ref_of, scan
 
 from nextflow_pipelines.contract.stage import StagePlan
 from nextflow_pipelines.contract.tables import SCHEMAS, UnitTables
@@ -39,8 +41,7 @@ from nextflow_pipelines.stages.common import read_parquet
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
-NAME = "ingest"
-VERSION = 1
+VERSION = 2
 
 RECORDS = pa.schema(
     [
@@ -80,7 +81,7 @@ def carry_out(ctx: RunContext, config: IngestConfig, paths: Sequence[Path]) -> S
     plan = StagePlan(
         NAME,
         VERSION,
-        {"ingest": config.model_dump(mode="json"), "files": ctx.spark.files, "sources": [s.uri for s in sources]},
+        {"ingest": config.identity(), "files": ctx.spark.files, "sources": [s.uri for s in sources]},
         {source.uri: source.sha256 for source in sources},
     )
     return run_contract(ctx, plan, partial(_work, ctx, config, [s.uri for s in sources]))
@@ -199,7 +200,7 @@ def _measure(root: Path, config: IngestConfig, bucket: int, tables: Iterator[pa.
                 measured["image"] = image
             except (ImageRejected, RecordError) as error:
                 measured["rejected"] = error.reason
-                out.write("asides", [_aside(row, error.reason, error.detail)])
+                out.write("asides", [_put_aside(row, error.reason, error.detail)])
             out.out.count("images", "unusable" if "rejected" in measured else "measured")
             out.write("images", [measured])
 
@@ -226,14 +227,14 @@ def _assemble(root: Path, config: IngestConfig, bucket: int, tables: Iterator[pa
     for table in tables:
         for row in table.to_pylist():
             if row["doc_id"] == last:
-                out.write("asides", [_aside(row, "duplicate-record", "another source holds the same record")])
+                out.write("asides", [_put_aside(row, "duplicate-record", "another source holds the same record")])
                 continue
             last = row["doc_id"]
             found = row.pop("found") or []
             try:
                 parsed = _parse(root, config, row)
             except (RecordError, PageRejected) as error:
-                out.write("asides", [_aside(row, error.reason, getattr(error, "detail", str(error)))])
+                out.write("asides", [_put_aside(row, error.reason, getattr(error, "detail", str(error)))])
                 continue
             usable: dict[str, Image] = {f["address"]: f["image"] for f in found if f["image"] is not None}
             rejected = {f["address"]: f["rejected"] for f in found if f["rejected"] is not None}
@@ -245,13 +246,5 @@ def _assemble(root: Path, config: IngestConfig, bucket: int, tables: Iterator[pa
             out.write("asides", asides)
 
 
-def _aside(row: Any, reason: str, detail: str) -> Aside:
-    return {
-        "stage": NAME,
-        "reason": reason,
-        "address": row["address"],
-        "uri": row["uri"],
-        "offset": row["offset"],
-        "length": row["length"],
-        "detail": detail,
-    }
+def _put_aside(row: Any, reason: str, detail: str) -> Aside:
+    return aside(NAME, reason, row["address"], ref_of(row), detail)

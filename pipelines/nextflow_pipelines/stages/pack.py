@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+from nextflow_data.stage_names import PACK as NAME
 from nextflow_tokenize.config.pack import PackConfig
 from nextflow_tokenize.documents.tokenized import TokenizedDocument, tokenized_schema
 from nextflow_tokenize.packing.sample import build_pack
@@ -39,8 +40,7 @@ if TYPE_CHECKING:
     from nextflow_tokenize.packing.plan import PackPlan
     from pyspark.sql import DataFrame, SparkSession
 
-NAME = "pack"
-VERSION = 1
+VERSION = 2
 SHARDS = "shards"
 _PLAN, _SET = "plan", "set"
 _PLACES, _INFO = "_work/places", "_work/info"
@@ -52,7 +52,7 @@ def carry_out(
 ) -> StageResult:
     """Packs a committed stage's tokenised documents into shards that name the two tokenizers."""
     inputs = {tokenized.name: tokenized.fingerprint}
-    plan = StagePlan(NAME, VERSION, {"pack": config.model_dump(mode="json")}, inputs)
+    plan = StagePlan(NAME, VERSION, {"pack": config.identity()}, inputs)
     return run_contract(ctx, plan, lambda work: _Pack(ctx, config, tokenized, text, vision, work).units())
 
 
@@ -101,8 +101,7 @@ class _Pack:
         from nextflow_tokenize.npy import code_dtype
         from nextflow_tokenize.packing.plan import assign_shards, plan
 
-        rows = [row for table in iter_batches(dataset_files(self.tokenized.dir, SHAPES), 4096) for row in table.to_pylist()]
-        addresses = {row["doc_id"]: row["address"] for row in rows}
+        rows = (row for table in iter_batches(dataset_files(self.tokenized.dir, SHAPES), 4096) for row in table.to_pylist())
         found = plan((shape_from_row(row) for row in rows), self.config)
         shards = assign_shards(found.packs, code_dtype(self.codebook_size).itemsize, self.config)
         places = set()
@@ -110,7 +109,7 @@ class _Pack:
             out.out.path(_plan_file(number)).write_text(canonical_json([asdict(pack) for pack in packs]))
             places |= {(piece.doc_id, number) for pack in packs for piece in pack.pieces}
         out.write(_PLACES, [{"doc_id": doc_id, "bucket": number} for doc_id, number in sorted(places)])
-        out.write("decisions", [{**decision, "address": addresses[decision["doc_id"]]} for decision in found.decisions])
+        out.write("decisions", found.decisions)
         out.out.facts.update({"shards": len(shards), "statistics": asdict(found.statistics)})
         out.out.count("packs", "planned", by=len(found.packs))
 

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from nextflow_data.stage_names import TEXT_TOKENIZER as NAME
 from nextflow_data.whole_files import file_sha256
 from nextflow_tokenize.config.tokenize import TextTokenizerConfig
 
@@ -20,7 +21,6 @@ from nextflow_pipelines.contract.work import StageWork
 from nextflow_pipelines.spark.context import Progress, RunContext, StageResult, run_contract
 from nextflow_pipelines.stages.common import document_files, documents_in_order
 
-NAME = "text_tokenizer"
 VERSION = 1
 TOKENIZER = "tokenizer.json"
 _UNIT = "tokenizer"
@@ -31,7 +31,7 @@ def carry_out(ctx: RunContext, config: TextTokenizerConfig, documents: StageResu
     ValueError for one that is no tokenizer, before any work."""
     if config.path is None:
         inputs = {documents.name: documents.fingerprint}
-        parameters = config.model_dump(mode="json")
+        parameters = config.identity()
     else:
         from nextflow_tokenize.documents.text_tokenizer import TextTokenizer
 

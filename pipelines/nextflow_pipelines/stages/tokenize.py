@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 from nextflow_data.config import IngestConfig
 from nextflow_data.document import Document
+from nextflow_data.stage_names import TOKENIZE as NAME
 from nextflow_data.whole_files import file_sha256
 from nextflow_tokenize.config.tokenize import TokenizeConfig
 from nextflow_tokenize.documents.tokenized import TOKENIZED_VERSION, tokenized_schema
@@ -39,8 +40,7 @@ if TYPE_CHECKING:
     from nextflow_tokenize.packing.pieces import DocumentShape
     from nextflow_tokenize.vision.model import VisionTokenizer
 
-NAME = "tokenize"
-VERSION = 2
+VERSION = 3
 TOKENIZED = "tokenized"
 SHAPES = "shapes"
 _PART = pa.struct([("text", pa.int32()), ("height", pa.int32()), ("width", pa.int32()), ("scales", pa.int32())])
@@ -63,7 +63,10 @@ def carry_out(
     hashes = {"text_tokenizer_hash": str(text.facts["tokenizer"]), "vision_tokenizer_hash": str(vision.facts["tokenizer"])}
     stages = {stage.name: stage.fingerprint for stage in (documents, text, vision)}
     device = "gpu" if ctx.spark.gpus_per_task else "cpu"
-    parameters = {"tokenize": config.model_dump(mode="json"), "rows": TOKENIZED_VERSION, "device": device}
+    settings = config.identity()
+    if device == "cpu":
+        settings.pop("batch_size", None)  # there it changes speed only; on a GPU last bits depend on it
+    parameters = {"tokenize": settings, "rows": TOKENIZED_VERSION, "device": device}
     plan = StagePlan(NAME, VERSION, parameters, stages | hashes)
     return run_contract(ctx, plan, partial(_work, ctx, config, ingest, document_files(documents), text, vision))
 
@@ -158,7 +161,7 @@ def _tokenize(
             decisions = [*decisions, nothing_left(document, NAME, "no text and no image of it could be tokenised")]
         else:
             out.write(TOKENIZED, [row])
-            out.write(SHAPES, [_shape_row(shape_of(row), row["address"])])
+            out.write(SHAPES, [_shape_row(shape_of(row))])
             out.progress(images=sum(segment["kind"] == "image" for segment in row["segments"]))
             for segment in row["segments"]:
                 out.out.count("tokens", "text", by=len(segment["text"] or ()))
@@ -167,12 +170,12 @@ def _tokenize(
         out.write("decisions", decisions)
 
 
-def _shape_row(shape: DocumentShape, address: str | None) -> dict[str, Any]:
+def _shape_row(shape: DocumentShape) -> dict[str, Any]:
     parts = []
     for part in shape.parts:
         height, width = part.grid or (None, None)
         parts.append({"text": part.text, "height": height, "width": width, "scales": part.scales})
-    return {"doc_id": shape.doc_id, "address": address, "parts": parts}
+    return {"doc_id": shape.doc_id, "address": shape.address, "parts": parts}
 
 
 def shape_from_row(row: Mapping[str, Any]) -> DocumentShape:
@@ -185,4 +188,5 @@ def shape_from_row(row: Mapping[str, Any]) -> DocumentShape:
             SegmentShape(part["text"], None if part["height"] is None else (part["height"], part["width"]), part["scales"])
             for part in row["parts"]
         ),
+        row["address"],
     )

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 from nextflow_data.config import IngestConfig
 from nextflow_data.document import IMAGE
+from nextflow_data.stage_names import VISION_TOKENIZER as NAME
 from nextflow_tokenize.config.vision import VisionTokenizerConfig
 from nextflow_tokenize.vision.identity import CONFIG_FILE, WEIGHTS_FILE, identity, training_identity
 
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
     from nextflow_tokenize.vision.model import VisionTokenizer
     from pyspark.sql import DataFrame, SparkSession
 
-NAME = "vision_tokenizer"
 VERSION = 2
 TOKENIZER = "tokenizer"
 GIVEN_IMAGES = 64

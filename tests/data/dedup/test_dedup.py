@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nextflow_data.config import DedupConfig, IngestConfig
+from nextflow_data.decisions import DECISION_SCHEMA
 from nextflow_data.dedup.clusters import bucket_pairs, connected_components
 from nextflow_data.dedup.images import (
     candidate_pairs,
@@ -22,7 +23,7 @@ from nextflow_data.dedup.images import (
 )
 from nextflow_data.dedup.minhash import band_keys, signature, similarity_of, text_hash
 from nextflow_data.dedup.texts import choose_survivor, decide_documents, duplicate_edges, summarise
-from nextflow_data.document import DECISION_SCHEMA, image_node, to_table
+from nextflow_data.document import image_node, to_table
 from nextflow_data.images.measure import measure
 from PIL import Image
 
@@ -237,13 +238,13 @@ def test_pixels_tell_copies_from_likenesses(pictures):
 def test_copies_of_an_image_go_and_the_largest_stays(build, gallery, pictures):
     decisions = run_images(gallery, pictures)
     kept = {name: d["doc_id"] for name, d in zip(pictures, gallery, strict=False)}
-    gone = {(d["doc_id"], d["node"]) for d in decisions}
+    gone = {(d["doc_id"], d["index"]) for d in decisions}
     assert (kept["tinted"], 0) not in gone
     assert (kept["small"], 0) in gone  # fewer pixels than its copies
     everything = {(d["doc_id"], i) for d in gallery for i in range(len(d["nodes"]))}
     assert len(everything - gone) == 3  # the picture, the tinted one and the other
     for decision in decisions:
-        assert decision["action"] == "edit" and decision["value"] <= decision["threshold"]
+        assert decision["action"] == "drop" and decision["scope"] == "node" and decision["value"] <= decision["threshold"]
         exact = decision["rule"] == "dedup.image_exact"
         assert (decision["value"] == 0) if exact else (0 < decision["value"] <= CONFIG.image_max_difference)
     assert to_table(decisions, DECISION_SCHEMA).num_rows == len(decisions)
@@ -251,7 +252,7 @@ def test_copies_of_an_image_go_and_the_largest_stays(build, gallery, pictures):
 
 def test_within_one_document_only(gallery, pictures):
     decisions = run_images(gallery, pictures, DedupConfig(across_documents=False))
-    assert [(d["doc_id"], d["node"]) for d in decisions] == [(gallery[-1]["doc_id"], 2)]
+    assert [(d["doc_id"], d["index"]) for d in decisions] == [(gallery[-1]["doc_id"], 2)]
     document = remove_images(gallery[-1], decisions)
     assert len(document["nodes"]) == 2
 

@@ -4,7 +4,8 @@ import base64
 
 import pytest
 from nextflow_data.config import IngestConfig
-from nextflow_data.document import ASIDE_SCHEMA, DECISION_SCHEMA, DOCUMENT_SCHEMA, doc_id, to_table
+from nextflow_data.decisions import ASIDE_SCHEMA, DECISION_SCHEMA
+from nextflow_data.document import DOCUMENT_SCHEMA, doc_id, to_table
 from nextflow_data.images.measure import ImageRejected
 from nextflow_data.nodes import recurrence_key
 from nextflow_data.pages.assemble import assemble, image_addresses, image_bytes, measured_image

@@ -1,17 +1,18 @@
 """What filtering does to whole documents: every drop and edit a decision with value, threshold and the node it meant."""
 
 import pytest
-from nextflow_data.config import (
-    C4Rules,
-    DocumentRules,
-    FilterConfig,
-    ImageRules,
-    LanguageRules,
-)
-from nextflow_data.document import DECISION_SCHEMA, image_node, text_node, to_table
+from nextflow_data.decisions import DECISION_SCHEMA
+from nextflow_data.document import image_node, text_node, to_table
 from nextflow_data.nodes import join_texts, recurrence_key, without
+from nextflow_data.rules.config import ORDER, FilterConfig
+from nextflow_data.rules.identify import identify
 from nextflow_data.rules.judge import filter_document
-from nextflow_data.rules.language import identify
+from nextflow_data.rules.shipped.c4 import C4Rules
+from nextflow_data.rules.shipped.document import DocumentRules
+from nextflow_data.rules.shipped.image import ImageRules
+from nextflow_data.rules.shipped.language import LanguageRules
+from nextflow_data.rules.shipped.length import LengthRules
+from pydantic import ValidationError
 
 ENGLISH = (
     "The photographer stood at the edge of the lake and waited for the light that comes with the first minutes of the day. "
@@ -43,9 +44,7 @@ def page(build):
 
 
 def only(**groups):
-    return FilterConfig(
-        **(dict.fromkeys(("language", "repetition", "quality", "c4", "fineweb", "image", "document")) | groups)
-    )
+    return FilterConfig(**(dict.fromkeys(ORDER) | groups))
 
 
 def test_good_document_passes_whole(page):
@@ -74,7 +73,7 @@ def test_image_rules_take_out_the_node_not_the_document(page, changes, rule, val
     assert kept["nodes"][0]["text"] == ENGLISH + "\n\nThe end."
     (decision,) = decisions
     assert (decision["rule"], decision["value"], decision["threshold"]) == (rule, pytest.approx(value), threshold)
-    assert (decision["action"], decision["node"], decision["detail"]) == ("edit", 1, "https://site.example/i.png")
+    assert (decision["action"], decision["index"], decision["detail"]) == ("drop", 1, "https://site.example/i.png")
 
 
 def test_image_that_recurs_on_a_site_is_an_icon(page):
@@ -106,14 +105,51 @@ def test_languages(page):
         ({"max_images": 1}, [ENGLISH, image(), image()], "document.max_images", 2, 1),
         ({}, ["short"], "document.min_characters", 5, 100),
         ({"min_characters": 0}, ["short", image(), image()], "document.min_characters_per_image", 2.5, 10),
-        ({"max_characters": 50}, [ENGLISH], "document.max_characters", len(ENGLISH), 50),
     ],
 )
 def test_document_rules(page, rules, nodes, rule, value, threshold):
     kept, (decision,) = filter_document(page(*nodes), only(document=DocumentRules(**rules)), {})
     assert kept is None
     assert (decision["rule"], decision["value"], decision["threshold"]) == (rule, value, threshold)
-    assert (decision["action"], decision["node"]) == ("drop", None)
+    assert (decision["action"], decision["index"]) == ("drop", None)
+
+
+def test_a_text_beyond_measure_is_read_by_no_other_rule(page):
+    _, (decision,) = filter_document(page(ENGLISH), FilterConfig(length=LengthRules(max_characters=50)), {})
+    assert (decision["rule"], decision["value"], decision["threshold"]) == ("length.max_characters", len(ENGLISH), 50)
+
+
+def test_rules_judge_in_the_order_of_the_recipe(page):
+    for order in (("language", "quality"), ("quality", "language")):
+        _, (decision,) = filter_document(page("Das ist kurz."), FilterConfig(rules=order), {})
+        assert decision["rule"].startswith(f"{order[0]}.")
+
+
+@pytest.mark.parametrize(
+    ("tree", "place", "words"),
+    [
+        ({"rules": ["lenght"]}, ("rules", 0), "there is no rule 'lenght'; did you mean 'length'? known: c4, document"),
+        ({"rules": ["c4", "c4"]}, ("rules", 1), "named twice"),
+        ({"qualty": {}}, ("qualty",), "Extra inputs"),
+        ({"quality": {"min_doc_wrds": 3}}, ("quality", "min_doc_wrds"), "Extra inputs"),
+        ({"image": {"min_side": 0}}, ("image", "min_side"), "greater than or equal to 1"),
+        ({"rules": ["c4"], "image": {"min_side": 3}}, ("image",), "is not in filter.rules"),
+        ({"rules": 3}, ("rules",), "valid tuple"),
+    ],
+)
+def test_a_mistake_is_told_where_it_stands(tree, place, words):
+    with pytest.raises(ValidationError) as caught:
+        FilterConfig.model_validate(tree)
+    (error,) = caught.value.errors()
+    assert error["loc"] == place and words in error["msg"]
+
+
+def test_settings_come_back_as_they_went_and_decide_the_fingerprint():
+    config = FilterConfig.model_validate({"rules": ["image", "quality"], "quality": {"min_doc_words": 7}})
+    assert FilterConfig.model_validate(config.model_dump(mode="json")) == config
+    assert config.identity() == {"rules": [["image", 1, {}], ["quality", 1, {"min_doc_words": 7}]]}
+    assert FilterConfig(rules=("quality", "image"), quality={"min_doc_words": 7}).identity() != config.identity()
+    assert FilterConfig(image=None).section("image") is None
 
 
 def test_dropped_images_count_before_the_document_is_judged(page):
@@ -128,7 +164,7 @@ def test_line_edits_name_their_node_and_keep_indentation(page):
         "A line of text.\nWe use cookies to see you.", image(), code, image(), "Same.\nWe use cookies to see you."
     )
     kept, decisions = filter_document(document, only(c4=C4Rules(min_sentences=-1, remove_citations=False)), {})
-    assert [(d["rule"], d["node"]) for d in decisions] == [("c4.policy", 0), ("c4.policy", 4)]
+    assert [(d["rule"], d["index"]) for d in decisions] == [("c4.policy", 0), ("c4.policy", 4)]
     assert [n["text"] for n in kept["nodes"] if n["text"]] == ["A line of text.", code, "Same."]
 
 

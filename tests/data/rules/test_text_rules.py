@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from datatrove.data import Document
@@ -13,17 +14,17 @@ from datatrove.utils.text import split_into_parts
 from datatrove.utils.word_tokenizers import SpaCyTokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nextflow_data.config import (
-    C4Rules,
-    FilterConfig,
-    FineWebRules,
-    GopherQualityRules,
-    GopherRepetitionRules,
-    IngestConfig,
-)
+from nextflow_data.config import IngestConfig
+from nextflow_data.document import text_node
 from nextflow_data.pages.blocks import TextBlock
 from nextflow_data.pages.parse import parse_page
-from nextflow_data.rules.text_rules import TextRules
+from nextflow_data.rules import datatrove_filters
+from nextflow_data.rules.config import FilterConfig
+from nextflow_data.rules.judge import filter_document
+from nextflow_data.rules.shipped.c4 import C4, C4Rules
+from nextflow_data.rules.shipped.fineweb import FineWebRules
+from nextflow_data.rules.shipped.quality import GopherQualityRules
+from nextflow_data.rules.shipped.repetition import GopherRepetitionRules
 from nextflow_data.rules.word_tokens import SharedTokenizer
 
 PAGE = Path(__file__).parents[1] / "fixtures" / "pygame_intro.html"
@@ -33,7 +34,9 @@ BLOCKS = [
     if isinstance(b, TextBlock)
 ]
 PROSE = [block for block in BLOCKS if len(block) > 200 and "import" not in block]
+TEXT = ("repetition", "quality", "c4", "fineweb")
 PUBLISHED = FilterConfig(
+    rules=TEXT,
     repetition=GopherRepetitionRules(
         top_n_grams=((2, 0.2), (3, 0.18), (4, 0.16)),
         dup_n_grams=((5, 0.15), (6, 0.14), (7, 0.13), (8, 0.12), (9, 0.11), (10, 0.10)),
@@ -56,9 +59,12 @@ def spacy() -> SpaCyTokenizer:
     return SpaCyTokenizer("en")
 
 
-@pytest.fixture(scope="module")
-def published() -> TextRules:
-    return TextRules(PUBLISHED)
+def judge(config: FilterConfig, text: str) -> dict[str, Any] | None:
+    """The decision that drops a document of this one text, or None."""
+    source = {"address": "https://a.example/", "uri": "x", "offset": 0, "length": 1, "kind": "warc", "date": None}
+    document = {"doc_id": "d", "source": source, "nodes": [text_node(text)], "task": "text", "licence": None}
+    kept, decisions = filter_document({**document, "consent": None, "lang": None}, config, {})
+    return None if kept is not None else decisions[-1]
 
 
 def samples():
@@ -135,14 +141,13 @@ def expected_rule(reason: str) -> str:
     return NAMES.get(reason, f"repetition.{reason}")
 
 
-@pytest.mark.parametrize("config", [PUBLISHED, FilterConfig()], ids=["published", "ours"])
+@pytest.mark.parametrize("config", [PUBLISHED, FilterConfig(rules=TEXT)], ids=["published", "ours"])
 def test_verdicts_equal_those_of_the_filters_alone(config):
-    rules = TextRules(config)
     seen = set()
     for text in samples():
         reason = alone(config, text)
-        failure, _ = rules.judge(text)
-        assert (failure.rule if failure else None) == (expected_rule(reason) if reason else None), text[:200]
+        failure = judge(config, text)
+        assert (failure["rule"] if failure else None) == (expected_rule(reason) if reason else None), text[:200]
         seen.add(reason)
     assert None in seen and len(seen) >= 9
 
@@ -150,7 +155,7 @@ def test_verdicts_equal_those_of_the_filters_alone(config):
 def test_words_and_sentences_equal_those_of_datatrove(spacy):
     shared = SharedTokenizer("en")
     for text in samples():
-        shared.forget()
+        shared._words.clear(), shared._spans.clear()
         assert shared.word_tokenize(text) == spacy.word_tokenize(text)
         for line in filter(None, (line.strip() for line in text.splitlines())):
             assert shared.span_tokenize(line) == spacy.span_tokenize(line)
@@ -187,8 +192,8 @@ def test_a_text_is_tokenised_once(monkeypatch):
     calls = []
     original = SpaCyTokenizer._do_tokenize
     monkeypatch.setattr(SpaCyTokenizer, "_do_tokenize", lambda self, text: calls.append(text) or original(self, text))
-    failure, _ = TextRules(FilterConfig()).judge("\n\n".join(PROSE))
-    assert failure is None
+    datatrove_filters.tokenizer()._words.clear()
+    assert judge(FilterConfig(rules=("language", *TEXT)), "\n\n".join(PROSE)) is None
     assert len(calls) == 1
 
 
@@ -202,16 +207,16 @@ LOWER_BOUNDS = {
 }
 
 
-def test_values_lie_on_the_failing_side_of_their_thresholds(published):
-    failures = [failure for failure, _ in map(published.judge, samples()) if failure]
-    assert len({f.rule for f in failures}) >= 8
+def test_values_lie_on_the_failing_side_of_their_thresholds():
+    failures = [failure for text in samples() if (failure := judge(PUBLISHED, text))]
+    assert len({f["rule"] for f in failures}) >= 8
     for failure in failures:
-        if failure.rule in ("c4.lorem_ipsum", "c4.curly_bracket"):
-            assert failure.value is None and failure.detail
-        elif failure.rule.rsplit(".", 1)[1] in LOWER_BOUNDS:
-            assert failure.value < failure.threshold
+        if failure["rule"] in ("c4.lorem_ipsum", "c4.curly_bracket"):
+            assert failure["value"] is None and failure["detail"]
+        elif failure["rule"].rsplit(".", 1)[1] in LOWER_BOUNDS:
+            assert failure["value"] < failure["threshold"]
         else:
-            assert failure.value > failure.threshold
+            assert failure["value"] > failure["threshold"]
 
 
 @pytest.mark.parametrize(
@@ -231,21 +236,15 @@ def test_values_lie_on_the_failing_side_of_their_thresholds(published):
     ],
 )
 def test_values_counted_by_hand(text, config, rule, value):
-    groups = dict.fromkeys(("repetition", "quality", "c4", "fineweb"))
-    failure, _ = TextRules(FilterConfig(**(groups | config))).judge(text)
-    assert failure.rule == rule and failure.value == pytest.approx(value)
+    failure = judge(FilterConfig(rules=tuple(config), **config), text)
+    assert failure["rule"] == rule and failure["value"] == pytest.approx(value)
 
 
 def test_c4_edits_name_each_line():
-    config = FilterConfig(
-        repetition=None,
-        quality=None,
-        fineweb=None,
-        c4=C4Rules(remove_citations=True, min_words_per_line=2, max_word_length=20, min_sentences=-1),
-    )
+    rule = C4(C4Rules(remove_citations=True, min_words_per_line=2, max_word_length=20, min_sentences=-1))
     lines = ["A kept line[3] here.", "We use cookies here.", "Short", "x" * 21 + " long word", "Last one."]
-    _, edits = TextRules(config).judge("\n".join(lines))
-    assert [(e.failure.rule, e.failure.value, e.before, e.after) for e in edits] == [
+    edits = rule.judge("\n".join(lines), {}).edits
+    assert [(e.finding.rule, e.finding.value, e.before, e.after) for e in edits] == [
         ("c4.remove_citations", 1.0, lines[0], "A kept line here."),
         ("c4.policy", None, lines[1], None),
         ("c4.min_words_per_line", 1.0, lines[2], None),

@@ -79,7 +79,7 @@ def test_rules_with_measured_values_and_examples(page: Page) -> None:
     words = page.sections["rules"]
     assert re.search(r"quality\.min_doc_words too few words drop 1 1 30 2 2 2 ", words)
     assert "https://docs.example/short.html · measured 2 “Too short.”" in words
-    assert re.search(r"image\.min_side .*? edit 1 1 64 16 16 16 ", words)
+    assert re.search(r"image\.min_side .*? drop node 1 1 64 16 16 16 ", words)
     assert len(page.pictures["rules"]) == 1
     assert "page-too-large" in page.sections["aside"] and "huge.html" in page.sections["aside"]
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nextflow_data.document import ASIDE_SCHEMA, DECISION_SCHEMA
+from nextflow_data.decisions import ASIDE_SCHEMA, DECISION_SCHEMA, Finding, Subject, decision
 from nextflow_data.whole_files import file_sha256
 from nextflow_pipelines.contract.stage import StagePlan
 from nextflow_pipelines.contract.tables import ROW_GROUP, UnitTables, dataset_files, iter_batches, read_table
@@ -75,13 +75,14 @@ def test_decisions_and_asides_are_counted_by_what_they_say(tmp_path: Path) -> No
     with open_stage(tmp_path, StagePlan("toy", 1, {}, {})) as work:
         with unit_output(work.dir, "u") as out:
             tables = UnitTables(out, {"decisions": DECISION_SCHEMA, "asides": ASIDE_SCHEMA}, "u")
-            for rule, action in (("a", "drop"), ("a", "drop"), ("a", "edit"), ("b", "flag")):
-                tables.write("decisions", [{"doc_id": "d", "stage": "toy", "rule": rule, "action": action}])
+            about = Subject("d", None)
+            for rule, action, index in (("a", "drop", 0), ("a", "drop", None), ("a", "edit", 1), ("b", "flag", 2)):
+                tables.write("decisions", [decision(about, "toy", Finding(rule), action, index)])
             tables.write("asides", [{"stage": "toy", "reason": "torn"}] * 2)
             tables.close()
         manifest = work.commit(["u"])
     assert manifest["counts"] == {
         "asides": {"torn": 2},
-        "decisions": {"a": {"drop": 2, "edit": 1}, "b": {"flag": 1}},
+        "decisions": {"document": {"a": {"drop": 1}}, "node": {"a": {"drop": 1, "edit": 1}, "b": {"flag": 1}}},
         "rows": {"asides": 2, "decisions": 4},
     }

@@ -130,7 +130,9 @@ def test_bad_images_leave_the_document(text, vision):
     ]  # fmt: skip
     (row, decisions, asides), *_ = run([document("d", *nodes)], text, vision)
     assert [s["kind"] for s in row["segments"]] == ["text", "image", "text"]
-    assert [(d["node"], d["action"], d["stage"]) for d in decisions] == [(i, "drop", "tokenize") for i in (1, 3, 4, 5, 6, 7)]
+    assert [(d["index"], d["action"], d["stage"]) for d in decisions] == [
+        (i, "drop", "tokenize") for i in (1, 3, 4, 5, 6, 7)
+    ]
     rules = [d["rule"] for d in decisions]
     assert rules[1] == "image-unreadable" and rules[3] == "image-changed" and rules[4] == "max-upscale"
     assert decisions[4]["value"] == pytest.approx(128 / 40) and decisions[4]["threshold"] == 1.5

@@ -170,17 +170,17 @@ def test_an_image_at_a_cut_takes_the_words_before_it_along() -> None:
 
 
 def test_what_fits_no_pack_is_set_aside_with_its_measure() -> None:
-    big = DocumentShape("a" * 32, (SegmentShape(text=5), image_part((64, 64), 12)))
+    big = DocumentShape("a" * 32, (SegmentShape(text=5), image_part((64, 64), 12)), "https://site.example/big")
     config = PackConfig(max_length=900, relative_cost=5, cost=SMALL)
-    (decision,) = plan([big], config).decisions
-    assert (decision["rule"], decision["value"], decision["threshold"], decision["node"]) == (
-        "longer-than-pack",
-        901,
-        900,
-        1,
-    )
-    assert (decision["stage"], decision["action"], decision["doc_id"]) == ("pack", "drop", "a" * 32)
-    (decision,) = plan([big], PackConfig(max_length=901, relative_cost=0.5, cost=SMALL)).decisions
+    decision, whole = plan([big], config).decisions
+    found = decision["rule"], decision["value"], decision["threshold"], decision["scope"], decision["index"]
+    assert found == ("longer-than-pack", 901, 900, "segment", 1)
+    for one in (decision, whole):
+        about = one["stage"], one["action"], one["doc_id"], one["address"]
+        assert about == ("pack", "drop", "a" * 32, "https://site.example/big")
+    assert (whole["scope"], whole["index"], whole["rule"]) == ("document", None, "pack.nothing_left")
+    assert "segment 1 fits no pack" in (whole["detail"] or "")
+    decision, _ = plan([big], PackConfig(max_length=901, relative_cost=0.5, cost=SMALL)).decisions
     assert decision["rule"] == "costlier-than-pack"
     assert decision["threshold"] == budget(PackConfig(max_length=901, relative_cost=0.5, cost=SMALL))
     (decision,) = plan([DocumentShape("b" * 32, (SegmentShape(text=0),))], config).decisions

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Self
 
-from nextflow_data.section import Section
+from nextflow_data.section import Section, operational
 from pydantic import Field, model_validator
 
 from nextflow_tokenize.config.vision import SelfCorrectionConfig
@@ -40,7 +40,7 @@ class TokenizeConfig(Section):
     batch_size: int = Field(default=8, ge=1)
     """Images of one grid that are quantised together. On a CPU it changes speed, never codes; on a GPU last bits depend on
     it, so there every batch has exactly this size, filled up where images are missing."""
-    max_pending: int = Field(default=64, ge=1)
+    max_pending: int = operational(64, ge=1)
     """Images held, resized, while a batch of their grid fills, and a quarter of the documents held so: bounds memory (0.2 MB
     an image at level 256). On a GPU many times `batch_size`, so that few batches are forced before they are full."""
     self_correction: SelfCorrectionConfig = SelfCorrectionConfig()

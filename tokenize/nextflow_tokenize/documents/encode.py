@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 from nextflow_data.config import IngestConfig
-from nextflow_data.document import Aside, Decision, Document, Image, Node
+from nextflow_data.decisions import Aside, Decision, Finding, Subject, aside, decision
+from nextflow_data.document import Document, Image, Node
+from nextflow_data.stage_names import TOKENIZE
 
 from nextflow_tokenize.config.tokenize import TokenizeConfig
 from nextflow_tokenize.documents.tokenized import TokenizedDocument, TokenizedSegment
@@ -30,8 +32,6 @@ from nextflow_tokenize.vision.usable import check_levels
 if TYPE_CHECKING:
     from nextflow_tokenize.documents.text_tokenizer import TextTokenizer
     from nextflow_tokenize.vision.model import VisionTokenizer
-
-STAGE = "tokenize"
 
 LoadImage = Callable[[Image], bytes]
 """Gives the bytes of an image node's file; may raise anything."""
@@ -164,12 +164,13 @@ class _Run:
 
         if self.vision is None:
             detail = "the run has no vision tokenizer: none of its images could be trained on"
-            pending.decisions.append(_decision(pending, index, "no-vision-tokenizer", None, None, detail))
+            pending.decisions.append(_drop(pending, index, Finding("no-vision-tokenizer", detail=detail)))
             return None
         try:
             payload = self.load_image(image)
         except Exception as error:  # a moved file, a broken archive, a network: the document goes on without the image
-            self._reject(pending, index, image, "image-unreadable", f"{type(error).__name__}: {error}")
+            reason = "image-changed" if getattr(error, "reason", "") == "content-changed" else "image-unreadable"
+            self._reject(pending, index, image, reason, f"{type(error).__name__}: {error}")
             return None
         if hashlib.sha256(payload).hexdigest() != image["sha256"]:
             self._reject(pending, index, image, "image-changed", "its bytes are not those that were ingested")
@@ -185,24 +186,13 @@ class _Run:
             last = grids(canonical_final(nearest_final(picture.height, picture.width), scales), scales)[-1]
             detail = f"{picture.width}×{picture.height} pixels are too few for level {self.levels[-1]}"
             value = upscale(picture.height, picture.width, last)
-            pending.decisions.append(_decision(pending, index, "max-upscale", value, self.config.max_upscale, detail))
+            pending.decisions.append(_drop(pending, index, Finding("max-upscale", value, self.config.max_upscale, detail)))
             return None
         return schedule, fit(picture, schedule[-1])
 
     def _reject(self, pending: _Pending, index: int, image: Image, reason: str, detail: str) -> None:
-        pending.decisions.append(_decision(pending, index, reason, None, None, detail))
-        ref = image["ref"]
-        pending.asides.append(
-            {
-                "stage": STAGE,
-                "reason": reason,
-                "address": image["address"],
-                "uri": ref["uri"],
-                "offset": ref["offset"],
-                "length": ref["length"],
-                "detail": detail,
-            }
-        )
+        pending.decisions.append(_drop(pending, index, Finding(reason, detail=detail)))
+        pending.asides.append(aside(TOKENIZE, reason, image["address"], image["ref"], detail))
 
     def _place(self, done: list[Encoded[_Place]]) -> None:
         """Puts a bucket's codes into their segments."""
@@ -251,17 +241,5 @@ def _ended(segments: list[TokenizedSegment], eod: int) -> list[TokenizedSegment]
     return [*segments, _text_segment([eod])]
 
 
-def _decision(
-    pending: _Pending, index: int, rule: str, value: float | None, threshold: float | None, detail: str
-) -> Decision:
-    return {
-        "doc_id": pending.document["doc_id"],
-        "address": pending.document["source"]["address"],
-        "node": index,
-        "stage": STAGE,
-        "rule": rule,
-        "value": value,
-        "threshold": threshold,
-        "action": "drop",
-        "detail": detail,
-    }
+def _drop(pending: _Pending, index: int, finding: Finding) -> Decision:
+    return decision(Subject.of(pending.document), TOKENIZE, finding, "drop", index)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nextflow_data.document import Decision
+from nextflow_data.decisions import Decision, Finding, Subject, decision
+from nextflow_data.stage_names import PACK
 
 from nextflow_tokenize.config.pack import PackConfig
 from nextflow_tokenize.documents.tokenized import TokenizedDocument
@@ -37,10 +38,11 @@ class SegmentShape:
 
 @dataclass(frozen=True, slots=True)
 class DocumentShape:
-    """All that planning needs of a document: its id and the shape of each segment, in order."""
+    """All that planning needs of a document: its id, the shape of each segment, in order, and its address."""
 
     doc_id: str
     parts: tuple[SegmentShape, ...]
+    address: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,7 @@ def shape_of(document: TokenizedDocument) -> DocumentShape:
                 where = f"document {document['doc_id']}, segment {number}"
                 raise ValueError(f"{where}: {found} {name} codes, but grid {h}×{w} at {scales} scales has {part.slots - 1}")
         parts.append(part)
-    return DocumentShape(document["doc_id"], tuple(parts))
+    return DocumentShape(document["doc_id"], tuple(parts), document["address"])
 
 
 def budget(config: PackConfig) -> int:
@@ -184,18 +186,16 @@ class _Cutter:
         return Span(last.segment, last.stop - taken, last.stop)
 
 
-def cut(shape: DocumentShape, config: PackConfig, limits: Budgets) -> tuple[list[Piece], Decision | None]:
-    """The pieces of a document, or why it has none."""
+def cut(shape: DocumentShape, config: PackConfig, limits: Budgets) -> tuple[list[Piece], list[Decision]]:
+    """The pieces of a document, or why it has none: the segment that fits no pack, where one does not, and the document."""
     cutter = _Cutter(shape.doc_id, config, limits)
     if not any(part.slots for part in shape.parts):
-        return [], _decision(shape, None, "empty", 0, None, "the document has no tokens and no image")
+        return [], [_drop(shape, Finding("empty", 0.0, detail="the document has no tokens and no image"))]
     for number, part in enumerate(shape.parts):
-        if part.grid is not None and part.slots > config.max_length:
-            detail = "an image is never split; raise max_length or lower the image's level"
-            return [], _decision(shape, number, "longer-than-pack", part.slots, config.max_length, detail)
-        if part.grid is not None and (cost := limits.price(part.slots, part.pairs)) > limits.cost:
-            detail = "an image is never split; raise max_cost or relative_cost, or lower the image's level"
-            return [], _decision(shape, number, "costlier-than-pack", cost, limits.cost, detail)
+        found = None if part.grid is None else _too_large(part, config, limits)
+        if found is not None:
+            whole = Finding("pack.nothing_left", detail=f"segment {number} fits no pack, and none is left out")
+            return [], [decision(_subject(shape), PACK, found, "drop", number, "segment"), _drop(shape, whole)]
     for number, part in enumerate(shape.parts):
         if part.grid is None:
             cutter.text(number, part.text)
@@ -205,21 +205,24 @@ def cut(shape: DocumentShape, config: PackConfig, limits: Budgets) -> tuple[list
     if len(cutter.pieces) > 1 and config.split == "drop":
         slots = sum(part.slots for part in shape.parts)
         detail = "split is 'drop': a document that does not fit one pack is set aside"
-        return [], _decision(shape, None, "longer-than-pack", slots, config.max_length, detail)
-    return cutter.pieces, None
+        return [], [_drop(shape, Finding("longer-than-pack", float(slots), float(config.max_length), detail))]
+    return cutter.pieces, []
 
 
-def _decision(
-    shape: DocumentShape, segment: int | None, rule: str, value: float, threshold: float | None, detail: str
-) -> Decision:
-    return {
-        "doc_id": shape.doc_id,
-        "address": None,
-        "node": segment,
-        "stage": "pack",
-        "rule": rule,
-        "value": float(value),
-        "threshold": None if threshold is None else float(threshold),
-        "action": "drop",
-        "detail": detail,
-    }
+def _too_large(image: SegmentShape, config: PackConfig, limits: Budgets) -> Finding | None:
+    """Why an image fits no pack, or None: it is never split."""
+    advice = "or lower the image's level"
+    if image.slots > config.max_length:
+        return Finding("longer-than-pack", float(image.slots), float(config.max_length), f"raise max_length {advice}")
+    cost = limits.price(image.slots, image.pairs)
+    if cost > limits.cost:
+        return Finding("costlier-than-pack", float(cost), float(limits.cost), f"raise max_cost or relative_cost, {advice}")
+    return None
+
+
+def _subject(shape: DocumentShape) -> Subject:
+    return Subject(shape.doc_id, shape.address)
+
+
+def _drop(shape: DocumentShape, finding: Finding) -> Decision:
+    return decision(_subject(shape), PACK, finding, "drop")

@@ -17,7 +17,7 @@ from hashlib import sha256
 from itertools import pairwise
 
 import numpy as np
-from nextflow_data.document import Decision
+from nextflow_data.decisions import Decision
 
 from nextflow_tokenize.config.pack import PackConfig
 from nextflow_tokenize.npy import TEXT_DTYPE
@@ -79,12 +79,11 @@ def plan(shapes: Iterable[DocumentShape], config: PackConfig) -> Packing:
     decisions: list[Decision] = []
     documents = split = 0
     for shape in ordered:
-        own, decision = cut(shape, config, limits)
+        own, decided = cut(shape, config, limits)
         pieces += own
         documents += bool(own)
         split += len(own) > 1
-        if decision:
-            decisions.append(decision)
+        decisions += decided
     bins = _Bins(limits)
     for start in range(0, len(pieces), config.window):
         bins.place(pieces[start : start + config.window])

@@ -1,0 +1,1 @@
+"""Words for images: the interface, and the captioners behind it."""

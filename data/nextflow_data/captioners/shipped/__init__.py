@@ -1,0 +1,1 @@
+"""The captioners that come with the project, one a file."""
