@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
-from typing import Any, get_args
+from typing import Any
 
 from nextflow_data.errors import RequestError
-from pydantic import BaseModel
+from nextflow_data.section import Section
 
 Keys = tuple[str | int, ...]
 """A setting's place in the tree: names of sections, numbers in lists."""
@@ -25,27 +25,17 @@ class Misfit(ValueError):
         self.at: Keys = at
 
 
-def _model_at(model: type[BaseModel], path: Keys) -> type[BaseModel] | None:
-    """The section class that a key path leads into, through Optional and list annotations."""
-    found: type[BaseModel] | None = model
+def _section_at(section: type[Section], path: Keys) -> type[Section] | None:
+    """The section class that a key path leads into."""
+    found: type[Section] | None = section
     for part in path:
-        if found is None:
-            return None
-        if isinstance(part, int):
+        if found is None or isinstance(part, int):
             continue
-        field = found.model_fields.get(part)
-        found = None
-        pending = [field.annotation] if field else []
-        while pending:
-            candidate = pending.pop()
-            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-                found = candidate
-                break
-            pending.extend(get_args(candidate))
+        found = found.parts().get(part)
     return found
 
 
-def explain(findings: Iterable[Any], model: type[BaseModel], places: Mapping[Keys, str], source: str) -> str:
+def explain(findings: Iterable[Any], model: type[Section], places: Mapping[Keys, str], source: str) -> str:
     """pydantic's findings as `file:line: section.key: what is wrong; what to do`, one a line.
 
     `places` says of each key that was written where it was, `source` where all others would be.
@@ -61,10 +51,10 @@ def explain(findings: Iterable[Any], model: type[BaseModel], places: Mapping[Key
     return "\n".join(messages)
 
 
-def _message(finding: Any, loc: Keys, dotted: str, model: type[BaseModel]) -> str:
+def _message(finding: Any, loc: Keys, dotted: str, model: type[Section]) -> str:
     if finding["type"] == "extra_forbidden":
-        section = _model_at(model, loc[:-1])
-        known = list(section.model_fields) if section else []
+        section = _section_at(model, loc[:-1])
+        known = list(section.parts()) if section else []
         near = get_close_matches(str(loc[-1]), known, n=1, cutoff=0.5)
         hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(known)}"
         return f"unknown key '{dotted}'; {hint}"
