@@ -131,7 +131,7 @@ def test_what_cannot_be_used_is_put_aside_with_its_reason(rows, build):
 
 
 @pytest.mark.parametrize(
-    ("content", "reason"), [(b"", "empty-file"), (gzip.compress(b"{}"), "unsupported-compression"), (None, "missing-file")]
+    ("content", "reason"), [(b"", "empty-file"), (gzip.compress(b"{}", mtime=0), "unsupported-compression"), (None, "missing-file")]
 )
 def test_files_without_rows(write, ingest, config, content, reason, tmp_path):
     uri = str(tmp_path / "none") if content is None else write(content)

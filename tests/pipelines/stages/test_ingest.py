@@ -12,7 +12,7 @@ import pytest
 from nextflow_data.config import IngestConfig
 from nextflow_data.sources.jsonl import JsonlConfig
 from nextflow_data.sources.warc import WarcConfig
-from nextflow_pipelines.contract.stage import damaged_files, read_manifest
+from nextflow_pipelines.contract.stage import read_manifest
 from nextflow_pipelines.contract.tables import read_table
 from nextflow_pipelines.registry import run_stage
 from nextflow_pipelines.sources import image_loader
@@ -27,7 +27,7 @@ def png(colour: str) -> bytes:
     return stream.getvalue()
 
 
-def test_rows_and_a_warc_become_documents_together(session: Any, tmp_path: Path) -> None:
+def test_rows_and_a_warc_become_documents_together(damaged_files: Any, session: Any, tmp_path: Path) -> None:
     red, blue = png("red"), png("blue")
     head = "WARC/1.1\r\nWARC-Type: resource\r\nWARC-Target-URI: https://a.example/blue.png\r\nContent-Type: image/png\r\n"
     archive, rows = tmp_path / "a.warc", tmp_path / "rows.jsonl"
