@@ -10,11 +10,13 @@ def sections() -> set[type[Section]]:
     """Every section of a recipe, and those of the parts that it looks up by name."""
     from nextflow_data.captioners.captioner import captioners
     from nextflow_data.rules.rule import rules
+    from nextflow_data.sources.base import SOURCES
     from nextflow_orchestration.recipes.run import Recipe
 
     found: set[type[Section]] = set()
     waiting = [Recipe, *(rules.get(name).Config for name in rules.names())]
     waiting += [captioners.get(name).Config for name in captioners.names()]
+    waiting += [SOURCES.get(name).Config for name in SOURCES.names()]
     while waiting:
         section = waiting.pop()
         if section not in found:

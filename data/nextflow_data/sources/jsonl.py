@@ -34,8 +34,8 @@ MARK = "<image>"
 """Where an image stands in a row's text."""
 FRAGMENT = "#image-"
 """What follows a row's address in that of an image inside it: the image's number in the row."""
-NEEDS_ITS_IMAGES = ("text-to-image", "image-to-text", "editing")
-"""Tasks of which nothing is left without every image: such a row is put aside whole."""
+FEWEST_IMAGES: dict[Task, int] = {"text-to-image": 1, "image-to-text": 1, "editing": 2}
+"""Tasks of which nothing is left without every image: a row that lacks one is put aside whole."""
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz"}
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _BOM = b"\xef\xbb\xbf"
@@ -78,7 +78,7 @@ class JsonlConfig(SourceConfig):
 
     kind: Literal["jsonl"] = "jsonl"
     task: Task | None = None
-    """Task of rows that name none; without it, such a row is text, or interleaved where it has an image."""
+    """Task of rows that name none. A row of none in FEWEST_IMAGES is text, or interleaved where it has images."""
     licence: str | None = None
     """Licence of rows that name none."""
 
@@ -96,20 +96,18 @@ class JsonlSource(Source[Row]):
             yield _of_file(uri, 0, "missing-file", f"cannot be opened: {type(error).__name__}")
             return
         with stream:
-            start = stream.read(8)
-            packed = next((name for magic, name in _COMPRESSED.items() if start.startswith(magic)), None)
-            if packed or not start:
-                reason, detail = "empty-file", "the file has no bytes"
-                if packed:
-                    reason, detail = "unsupported-compression", f"{packed}: unpack it, rows are found by their place"
-                yield _of_file(uri, opener.size(uri), reason, detail)
-                return
-            offset = len(_BOM) if start.startswith(_BOM) else 0
-            stream.seek(offset)
+            number = offset = 0
             for number, (line, length) in enumerate(_lines(stream, self.limits.max_record_bytes), 1):
-                if line is None or line.strip():
-                    yield self._listed(uri, number, offset, length, line)
+                if number == 1 and (packed := _packed(line)):
+                    detail = f"{packed}: unpack it, rows are found by their place"
+                    yield _of_file(uri, opener.size(uri), "unsupported-compression", detail)
+                    return
+                mark = len(_BOM) if number == 1 and line and line.startswith(_BOM) else 0
+                if line is None or line[mark:].strip():
+                    yield self._listed(uri, number, offset + mark, length - mark, line and line[mark:])
                 offset += length
+        if not number:
+            yield _of_file(uri, 0, "empty-file", "the file has no bytes")
 
     def _listed(self, uri: str, number: int, offset: int, length: int, line: bytes | None) -> RecordInfo | Aside:
         name = f"{uri}#row-{number}"
@@ -142,23 +140,26 @@ class JsonlSource(Source[Row]):
     def document(self, record: RecordInfo, payload: Row, found: Found) -> Made:
         subject = Subject(doc_id(record["address"], record["record_id"]), record["address"])
         task = payload.task or self._config.task
-        nodes: list[Node | int] = _placed(payload, task)
+        least = FEWEST_IMAGES.get(task, 0) if task else 0
+        if len(payload.images) < least:
+            raise Unusable("images-missing", f"{task} needs {least}, the row has {len(payload.images)}")
         decisions: list[Decision] = []
         asides: list[Aside] = []
         whole: list[Node] = []
-        for node in nodes:
+        for node in _placed(payload, task):
             if not isinstance(node, int):
                 whole.append(node)
                 continue
             try:
                 whole.append(image_node(self._image(record, payload.images[node], node, found)))
             except Unusable as error:
-                if task in NEEDS_ITS_IMAGES:
+                if least:
                     raise Unusable(error.reason, f"image {node}, which {task} needs: {error.detail}") from None
                 rule = error.reason if error.reason == "image-not-in-source" else "image-unusable"
                 decisions.append(decision(subject, INGEST, Finding(rule, detail=f"image {node}: {error}"), "edit"))
                 if payload.images[node].uri is None:
-                    asides.append(aside(INGEST, error.reason, f"{record['address']}{FRAGMENT}{node}", ref_of(record)))
+                    address = f"{record['address']}{FRAGMENT}{node}"
+                    asides.append(aside(INGEST, error.reason, address, ref_of(record), error.detail))
         whole = without(whole, frozenset())
         if not whole:
             raise Unusable("empty-row", "neither text nor an image that can be used")
@@ -166,7 +167,7 @@ class JsonlSource(Source[Row]):
             "doc_id": subject.doc_id,
             "source": source_of(record),
             "nodes": whole,
-            "task": task or task_of(whole),
+            "task": task if task and least else task_of(whole),
             "licence": record.get("licence"),
             "consent": payload.consent,
             "lang": payload.lang,
@@ -209,6 +210,11 @@ def _lines(stream: BinaryIO, most: int) -> Iterator[tuple[bytes | None, int]]:
         while not line.endswith(b"\n") and (line := stream.readline(1 << 20)):
             length += len(line)
         yield None, length
+
+
+def _packed(line: bytes | None) -> str | None:
+    """By what the file that begins so is compressed, if it is."""
+    return next((name for magic, name in _COMPRESSED.items() if line and line.startswith(magic)), None)
 
 
 def _parse(line: bytes) -> Row:

@@ -144,9 +144,10 @@ def _scan(sources: BoundSources, uri: str, out: UnitTables) -> None:
         else:
             records.append({**found, "doc_id": doc_id(found["address"], found["record_id"])})
             out.out.count("records", found["kind"])
-        if len(records) >= 1024:
-            out.write("records", records)
-            records.clear()
+        for dataset, rows in (("records", records), ("asides", asides)):
+            if len(rows) >= 1024:
+                out.write(dataset, rows)
+                rows.clear()
     out.write("records", records)
     out.write("asides", asides)
 

@@ -9,6 +9,7 @@ import pytest
 from nextflow_data.config import IngestConfig
 from nextflow_data.decisions import ASIDE_SCHEMA
 from nextflow_data.document import DOCUMENT_SCHEMA, doc_id
+from nextflow_data.nodes import with_nodes, without
 from nextflow_data.range_opener import LocalFiles
 from nextflow_data.records import Unusable
 from nextflow_data.sources.base import Found, read_image
@@ -105,33 +106,36 @@ def test_images_lead_back_to_their_bytes_and_rows_to_their_place(rows, build, co
 
 
 def test_what_cannot_be_used_is_put_aside_with_its_reason(rows, build):
-    small = IngestConfig(max_record_bytes=2000)
+    small = IngestConfig(max_record_bytes=20_000)
     found = rows(
         b'{"text": \n',
         b"[1]\n",
         b'{"text": 3}\n',
         b'{"text": "\\ud800"}\n',
         row("a", {"data": "x", "uri": "y"}),
-        row("long " * 1000),
+        row("long " * 10_000),
         row(""),
         row("one <image>", "https://a.example/1.png", "https://a.example/2.png"),
         row("a cup", "https://a.example/1.png", task="text-to-image"),
-        row("a cup", {"data": "no base64!"}, task="editing"),
+        row("a cup", {"data": "no base64!"}, task="image-to-text"),
+        row("a cup", build.png(), task="editing"),
         row("the last is whole"),
         limits=small,
     )
     assert reasons(found) == [
         "not-json", "row-not-as-documented", "row-not-as-documented", "not-json", "row-not-as-documented",
         "record-too-large", "empty-row", "marks-without-images", "image-not-in-source", "undecodable",
+        "images-missing",
     ]  # fmt: skip
     assert [shape(d) for d, _, _ in found if d] == [["the last is whole"]]
     asides = [aside for _, _, asides in found for aside in asides]
-    assert pa.Table.from_pylist(asides, schema=ASIDE_SCHEMA).num_rows == 10 and asides[2]["detail"].startswith("text: ")
-    assert asides[5]["length"] == len(row("long " * 1000)) and asides[9]["address"].endswith("#row-10")
+    assert pa.Table.from_pylist(asides, schema=ASIDE_SCHEMA).num_rows == 11 and asides[2]["detail"].startswith("text: ")
+    assert asides[5]["length"] == len(row("long " * 10_000)) and asides[9]["address"].endswith("#row-10")
 
 
 @pytest.mark.parametrize(
-    ("content", "reason"), [(b"", "empty-file"), (gzip.compress(b"{}", mtime=0), "unsupported-compression"), (None, "missing-file")]
+    ("content", "reason"),
+    [(b"", "empty-file"), (gzip.compress(b"{}", mtime=0), "unsupported-compression"), (None, "missing-file")],
 )
 def test_files_without_rows(write, ingest, config, content, reason, tmp_path):
     uri = str(tmp_path / "none") if content is None else write(content)
@@ -148,3 +152,9 @@ def test_images_elsewhere_are_asked_for_by_address_and_the_text_stays_without_th
     made = source.document(record, payload, Found({}, {"http://a.example/1.png": "truncated-image"}))
     assert made.document is not None and shape(made.document) == ["Before between after"]
     assert [d["rule"] for d in made.decisions] == ["image-unusable", "image-not-in-source"]
+
+
+def test_a_task_that_the_row_gave_stays_while_its_images_do(rows, build):
+    ((document, _, _),) = rows(row("Now <image> then <image>", build.png(seed=1), build.png(seed=2), task="editing"))
+    assert with_nodes(document, without(document["nodes"], {0}))["task"] == "editing"
+    assert with_nodes(document, without(document["nodes"], {1}))["task"] == "interleaved"
