@@ -29,5 +29,6 @@ def describe(error: Exception) -> tuple[str, int]:
         return str(error), status
     for kind, words in _PATHS.items():
         if isinstance(error, kind):
-            return (f"{words}: {error.filename}" if error.filename else str(error)), status
+            name = error.filename2 or error.filename  # of a rename, the place that was wanted
+            return (f"{words}: {name}" if name else str(error)), status
     return f"{type(error).__name__}: {error} (MNF_TRACEBACK=1 shows where)", status

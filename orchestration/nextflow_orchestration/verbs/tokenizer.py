@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -13,6 +13,7 @@ app = typer.Typer(
     help="Train, evaluate, export and look at vision tokenizers.", no_args_is_help=True, rich_markup_mode="rich"
 )
 
+Device = Literal["auto", "cpu", "cuda"]
 FolderArg = Annotated[Path, typer.Argument(help="tokenizer: the folder with config.json and weights.safetensors")]
 LevelsOption = Annotated[list[int] | None, typer.Option("--level", help="resolution level: 128, 256, 512 or 1024")]
 
@@ -22,7 +23,7 @@ def train(
     recipe: RecipeArg,
     set_: SetOption = None,
     processes: Annotated[int, typer.Option(help="processes on this machine, one a GPU or core", min=1)] = 1,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    device: Annotated[Device, typer.Option(help="auto: a GPU where torch sees one")] = "auto",
 ) -> None:
     """Trains a tokenizer by its recipe, stage by stage; the same command goes on where it was stopped."""
     with plain_errors():
@@ -41,7 +42,7 @@ def evaluate(
     inception: Annotated[Path | None, typer.Option(help="file with the FID Inception weights, for rFID")] = None,
     teacher: Annotated[Path | None, typer.Option(help="folder of the SigLIP teacher, for semantic agreement")] = None,
     most: Annotated[int, typer.Option(help="images at most, chosen by hash", min=1)] = 1000,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    device: Annotated[Device, typer.Option(help="auto: a GPU where torch sees one")] = "auto",
 ) -> None:
     """PSNR, SSIM, LPIPS, rFID, semantic agreement and codebook use, by level and ratio, with a contact sheet."""
     with plain_errors():

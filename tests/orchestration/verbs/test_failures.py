@@ -47,6 +47,11 @@ def test_refusals_are_told_by_class_and_nothing_heavy_is_loaded_for_it() -> None
         (IsADirectoryError(errno.EISDIR, "Is a directory", "here"), "a folder, where a file is wanted: here", 2),
         (NotADirectoryError(errno.ENOTDIR, "Not a directory", "file/x"), "not a folder: file/x", 2),
         (PermissionError(errno.EACCES, "Permission denied", "shut"), "not permitted: shut", 2),
+        (
+            IsADirectoryError(errno.EISDIR, "Is a directory", ".made.writing", None, "made"),
+            "a folder, where a file is wanted: made",
+            2,
+        ),
         (FileExistsError("out exists: name another folder"), "out exists: name another folder", 2),
         (OSError(errno.ENOSPC, "No space left on device", "/d"), "the disk is full (/d)", 1),
         (OSError(errno.EIO, "Input/output error"), "OSError: [Errno 5]", 1),

@@ -101,12 +101,17 @@ def vision_info(directory: Path | str) -> VisionInfo:
 def load_codebook(directory: Path | str) -> npt.NDArray[np.float32]:
     """The codebook, [V, semantic_dim + pixel_dim] float32, each branch of each row of unit length; no torch needed.
 
-    Bit for bit what `VisionTokenizer.codebook` holds, since the stored codes are normalised already.
+    Bit for bit what `VisionTokenizer.codebook` holds, since the stored codes are normalised already. Raises RequestError
+    where the file holds no tokenizer's weights.
     """
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
-    with safe_open(_member(directory, WEIGHTS_FILE), framework="np") as weights:
-        branches = [weights.get_tensor(name) for name in (SEMANTIC_CODES, PIXEL_CODES)]
+    file = _member(directory, WEIGHTS_FILE)
+    try:
+        with safe_open(file, framework="np") as weights:
+            branches = [weights.get_tensor(name) for name in (SEMANTIC_CODES, PIXEL_CODES)]
+    except SafetensorError as error:
+        raise RequestError(f"{file} holds no tokenizer's weights ({error}): copy it anew") from None
     return np.ascontiguousarray(np.concatenate(branches, axis=1), dtype=np.float32)
 
 

@@ -6,6 +6,7 @@ import os
 from datetime import timedelta
 
 import torch
+from nextflow_data.errors import RequestError
 from torch import Tensor, nn
 from torch import distributed as dist
 
@@ -27,15 +28,15 @@ def world() -> int:
 def start(device: str = "auto") -> torch.device:
     """Joins the processes that torchrun started, if it did, and gives this one's device.
 
-    `device`: "auto" (a GPU where torch sees one), "cpu" or "cuda". Raises RuntimeError for "cuda" without a GPU, and
+    `device`: "auto" (a GPU where torch sees one), "cpu" or "cuda". Raises RequestError for "cuda" without a GPU, and
     for more processes than GPUs.
     """
     gpu = torch.cuda.is_available() and device != "cpu"
     if device == "cuda" and not gpu:
-        raise RuntimeError("device: cuda was asked for, but torch sees no GPU")
+        raise RequestError("device: cuda was asked for, but torch sees no GPU")
     local = int(os.environ.get("LOCAL_RANK", "0"))
     if gpu and local >= torch.cuda.device_count():
-        raise RuntimeError(f"process {local} of this machine has no GPU: torch sees {torch.cuda.device_count()}")
+        raise RequestError(f"process {local} of this machine has no GPU: torch sees {torch.cuda.device_count()}")
     if gpu:
         torch.cuda.set_device(local)
     if "RANK" in os.environ and not dist.is_initialized():

@@ -13,7 +13,7 @@ from nextflow_data.errors import RequestError
 from pydantic import ValidationError
 
 from nextflow_tokenize.config.vision import VisionTokenizerConfig
-from nextflow_tokenize.vision.identity import CONFIG_FILE, WEIGHTS_FILE, load_codebook, read_config
+from nextflow_tokenize.vision.identity import CONFIG_FILE, load_codebook, read_config
 
 
 def read_tokenizer_config(directory: Path | str) -> VisionTokenizerConfig:
@@ -22,8 +22,6 @@ def read_tokenizer_config(directory: Path | str) -> VisionTokenizerConfig:
     Raises FileNotFoundError for a folder or a file that is missing and ValueError for one that does not fit, each in one
     line that names the folder.
     """
-    from safetensors import SafetensorError  # a recipe that names no tokenizer is read without it
-
     if not Path(directory).is_dir():
         raise FileNotFoundError(f"{directory} is not a folder: give the folder of a trained vision tokenizer")
     try:
@@ -32,10 +30,7 @@ def read_tokenizer_config(directory: Path | str) -> VisionTokenizerConfig:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "model"
         raise RequestError(f"{Path(directory) / CONFIG_FILE} is no tokenizer's settings: {where}: {first['msg']}") from None
-    try:
-        shape = load_codebook(directory).shape
-    except SafetensorError as error:
-        raise RequestError(f"{Path(directory) / WEIGHTS_FILE} holds no tokenizer's weights ({error}): copy it") from None
+    shape = load_codebook(directory).shape
     wanted = (config.codebook_size, config.semantic_dim + config.pixel_dim)
     if shape != wanted:
         raise RequestError(
