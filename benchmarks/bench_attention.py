@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from common import Section, gpu, in_turns, ratio, report, table
 from nextflow_tokenize.schedule import LEVEL_SCALES, grids, token_count
-from nextflow_tokenize.segments import ImageSegment, Segment, TextSegment
+from nextflow_tokenize.segments import ImageSegment, Segment, TextSegment, slots_of
 from torch.nn.functional import scaled_dot_product_attention
 
 from megatron_nextflow.runtime.device import setup
@@ -33,7 +33,7 @@ PACKED = "pack of 256s"
 def visible_of(name: str) -> torch.Tensor:
     """Visible ranges [2, 1, s] of the row `name`: a level, or PACKED."""
     from megatron_nextflow.sequence.batch import join
-    from megatron_nextflow.sequence.pack_layout import build_pack_layout, slots_of
+    from megatron_nextflow.sequence.pack_layout import build_pack_layout
     from megatron_nextflow.sequence.vocabulary import Vocabulary
 
     vocabulary = Vocabulary(text=8, codes=8)

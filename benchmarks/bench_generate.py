@@ -27,7 +27,7 @@ from megatron_nextflow.config.model import ModelConfig
 from megatron_nextflow.estimate.flops import parameter_count, peak_tflops
 from megatron_nextflow.generation.cost import Work, diffusion_passes, generation_flops, image_passes, layer_flops
 from megatron_nextflow.runtime.device import setup
-from megatron_nextflow.sequence.pack_layout import ImageInput, PackLayoutConfig
+from megatron_nextflow.sequence.pack_layout import ImageInput
 from megatron_nextflow.sequence.vocabulary import Vocabulary
 
 PREFIX = 100
@@ -81,7 +81,7 @@ class Bench:
             marks.append(self.now())
 
         prompt = [TextPart(self.prompt)]
-        (codes,), work = draw_images(self.model, [prompt], self.schedule, SETTINGS, PackLayoutConfig(), [0], mark)
+        (codes,), work = draw_images(self.model, [prompt], self.schedule, SETTINGS, 64.0, [0], mark)
         return np.diff(marks).tolist(), work, codes
 
     def uncached(self) -> tuple[float, NDArray[np.int64]]:
@@ -94,7 +94,7 @@ class Bench:
         layouts = []
         for ids in (self.prompt, ()):
             image = ImagePart(self.schedule, np.zeros(token_count(self.schedule), np.int64))
-            layouts.append(layout_of([TextPart(ids), image], vocabulary, PackLayoutConfig()))
+            layouts.append(layout_of([TextPart(ids), image], vocabulary, 64.0))
         codes = np.zeros(0, np.int64)
         began = self.now()
         for scale, (height, width) in enumerate(self.schedule, start=1):

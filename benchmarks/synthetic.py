@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from nextflow_tokenize.schedule import LEVEL_SCALES, grids, token_count
-from nextflow_tokenize.segments import ImageSegment, Segment, TextSegment
+from nextflow_tokenize.segments import ImageSegment, Segment, TextSegment, slots_of
 
-from megatron_nextflow.sequence.pack_layout import PackLayout, build_pack_layout, slots_of
+from megatron_nextflow.sequence.pack_layout import PackLayout, build_pack_layout
 from megatron_nextflow.sequence.vocabulary import Vocabulary
 
 

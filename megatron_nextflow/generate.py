@@ -6,12 +6,14 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from nextflow_data.errors import exit_status
+
 from megatron_nextflow.config.generate import GenerateConfig
 from megatron_nextflow.generation.generator import answer
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Ends the process with 2 and one line where what is asked for cannot be had."""
+    """Ends the process with one line where it cannot answer: with 2 where what is asked for is refused, else with 1."""
     parser = argparse.ArgumentParser(prog="megatron_nextflow.generate", description="Images or text from a checkpoint.")
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("prompts", nargs="+", metavar="prompt")
@@ -30,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         print(answer(given.pop("prompts"), given.pop("images"), **given))
     except (ValueError, OSError) as error:
-        parser.exit(2, f"{error}\n")
+        parser.exit(exit_status(error), f"{error}\n")
 
 
 if __name__ == "__main__":

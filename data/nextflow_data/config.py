@@ -39,7 +39,7 @@ class IngestConfig(Section):
     """HTTP status codes whose records are used; others are kept aside (`http-status`)."""
 
     max_srcset_width: int = Field(default=2048, gt=0)
-    """Widest candidate of a `srcset`, in pixels, worth choosing: the schedule's largest image is 1024 tokens·pixels wide."""
+    """Widest candidate of a `srcset`, in pixels, worth choosing: the schedule's widest, 1:4 at level 1024, has 2048."""
     icon_declared_side: int = Field(default=40, ge=0)
     """An image whose markup declares both sides at most this many pixels is an icon and is left out."""
     icon_classes: tuple[str, ...] = (

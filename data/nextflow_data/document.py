@@ -11,7 +11,7 @@ reads and writes Arrow. `SCHEMA_VERSION` is stored in each stage manifest and ch
 from __future__ import annotations
 
 import hashlib
-from typing import Any, Literal, TypedDict
+from typing import Literal, TypedDict
 
 import pyarrow as pa
 
@@ -142,8 +142,3 @@ def text_node(text: str) -> Node:
 def image_node(image: Image) -> Node:
     """An image node."""
     return {"kind": "image", "text": None, "image": image}
-
-
-def to_table(rows: list[Any], schema: pa.Schema) -> pa.Table:
-    """Rows of one of the TypedDicts above as an Arrow table of exactly `schema`; absent keys become nulls."""
-    return pa.Table.from_pylist(rows, schema=schema)

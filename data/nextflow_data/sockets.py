@@ -19,10 +19,12 @@ from importlib.metadata import EntryPoint, entry_points
 from pkgutil import iter_modules
 from typing import Generic, TypeVar
 
+from nextflow_data.errors import RequestError
+
 P = TypeVar("P")
 
 
-class UnknownPart(ValueError):
+class UnknownPart(RequestError):
     """A name that nothing is registered under, or a part that cannot be loaded."""
 
 

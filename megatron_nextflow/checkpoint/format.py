@@ -71,7 +71,8 @@ class CheckpointState(Section):
     model: ModelConfig
     trainable: str = "all"
     parallel: dict[str, int] = Field(default_factory=dict)
-    """tp, pp, vpp and cp of the training that wrote it. The names of a recipe's settings may change, this and `run` stay."""
+    """`ParallelConfig.sizes()` of the training that wrote it. The names of a recipe's settings may change, this and
+    `run` stay."""
     processes: int = 1
     run: RunRecord | None = None
     """None in a checkpoint of version 1."""

@@ -38,7 +38,7 @@ from megatron_nextflow.checkpoint.tensors import parallel_layout
 from megatron_nextflow.checkpoint.verify import METADATA, read_metadata, tensor_problem
 from megatron_nextflow.config.train import TrainConfig
 from megatron_nextflow.runtime.agreement import on_first
-from megatron_nextflow.runtime.training_folder import LATEST, MANIFEST, folder, folder_name
+from megatron_nextflow.runtime.training_folder import LATEST, MANIFEST, folder, folder_name, last_step
 from megatron_nextflow.step.trainer import Trainer
 
 T = TypeVar("T")
@@ -162,8 +162,7 @@ class Saver:
 
     def _prepared(self, final: Path, state: CheckpointState) -> bool:
         """Whether `final` is in force already, then brought up to date; if not, its way is clear. On the first process."""
-        pointer = self.parent / LATEST
-        if pointer.is_file() and pointer.read_text(encoding="utf-8").strip() == final.name and final.is_dir():
+        if last_step(self.config.output) == state.step and (self.parent / LATEST).is_file():
             old = read_manifest(final)
             changed = old.state.model_copy(update={"skipped": state.skipped, "losses": state.losses})
             if changed != old.state:
@@ -219,6 +218,5 @@ def _reason(error: BaseException, path: Path) -> str:
 
 
 def _in_force(final: Path) -> str:
-    pointer = final.parent / LATEST
-    before = pointer.read_text(encoding="utf-8").strip() if pointer.is_file() else None
-    return f"; {before} is in force" if before else "; there is no other"
+    before = last_step(final.parent.parent)
+    return f"; {folder_name(before)} is in force" if before else "; there is no other"

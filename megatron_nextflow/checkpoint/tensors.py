@@ -92,8 +92,7 @@ def fill(chunks: Sequence[NextFlowModel], tensors: dict[str, Any]) -> None:
 
 def parallel_layout(parallel: ParallelConfig) -> tuple[dict[str, int], int]:
     """What decides which process holds what: the sizes of the parallel groups, and the number of processes."""
-    sizes = {"tp": parallel.tp, "pp": parallel.pp, "vpp": parallel.vpp, "cp": parallel.cp}
-    return sizes, dist.get_world_size()
+    return parallel.sizes(), dist.get_world_size()
 
 
 def generators() -> dict[str, Tensor]:

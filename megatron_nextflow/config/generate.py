@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
+from nextflow_data.errors import RequestError
 from nextflow_data.section import Section
 from nextflow_tokenize.schedule import LEVEL_SCALES
 from pydantic import BeforeValidator, Field, PlainSerializer, ValidationError, field_validator, model_validator
@@ -43,7 +44,7 @@ TopP = Annotated[float, Field(gt=0, le=1)]
 _BY_SCALE = (BeforeValidator(_listed), PlainSerializer(_short))
 
 
-class GenerationError(ValueError):
+class GenerationError(RequestError):
     """A request that cannot be met; the message says why and what to do."""
 
 

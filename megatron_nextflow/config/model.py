@@ -1,10 +1,15 @@
 """The shape of the transformer and how it is spread over processes: the `model` and `parallel` parts of a training recipe.
 
 A checkpoint is bound to the first (another shape is another model) and free of the second (any parallel layout loads it),
-which is why they are two sections. Needs no torch.
+which is why they are two sections. What a dimension of the parallel layout is called, how it counts and what it asks of
+model and processes stands here alone; elsewhere a dimension is named only where its own arithmetic is done. Needs no torch.
 """
 
 from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
 
 from nextflow_data.section import Section
 from pydantic import Field, model_validator
@@ -75,20 +80,25 @@ class ModelConfig(Section):
         return self
 
 
+def _dimension(label: str, processes: bool = True) -> Any:
+    """A dimension of the parallel layout; `processes`: whether it multiplies the processes of a copy of the model."""
+    return Field(default=1, ge=1, title=label, json_schema_extra={"dimension": processes})
+
+
 class ParallelConfig(Section):
     """How the model is spread; the data-parallel size is what the process count leaves.
 
     A process count is tp × cp × pp × data-parallel copies. Every parallel layout gives the same losses (tested in float32).
     """
 
-    tp: int = Field(default=1, ge=1)
+    tp: int = _dimension("Tensor parallel")
     """Tensor-parallel size: each layer's heads and feed-forward columns, and the head's rows, over this many processes."""
-    pp: int = Field(default=1, ge=1)
+    pp: int = _dimension("Pipeline parallel")
     """Pipeline stages."""
-    vpp: int = Field(default=1, ge=1)
+    vpp: int = _dimension("Chunks a stage", processes=False)
     """Model chunks that each pipeline stage holds: 1 is the plain 1F1B schedule, more the interleaved one, whose idle share
     is that much smaller and which sends that much more between pipeline stages."""
-    cp: int = Field(default=1, ge=1)
+    cp: int = _dimension("Context parallel")
     """Context-parallel size: each sequence's slots over this many processes, which gather one another's keys and values."""
     overlap_grad_reduce: bool = False
     """Reduce gradients among data-parallel copies while the last micro-batch's backward pass goes on: for GPUs, whose
@@ -96,15 +106,113 @@ class ParallelConfig(Section):
     sequence_parallel: bool = False
     """Split norms and the residual stream over the tensor-parallel group too; needs tp above 1."""
 
+    @classmethod
+    def dimensions(cls) -> dict[str, str]:
+        """Names of the dimensions, each with what it is called on a page."""
+        return {name: str(field.title) for name, field in cls.model_fields.items() if _counts(name) is not None}
+
+    def sizes(self) -> dict[str, int]:
+        """Size of each dimension by name; what checkpoints record."""
+        return {name: getattr(self, name) for name in self.dimensions()}
+
+    def words(self, processes: int) -> str:
+        """The layout of so many processes, as in "tp 2 × pp 2 × dp 4"; see `layout_words`."""
+        return layout_words(self.sizes(), processes)
+
+    def megatron(self) -> dict[str, int | None]:
+        """Sizes by the names that megatron-core's parallel state and its TransformerConfig both take."""
+        return {
+            "tensor_model_parallel_size": self.tp,
+            "pipeline_model_parallel_size": self.pp,
+            "virtual_pipeline_model_parallel_size": self.vpp if self.interleaved else None,
+            "context_parallel_size": self.cp,
+        }
+
     @property
     def model_parallel(self) -> int:
         """Processes that one copy of the model takes, those of its context-parallel group included."""
-        return self.tp * self.pp * self.cp
+        return model_processes(self.sizes())
+
+    @property
+    def interleaved(self) -> bool:
+        """Whether a pipeline stage holds several chunks of the model."""
+        return self.vpp > 1
+
+    @property
+    def chunks(self) -> int:
+        """Chunks of consecutive layers that the model is cut into."""
+        return self.pp * self.vpp
+
+    @property
+    def sequence_parts(self) -> int:
+        """Processes over which norms and the residual stream are split."""
+        return self.tp if self.sequence_parallel else 1
+
+    def row_multiple(self, align: int) -> int:
+        """What the slots of a row must be a multiple of, for each process's part to be one of `align`.
+
+        Under context parallelism a part is two equal stretches.
+        """
+        part = align * self.cp * self.sequence_parts
+        return math.lcm(part, 2 * self.cp) if self.cp > 1 else part
+
+    def copies(self, processes: int) -> int:
+        """The data-parallel size on so many processes. Raises ValueError where they hold no whole number of copies."""
+        shape = self.model_parallel
+        if processes % shape:
+            raise ValueError(f"{processes} processes cannot hold copies of parallel.{self.words(shape)} = {shape} processes")
+        return processes // shape
+
+    def check_model(self, model: ModelConfig) -> None:
+        """Raises ValueError where `model` cannot be divided so."""
+        for name in ("heads", "query_groups", "ffn_size"):
+            if getattr(model, name) % self.tp:
+                raise ValueError(f"model.{name} {getattr(model, name)} is not divisible by parallel.tp {self.tp}")
+        if model.layers % self.chunks:
+            by = layout_words({"pp": self.pp, "vpp": self.vpp}, self.pp)
+            raise ValueError(f"model.layers {model.layers} is not divisible by parallel.{by}")
+
+    def check_rows(self, rows: Mapping[str, int]) -> None:
+        """Raises ValueError where the rows of a table over the vocabulary, by the table's name, cannot be split."""
+        for name, count in rows.items():
+            if count % self.tp:
+                raise ValueError(
+                    f"the {name}'s {count} rows are not divisible by parallel.tp {self.tp}: take a power of two"
+                )
+
+    def check_micro_batches(self, count: int) -> None:
+        """Raises ValueError where the schedule cannot run with `count` micro-batches a data-parallel copy."""
+        if self.interleaved and count % self.pp:
+            raise ValueError(
+                f"the interleaved schedule needs micro-batches in multiples of parallel.pp {self.pp}, and each "
+                f"data-parallel copy has {count}; change data.global_batch_size or set parallel.vpp to 1"
+            )
 
     @model_validator(mode="after")
     def _possible(self) -> ParallelConfig:
-        if self.vpp > 1 and self.pp == 1:
+        if self.interleaved and self.pp == 1:
             raise ValueError(f"vpp {self.vpp} interleaves pipeline stages, and pp is 1: set pp to 2 or more, or vpp to 1")
         if self.sequence_parallel and self.tp == 1:
             raise ValueError("sequence_parallel splits over the tensor-parallel group, and tp is 1: set it to false")
         return self
+
+
+def layout_words(sizes: Mapping[str, int], processes: int) -> str:
+    """Sizes above 1, the data-parallel one last: "tp 2 × pp 2 × dp 4"; "1 process" where all are 1.
+
+    `sizes` may be a checkpoint's record, also of a version that had other dimensions.
+    """
+    named = {**sizes, "dp": processes // model_processes(sizes)}
+    return " × ".join(f"{name} {size}" for name, size in named.items() if size > 1) or "1 process"
+
+
+def model_processes(sizes: Mapping[str, int]) -> int:
+    """Processes that one copy of the model takes, by the sizes of its dimensions."""
+    return math.prod(size for name, size in sizes.items() if _counts(name) is not False)
+
+
+def _counts(name: str) -> bool | None:
+    """Whether a dimension multiplies processes; None for what is no dimension."""
+    field = ParallelConfig.model_fields.get(name)
+    extra = field.json_schema_extra if field is not None else None
+    return bool(extra["dimension"]) if isinstance(extra, dict) and "dimension" in extra else None

@@ -8,14 +8,15 @@ rule.
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Literal
 
 from nextflow_data.section import Section, operational
 from pydantic import Field, model_validator
 
+from megatron_nextflow.config import installed
 from megatron_nextflow.config.health import HealthConfig
+from megatron_nextflow.config.loss import LossConfig
 from megatron_nextflow.config.model import ModelConfig, ParallelConfig
 from megatron_nextflow.config.slurm import SlurmConfig
 
@@ -71,21 +72,14 @@ class FeedConfig(Section):
     verify: bool = operational(True)
     """Hash every shard against the manifest before the first step (each process takes its part of the shards)."""
 
-
-class LossConfig(Section):
-    """NextFlow §3.3: scale k of an image weighs 1/(h·w)^alpha a token, such that an image keeps its total weight."""
-
-    alpha: float = Field(default=0.9, ge=0, le=2)
-    """The paper's 0.9; 0 is uniform."""
-    vision_weight: float = Field(default=1.0, ge=0)
-    """Weight of an image token beside a text token; unpublished, 1 is our choice."""
-    predict_boi: bool = True
-    """Whether the text token before an image learns to predict ⟨boi⟩ (see `sequence.pack_layout`)."""
-    responses_only: bool = False
-    """For supervised fine-tuning: refuse a pack that marks nothing as given. Segments marked `loss: false` in the shards are
-    never learnt; this makes sure that the marks are there."""
-    chunk: int = operational(1024, ge=1)
-    """Labels whose logits are held at one time; the whole of them never is."""
+    def repeats(self, packs: int) -> str:
+        """What is to be said of a set of so few packs that each step takes some of them more than once; else ""."""
+        if packs >= self.global_batch_size:
+            return ""
+        return (
+            f"there are fewer packs ({packs}) than a step takes (data.global_batch_size {self.global_batch_size}): "
+            "each step takes some of them more than once"
+        )
 
 
 class WandbConfig(Section):
@@ -158,14 +152,7 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _divides(self) -> TrainConfig:
-        tp, model = self.parallel.tp, self.model
-        for name, value in (("heads", model.heads), ("query_groups", model.query_groups), ("ffn_size", model.ffn_size)):
-            if value % tp:
-                raise ValueError(f"model.{name} {value} is not divisible by parallel.tp {tp}")
-        chunks = self.parallel.pp * self.parallel.vpp
-        if model.layers % chunks:
-            by = f"parallel.pp {self.parallel.pp}" + (f" × vpp {self.parallel.vpp}" if self.parallel.vpp > 1 else "")
-            raise ValueError(f"model.layers {model.layers} is not divisible by {by}")
+        self.parallel.check_model(self.model)
         if self.data.global_batch_size % self.data.micro_batch_size:
             raise ValueError(
                 f"data.global_batch_size {self.data.global_batch_size} is not divisible by "
@@ -186,8 +173,8 @@ class TrainConfig(Section):
             raise ValueError("first_last_bf16 keeps layers out of fp8, which is not set: set it, or leave this out")
         if self.first_last_bf16 and self.fp8 == "delayed":
             raise ValueError("first_last_bf16 does not go with fp8: delayed, whose scaling factors span all layers")
-        if self.first_last_bf16 * 2 > model.layers:
-            raise ValueError(f"first_last_bf16 {self.first_last_bf16} twice is more than model.layers {model.layers}")
+        if self.first_last_bf16 * 2 > self.model.layers:
+            raise ValueError(f"first_last_bf16 {self.first_last_bf16} twice is more than model.layers {self.model.layers}")
         return self
 
     def check(self, processes: int) -> int:
@@ -198,29 +185,19 @@ class TrainConfig(Section):
         """
         if self.data.shards is None:
             raise ValueError("data.shards is not set: name the folder of a shard set")
-        parallel = self.parallel
-        shape = parallel.model_parallel
-        if processes % shape:
-            cp = f" × cp {parallel.cp}" if parallel.cp > 1 else ""
-            raise ValueError(f"{processes} processes cannot hold parallel.tp {parallel.tp} × pp {parallel.pp}{cp} = {shape}")
-        data_parallel = processes // shape
+        data_parallel = self.parallel.copies(processes)
         per_pass = data_parallel * self.data.micro_batch_size
         if self.data.global_batch_size % per_pass:
             raise ValueError(
                 f"data.global_batch_size {self.data.global_batch_size} is not divisible by {data_parallel} data-parallel "
                 f"copies × micro_batch_size {self.data.micro_batch_size}"
             )
-        micro_batches = self.data.global_batch_size // per_pass
-        if parallel.vpp > 1 and micro_batches % parallel.pp:
-            raise ValueError(
-                f"the interleaved schedule needs micro-batches in multiples of parallel.pp {parallel.pp}, and each "
-                f"data-parallel copy has {micro_batches}; change data.global_batch_size or set parallel.vpp to 1"
-            )
-        if self.fp8 not in (None, "auto") and importlib.util.find_spec("transformer_engine") is None:
+        self.parallel.check_micro_batches(self.data.global_batch_size // per_pass)
+        if self.fp8 not in (None, "auto") and not installed.transformer_engine():
             raise ValueError(
                 f"fp8: {self.fp8} needs Transformer Engine, which is not installed (pip install 'megatron-nextflow[gpu]'); "
                 "without it Megatron would train in bf16 and not say so; `fp8: auto` does that and says it"
             )
-        if self.wandb is not None and importlib.util.find_spec("wandb") is None:
+        if self.wandb is not None and not installed.wandb():
             raise ValueError("wandb is set and not installed: pip install 'megatron-nextflow[wandb]', or leave it out")
         return data_parallel

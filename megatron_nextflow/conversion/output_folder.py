@@ -15,6 +15,11 @@ from pathlib import Path
 
 from megatron_nextflow.conversion.tensor_names import ConvertError
 
+
+class DiskFilled(OSError):
+    """No room was left on the way; nothing is left of what was written."""
+
+
 _MARGIN = 1 << 20
 """Bytes that a file system keeps for itself, or that a file takes besides its tensors, about."""
 _WORDS = tuple(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT))
@@ -30,7 +35,8 @@ def refuse_existing(out: Path) -> None:
 def writing(out: Path, size: int) -> Iterator[Path]:
     """An empty folder to fill, which becomes `out` where the block ends well and is removed where it does not.
 
-    `size`: bytes that will be written, about. Raises ConvertError where there is no room for them, before or on the way.
+    `size`: bytes that will be written, about. Raises ConvertError where there is no room for them, and DiskFilled where
+    it ran out on the way.
     """
     refuse_existing(out)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -46,7 +52,7 @@ def writing(out: Path, size: int) -> Iterator[Path]:
     except Exception as error:
         if not _full(error, working, size):
             raise
-        raise ConvertError(f"the disk filled up while {out} was written; nothing of it is left: free space first") from error
+        raise DiskFilled(f"the disk filled up while {out} was written; nothing of it is left: free space first") from error
     finally:
         shutil.rmtree(working, ignore_errors=True)
 

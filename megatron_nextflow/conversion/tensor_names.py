@@ -13,6 +13,7 @@ import re
 from collections.abc import Sequence
 
 import torch
+from nextflow_data.errors import RequestError
 from torch import Tensor
 
 from megatron_nextflow.config.model import ModelConfig
@@ -28,7 +29,7 @@ _PREFIX = re.compile(r"(?:model\.)?(?:language_model\.)?(?=(?:embed_tokens|layer
 Shape = tuple[int, ...]
 
 
-class ConvertError(ValueError):
+class ConvertError(RequestError):
     """Weights that cannot be converted; the message says what is wrong, where, and what to do."""
 
 

@@ -81,7 +81,7 @@ def layer_bytes(config: TrainConfig) -> int:
     model, parallel = config.model, config.parallel
     query, key = model.heads * model.head_dim, model.query_groups * model.head_dim
     split = 4 * query + 3 * key + 5 * model.ffn_size + (2 * key * parallel.cp if parallel.cp > 1 else 0)
-    numbers = 4 * model.hidden_size / _sequence_parts(config) + 4 * model.head_dim + split / parallel.tp
+    numbers = 4 * model.hidden_size / config.parallel.sequence_parts + 4 * model.head_dim + split / parallel.tp
     return round(slots_of_a_pass(config) * (_width(config) * numbers + 4 * model.heads / parallel.tp))
 
 
@@ -107,12 +107,12 @@ def activations(config: TrainConfig, stage: int, micro_batches: int) -> int:
     """
     parallel, model = config.parallel, config.model
     hidden = round(slots_of_a_pass(config) * model.hidden_size * _width(config))
-    state = hidden // _sequence_parts(config)
+    state = hidden // config.parallel.sequence_parts
     passes = passes_in_flight(config, stage, micro_batches)
-    layers = model.layers // (parallel.pp * parallel.vpp)
+    layers = model.layers // parallel.chunks
     kept = passes * (layers * (state if config.recompute else layer_bytes(config)) + state)
     again = layer_bytes(config) if config.recompute else 0
-    begun = passes if parallel.vpp == 1 else min(micro_batches, 2 * parallel.pp - 1)
+    begun = min(micro_batches, 2 * parallel.pp - 1) if parallel.interleaved else passes
     embedding = 3 * hidden * begun if stage == 0 else 0
     norm = 2 * state if stage == parallel.pp - 1 else 0
     return kept + again + embedding + norm
@@ -134,7 +134,3 @@ def loss(config: TrainConfig, vocabulary: Vocabulary) -> int:
 def _width(config: TrainConfig) -> int:
     """Bytes of a number."""
     return 2 if config.precision == "bf16" else 4
-
-
-def _sequence_parts(config: TrainConfig) -> int:
-    return config.parallel.tp if config.parallel.sequence_parallel else 1

@@ -45,18 +45,19 @@ def held_by(config: TrainConfig, vocabulary: Vocabulary, codebook_dim: int, stag
         dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
         settings = transformer_config(config, Precision(dtype, None, ""))
         settings.use_cpu_initialization = True  # Megatron then names no device, and takes the one of the context
-        vpp = config.parallel.vpp
+        parallel = config.parallel
         named: list[tuple[str, torch.nn.Parameter]] = []
         with torch.device("meta"):
             codebook = torch.zeros(vocabulary.codes, codebook_dim)
-            for number in range(vpp):
-                chunk = NextFlowModel(settings, config.model, vocabulary, codebook, number if vpp > 1 else None)
+            for number in range(parallel.vpp):
+                virtual = number if parallel.interleaved else None
+                chunk = NextFlowModel(settings, config.model, vocabulary, codebook, virtual)
                 named += chunk.named_parameters()
     learnt = CONNECTOR_AND_HEAD if config.trainable == "connector_and_head" else ("",)
     mine = whole = mine_trained = whole_trained = 0
     for name, parameter in named:
         size = parameter.numel()
-        together = size * (config.parallel.tp if getattr(parameter, "tensor_model_parallel", False) else 1)
+        together = size * (parallel.tp if getattr(parameter, "tensor_model_parallel", False) else 1)
         mine, whole = mine + size, whole + together
         if parameter.requires_grad and name.startswith(learnt):
             mine_trained, whole_trained = mine_trained + size, whole_trained + together
@@ -74,10 +75,7 @@ def _pretended(config: TrainConfig, stage: int) -> Iterator[None]:
         from megatron.core import parallel_state
         from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 
-        virtual = parallel.vpp if parallel.vpp > 1 else None
-        parallel_state.initialize_model_parallel(
-            parallel.tp, parallel.pp, virtual, context_parallel_size=parallel.cp, create_gloo_process_groups=False
-        )
+        parallel_state.initialize_model_parallel(**parallel.megatron(), create_gloo_process_groups=False)
         try:
             model_parallel_cuda_manual_seed(config.model.seed)
             yield

@@ -9,11 +9,11 @@ Exit status 0, or 2 where the recipe cannot be trained as it is, with one line a
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from nextflow_data.errors import RequestError
 from nextflow_tokenize.packing.cost import flops_per_pair, flops_per_slot
 from nextflow_tokenize.shards.manifest import MANIFEST, ShardManifest
 from pydantic import ValidationError
@@ -21,6 +21,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from megatron_nextflow.config import installed
 from megatron_nextflow.config.train import TrainConfig
 from megatron_nextflow.estimate import flops, memory
 from megatron_nextflow.estimate.memory import GIB, Memory
@@ -29,7 +30,7 @@ from megatron_nextflow.sequence.vocabulary import Vocabulary
 REFUSED = 2
 
 
-class DryRunError(ValueError):
+class DryRunError(RequestError):
     """A recipe that cannot be built."""
 
 
@@ -91,14 +92,14 @@ def reckon(config: TrainConfig, processes: int) -> DryRun:
     from megatron_nextflow.estimate.meta_model import held_by
 
     notes = []
-    if config.fp8 and importlib.util.find_spec("transformer_engine") is None:
+    if config.fp8 and not installed.transformer_engine():
         notes.append(f"fp8: {config.fp8} needs Transformer Engine where it trains; it is not installed here")
-    if config.wandb and importlib.util.find_spec("wandb") is None:
+    if config.wandb and not installed.wandb():
         notes.append("wandb is set: it must be installed where it trains; it is not installed here")
     copies = _check(config, processes)
     sizes = _sizes(config, notes)
     vocabulary = sizes.vocabulary
-    vocabulary.require_split(config.parallel.tp)
+    config.parallel.check_rows(vocabulary.tables)
     stages, parameters, trained = [], 0, 0
     for number in range(config.parallel.pp):
         held = held_by(config, vocabulary, sizes.codebook_dim, number)
@@ -106,6 +107,8 @@ def reckon(config: TrainConfig, processes: int) -> DryRun:
         stages.append(Stage(config.model.layers // config.parallel.pp, held.mine, held.mine_trained, bytes_held))
         parameters += held.whole
         trained += held.whole_trained
+    if sizes.manifest and (repeated := config.data.repeats(sizes.manifest.totals.samples)):
+        notes.append(repeated)
     tokens, pairs = _pack(config, sizes.manifest)
     batch = config.data.global_batch_size
     frozen = config.trainable == "connector_and_head"
@@ -172,11 +175,9 @@ def show(run: DryRun, config: TrainConfig, console: Console) -> None:
     parallel = config.parallel
     learnt = "" if run.trained == run.parameters else f", of which it learns {run.trained:,}"
     console.print(f"[bold]{run.parameters:,}[/bold] parameters{learnt}", soft_wrap=True)
-    sizes = {"TP": parallel.tp, "CP": parallel.cp, "PP": parallel.pp, "VPP": parallel.vpp, "DP": run.copies}
-    layout = " × ".join(f"{name} {size}" for name, size in sizes.items() if size > 1) or "alone"
     ways = {"sequence parallel": parallel.sequence_parallel, "layers recomputed": config.recompute}
     precision = f"{config.precision}, FP8 {config.fp8}" if config.fp8 else config.precision
-    said = ", ".join([layout, precision, *(way for way, used in ways.items() if used)])
+    said = ", ".join([parallel.words(run.processes), precision, *(way for way, used in ways.items() if used)])
     console.print(f"{run.processes} process{'' if run.processes == 1 else 'es'}: {said}", soft_wrap=True)
     console.print(_table(run, config))
     most = "at most" if run.packs is None else "on average"

@@ -8,7 +8,6 @@ and pipeline-parallel peers each read and lay out the same packs.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -19,7 +18,7 @@ from nextflow_tokenize.shards.sample_format import Sample
 from megatron_nextflow.config.train import TrainConfig
 from megatron_nextflow.feeding.order import shuffled
 from megatron_nextflow.sequence.batch import LayoutBatch, join
-from megatron_nextflow.sequence.pack_layout import PackLayout, PackLayoutConfig, build_pack_layout, slots_of
+from megatron_nextflow.sequence.pack_layout import PackLayout, build_pack_layout
 from megatron_nextflow.sequence.vocabulary import Vocabulary
 
 
@@ -65,13 +64,7 @@ class Feed:
         self.consumed = consumed
         self.skip = set(skip)
         self.keys: list[str] = []
-        self.layout = PackLayoutConfig(
-            spatial_extent=config.model.rope_extent, scale_alpha=config.loss.alpha, predict_boi=config.loss.predict_boi
-        )
-        parallel = config.parallel
-        # Each process's part of a row is a multiple of `align`; under context parallelism it is two equal stretches.
-        part = config.data.align * parallel.cp * (parallel.tp if parallel.sequence_parallel else 1)
-        self.multiple = math.lcm(part, 2 * parallel.cp) if parallel.cp > 1 else part
+        self.multiple = config.parallel.row_multiple(config.data.align)
 
     def places(self) -> list[int]:
         """Places of the order that this process's copy takes of the next global batch."""
@@ -96,21 +89,17 @@ class Feed:
     def _lay_out(self, index: int) -> PackLayout:
         sample = self.packs.read(index)
         self.keys.append(sample.key)
-        model = self.config.model
+        model, loss = self.config.model, self.config.loss
         try:
             scales = max((len(image_grids(s)) for s in sample.segments if s["kind"] == "image"), default=0)
             if scales > model.max_scales:
                 raise ValueError(f"an image has {scales} scales, model.max_scales is {model.max_scales}")
-            slots = slots_of(sample.segments)
+            slots = sample.slots
             if slots > model.max_length:
                 raise ValueError(f"it takes {slots} slots, model.max_length is {model.max_length}; raise it or pack shorter")
-            if self.config.loss.responses_only and all(segment["loss"] for segment in sample.segments):
+            if loss.responses_only and all(segment["loss"] for segment in sample.segments):
                 raise ValueError("nothing in it is marked as given (loss: false), and loss.responses_only is set")
-            layout = build_pack_layout(
-                sample.segments, sample.text, sample.input, sample.target, self.vocabulary, slots, self.layout
-            )
+            arrays = (sample.text, sample.input, sample.target)
+            return build_pack_layout(sample.segments, *arrays, self.vocabulary, slots, model.rope_extent, loss)
         except ValueError as error:
             raise FeedError(f"pack {sample.key}: {error}") from error
-        if self.config.loss.vision_weight != 1.0:
-            layout.weights[layout.scale > 0] *= self.config.loss.vision_weight
-        return layout

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from nextflow_data.errors import RequestError
 from nextflow_tokenize.shards.manifest import ShardManifest, VisionTokenizerRecord
 from nextflow_tokenize.shards.reader import ShardSet
 from nextflow_tokenize.vision.identity import identity, load_codebook
@@ -23,7 +24,7 @@ from megatron_nextflow.runtime.agreement import of_all
 from megatron_nextflow.sequence.vocabulary import Vocabulary
 
 
-class InputError(ValueError):
+class InputError(RequestError):
     """A shard set or tokenizer that cannot be trained on."""
 
 
@@ -73,7 +74,7 @@ def open_inputs(config: TrainConfig) -> Inputs:
 def vocabulary_of(config: TrainConfig, folder: str, manifest: ShardManifest) -> Vocabulary:
     """The joint vocabulary of the shard set in `folder`.
 
-    Raises InputError where the set and the recipe do not fit, ValueError where the rows cannot be split over `parallel.tp`.
+    Raises InputError where the set and the recipe do not fit, ValueError where the rows cannot be split.
     """
     if not manifest.totals.samples:
         raise InputError(f"{folder} holds no packs; there is nothing to train on")
@@ -97,7 +98,7 @@ def vocabulary_of(config: TrainConfig, folder: str, manifest: ShardManifest) -> 
                     "the model would have another range of codes; correct the recipe, or name the shards it is meant for"
                 )
     vocabulary = Vocabulary(text=rows, codes=manifest.codebook_size)
-    vocabulary.require_split(config.parallel.tp)
+    config.parallel.check_rows(vocabulary.tables)
     return vocabulary
 
 

@@ -3,6 +3,10 @@
 The state of the feeding is then one number, resuming costs nothing however far the training is, and no epoch's order is ever
 held in memory (10⁹ packs would take 8 GB on every process). The cost: a few hashes a pack, some microseconds. numpy's own
 permutation is not used, because its stream may change from release to release and an order must outlive one.
+
+A step that crosses from one epoch into the next may take a pack twice, and one of more packs than there are always does
+(`FeedConfig.repeats`, which a training says at its start): a small set is worth training on, and the gradient is then that
+of the packs as often as they came.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from nextflow_tokenize.schedule import Grid, token_count
+from nextflow_tokenize.segments import image_slots
 from numpy.typing import NDArray
 
 from megatron_nextflow.config.generate import NO_PROMPT, GenerateConfig, GenerationError
@@ -25,7 +26,6 @@ from megatron_nextflow.generation.cost import Work
 from megatron_nextflow.generation.growing_document import GrowingDocument, Part
 from megatron_nextflow.generation.sampling import draw, guided
 from megatron_nextflow.model.nextflow import NextFlowModel
-from megatron_nextflow.sequence.pack_layout import PackLayoutConfig
 
 LONG_PROMPT = 256
 """Prompts of more slots are fed in passes of their own, so that no row is padded to them."""
@@ -64,7 +64,7 @@ def draw_images(
     prompts: Sequence[Sequence[Part]],
     schedule: tuple[Grid, ...],
     settings: GenerateConfig,
-    config: PackLayoutConfig,
+    extent: float,
     seeds: Sequence[int],
     on_scale: OnScale | None = None,
 ) -> tuple[list[NDArray[np.int64]], Work]:
@@ -77,11 +77,11 @@ def draw_images(
     capacity = max(sum(part.slots for part in prompt) for prompt in prompts) + token_count(schedule)
     cached = CachedModel(model, len(prompts) + len(guiding), capacity)
     rows = [
-        Row(r, GrowingDocument(prompt, model.vocabulary, config), torch.Generator(cached.device).manual_seed(seed))
+        Row(r, GrowingDocument(prompt, model.vocabulary, extent), torch.Generator(cached.device).manual_seed(seed))
         for r, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True))
     ]
     for place, r in enumerate(guiding, start=len(rows)):
-        rows[r].beside = (place, GrowingDocument([], model.vocabulary, config))
+        rows[r].beside = (place, GrowingDocument([], model.vocabulary, extent))
     codes = fill_images(cached, rows, schedule, settings, on_scale)
     return codes, cached.work
 
@@ -124,7 +124,7 @@ def continue_texts(
     most: int,
     words: Words,
     settings: GenerateConfig,
-    config: PackLayoutConfig,
+    extent: float,
     seeds: Sequence[int],
 ) -> tuple[list[list[int]], Work]:
     """Up to `most` text ids after each prompt, one a pass; and what they took.
@@ -137,7 +137,7 @@ def continue_texts(
     # The last token drawn is not fed.
     cached = CachedModel(model, len(prompts), max(lengths) + most - 1)
     rows = [
-        Row(r, GrowingDocument(prompt, model.vocabulary, config), torch.Generator(cached.device).manual_seed(seed))
+        Row(r, GrowingDocument(prompt, model.vocabulary, extent), torch.Generator(cached.device).manual_seed(seed))
         for r, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True))
     ]
     hidden: dict[int, torch.Tensor] = {}
@@ -176,7 +176,7 @@ def write_interleaved(
     prompt: Sequence[Part],
     schedule: tuple[Grid, ...],
     settings: GenerateConfig,
-    config: PackLayoutConfig,
+    extent: float,
     seed: int,
     words: Words,
     room: int,
@@ -187,10 +187,10 @@ def write_interleaved(
     on; an image that would not fit, or is one more than `max_images`, is not begun, for ⟨boi⟩ is then not drawn. Raises
     GenerationError for a prompt with nothing in it.
     """
-    document = GrowingDocument(prompt, model.vocabulary, config)
+    document = GrowingDocument(prompt, model.vocabulary, extent)
     if not document.slots:
         raise GenerationError(NO_PROMPT)
-    size, boi = token_count(schedule) + 1, model.vocabulary.boi
+    size, boi = image_slots(schedule), model.vocabulary.boi
     capacity = min(room, document.slots + settings.max_tokens + settings.max_images * size)
     cached = CachedModel(model, 2 if settings.guidance else 1, capacity)
     row = Row(0, document, torch.Generator(cached.device).manual_seed(seed))
@@ -214,7 +214,7 @@ def write_interleaved(
             written += 1
             continue
         if settings.guidance:
-            row.beside = (1, GrowingDocument([], model.vocabulary, config))
+            row.beside = (1, GrowingDocument([], model.vocabulary, extent))
             cached.cache.clear(1)
         fill_images(cached, [row], schedule, settings)
         images += 1

@@ -26,7 +26,6 @@ from megatron_nextflow.generation.growing_document import TextPart
 from megatron_nextflow.generation.prompt import PLACEHOLDER, parse_prompts
 from megatron_nextflow.generation.request import GenerationPlan, Job, Request, plan
 from megatron_nextflow.generation.results import Generation, Result, write_folder, write_png
-from megatron_nextflow.sequence.pack_layout import PackLayoutConfig
 
 if TYPE_CHECKING:
     from megatron_nextflow.checkpoint.format import CheckpointState
@@ -100,7 +99,7 @@ class _Run:
 
     def __init__(self, planned: GenerationPlan, model: NextFlowModel) -> None:
         self.plan, self.model = planned, model
-        self.layout = PackLayoutConfig(spatial_extent=planned.state.model.rope_extent)
+        self.extent = planned.state.model.rope_extent
         self.places = iter(planned.request.places)
         self.results: list[Result] = []
         self.work = Work()
@@ -119,7 +118,7 @@ class _Run:
                 self.previews.add(names, schedule, scale, codes)
 
         prompts, seeds = [self.plan.prompts[job.prompt] for job in jobs], [job.seed for job in jobs]
-        drawn, work = draw_images(self.model, prompts, schedule, self.plan.request.settings, self.layout, seeds, show)
+        drawn, work = draw_images(self.model, prompts, schedule, self.plan.request.settings, self.extent, seeds, show)
         for job, path, codes in zip(jobs, paths, drawn, strict=True):
             image, metadata = self.decode(codes, schedule), self.metadata(job)
             write_png(image, path, metadata)
@@ -133,7 +132,7 @@ class _Run:
         settings, text = self.plan.request.settings, self.plan.text
         prompts, seeds = [self.plan.prompts[job.prompt] for job in jobs], [job.seed for job in jobs]
         words = Words(text.vocab_size, text.eod_id)
-        found, work = continue_texts(self.model, prompts, settings.max_tokens, words, settings, self.layout, seeds)
+        found, work = continue_texts(self.model, prompts, settings.max_tokens, words, settings, self.extent, seeds)
         self.results += [Result(self.metadata(job), text=text.decode(ids)) for job, ids in zip(jobs, found, strict=True)]
         self.work += work
 
@@ -144,7 +143,7 @@ class _Run:
         text, pictures = self.plan.text, self.plan.pictures
         for job in jobs:
             written = write_interleaved(
-                self.model, self.plan.prompts[job.prompt], job.schedule, self.plan.request.settings, self.layout, job.seed,
+                self.model, self.plan.prompts[job.prompt], job.schedule, self.plan.request.settings, self.extent, job.seed,
                 Words(text.vocab_size, text.eod_id), self.plan.state.model.max_length,
             )  # fmt: skip
             pieces = tuple(

@@ -13,17 +13,16 @@ from typing import Any
 
 import numpy as np
 from nextflow_tokenize.schedule import Grid, schedule_of, token_count
-from nextflow_tokenize.segments import ImageSegment, Segment, TextSegment
+from nextflow_tokenize.segments import ImageSegment, Segment, TextSegment, image_slots
 from numpy.typing import NDArray
 
 from megatron_nextflow.config.generate import GenerationError
-from megatron_nextflow.sequence.pack_layout import (
-    ImageInput,
-    JointVocabulary,
-    PackLayout,
-    PackLayoutConfig,
-    build_pack_layout,
-)
+from megatron_nextflow.config.loss import LossConfig
+from megatron_nextflow.sequence.pack_layout import ImageInput, PackLayout, build_pack_layout
+from megatron_nextflow.sequence.vocabulary import Vocabulary
+
+_NOTHING_LEARNT = LossConfig()
+"""A document that is generated has no labels, so nothing of this is read into it."""
 
 
 @dataclass(frozen=True)
@@ -48,14 +47,17 @@ class ImagePart:
     @property
     def slots(self) -> int:
         """⟨boi⟩, the slots of scales from the second on, ⟨eoi⟩."""
-        return token_count(self.grids) + 1
+        return image_slots(self.grids)
 
 
 Part = TextPart | ImagePart
 
 
-def layout_of(parts: Sequence[Part], vocabulary: JointVocabulary, config: PackLayoutConfig) -> PackLayout:
-    """The pack layout of one document. Raises GenerationError for a schedule that no shard could name (`schedule_of`)."""
+def layout_of(parts: Sequence[Part], vocabulary: Vocabulary, extent: float) -> PackLayout:
+    """The pack layout of one document; `extent` as in `build_pack_layout`.
+
+    Raises GenerationError for a schedule that no shard could name (`schedule_of`).
+    """
     segments: list[Segment] = []
     for part in parts:
         if isinstance(part, TextPart):
@@ -67,7 +69,8 @@ def layout_of(parts: Sequence[Part], vocabulary: JointVocabulary, config: PackLa
         segments.append(ImageSegment(kind="image", doc="", sha256="", grid=list(last), scales=scales, loss=False))
     text = np.array([i for part in parts if isinstance(part, TextPart) for i in part.ids], np.int64)
     codes = np.concatenate([np.zeros(0, np.int64), *(part.codes for part in parts if isinstance(part, ImagePart))])
-    return build_pack_layout(segments, text, codes, codes, vocabulary, sum(part.slots for part in parts), config)
+    slots = sum(part.slots for part in parts)
+    return build_pack_layout(segments, text, codes, codes, vocabulary, slots, extent, _NOTHING_LEARNT)
 
 
 def window(layout: PackLayout, first: int, last: int, images: tuple[ImageInput, ...] = ()) -> PackLayout:
@@ -85,11 +88,11 @@ class GrowingDocument:
     What is new is asked for in windows, each to be fed before the next.
     """
 
-    def __init__(self, parts: Sequence[Part], vocabulary: JointVocabulary, config: PackLayoutConfig) -> None:
+    def __init__(self, parts: Sequence[Part], vocabulary: Vocabulary, extent: float) -> None:
         self.parts = list(parts)
         self.given = len(self.parts)
         self.fed = 0
-        self._vocabulary, self._config = vocabulary, config
+        self._vocabulary, self._extent = vocabulary, extent
         self._layout: PackLayout | None = None
         self._drawn: list[NDArray[np.int64]] = []
 
@@ -102,7 +105,7 @@ class GrowingDocument:
     def layout(self) -> PackLayout:
         """Of all parts; the codes of an image that is not finished are zeros."""
         if self._layout is None:
-            self._layout = layout_of(self.parts, self._vocabulary, self._config)
+            self._layout = layout_of(self.parts, self._vocabulary, self._extent)
         return self._layout
 
     def add(self, token: int) -> None:

@@ -43,7 +43,7 @@ class Prompt:
 
     @property
     def images(self) -> tuple[Path, ...]:
-        """In order."""
+        """The images' files, in the order in which the prompt has them."""
         return tuple(part for part in self.parts if isinstance(part, Path))
 
 

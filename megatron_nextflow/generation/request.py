@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nextflow_tokenize.documents.text_tokenizer import TextTokenizer
-from nextflow_tokenize.schedule import Grid, token_count
+from nextflow_tokenize.schedule import Grid
+from nextflow_tokenize.segments import image_slots
 from nextflow_tokenize.vision.identity import identity
 
 from megatron_nextflow.checkpoint.format import CheckpointState, read_manifest
@@ -161,7 +162,7 @@ def plan(request: Request) -> GenerationPlan:
     jobs = []
     for number, (prompt, parts) in enumerate(zip(request.prompts, prompts, strict=True)):
         schedule = () if request.out is None else _schedule(prompt, pictures, settings)
-        image = token_count(schedule) + 1
+        image = image_slots(schedule)
         ask = image if request.draws else settings.max_tokens
         if request.interleaved:
             ask = 1 + (image if settings.max_images else 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 FAILED = 1
 REFUSED = 2
-"""Input or configuration that cannot be trained on."""
+"""Input or configuration that cannot be trained on, known before the first step: trying again is no use."""
 DIVERGED = 3
 HUNG = 4
 LAUNCHER = "MEGATRON_NEXTFLOW_LAUNCHER"

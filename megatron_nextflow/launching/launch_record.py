@@ -15,6 +15,7 @@ import socket
 from pathlib import Path
 from typing import IO, Literal
 
+from nextflow_data.errors import RequestError
 from nextflow_data.section import Section
 from nextflow_data.whole_files import replace_file
 from pydantic import ValidationError
@@ -50,7 +51,7 @@ class LaunchRecord(Section):
     """The launcher's machine; for a Slurm job that has not begun, none."""
 
 
-class AlreadyRunning(ValueError):
+class AlreadyRunning(RequestError):
     """Another launcher is training into this folder."""
 
 

@@ -143,7 +143,8 @@ def _body(config: TrainConfig, after: Sequence[str]) -> list[str]:
         *end,
         "",
         "# Stopped before its last step: back into the queue, unless the job was cancelled (it is RUNNING no more).",
-        f'stopped() {{ grep -q \'"status": "stopped"\' "$output"/{RECORD}; }}',
+        # White space is no part of JSON's meaning, and no other key of the record is called so.
+        f'stopped() {{ [[ "$(tr -d "[:space:]" < "$output"/{RECORD})" == *\'"status":"stopped"\'* ]]; }}',
         'if { [ "$status" -eq 0 ] || [ "$status" -gt 128 ]; } && stopped; then',
         *(requeue if slurm.requeue else []),
         "    exit 0",

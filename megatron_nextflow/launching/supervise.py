@@ -15,15 +15,14 @@ from pathlib import Path
 from types import FrameType
 
 import psutil
-
-from megatron_nextflow.runtime.signal_handlers import Handlers
+from nextflow_data.signal_handlers import Handlers
 
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 """What asks to save and stop. SIGUSR1 is what a Slurm job's script can pass on: `srun` answers SIGTERM by killing."""
 
 
 class _Signals(Handlers):
-    """Takes what asks to stop while a training is at work and gives it back after; does nothing outside the main thread."""
+    """What asked a training to stop, and which of its processes were told."""
 
     def __init__(self) -> None:
         ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # nohup
@@ -33,7 +32,7 @@ class _Signals(Handlers):
         self._told: set[int] = set()
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """Remembers it, and whether it is a second Ctrl-C."""
+        """Remembers the signal, and whether it is a second Ctrl-C."""
         self.again = number == self.received == signal.SIGINT
         self.received = number
 

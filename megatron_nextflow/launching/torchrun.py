@@ -15,6 +15,7 @@ import signal
 import sys
 from pathlib import Path
 
+from nextflow_data.signal_handlers import ignore, swallow
 from torch.distributed import run
 from torch.distributed.elastic.multiprocessing.api import PContext
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
@@ -29,11 +30,9 @@ GRACE_SECONDS = 5
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the processes to their end; returns 0, or 1 where one of them failed."""
-    # A handler, because it goes when a process is started from here: ignoring would be inherited.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: None)
+    swallow(signal.SIGINT, signal.SIGTERM)  # the training processes, started from here, must hear them
     # Slurm's warning is for the launcher alone, and its default would end a process that gets it all the same.
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    ignore(signal.SIGUSR1)
     options = run.parse_args(arguments)
     options.signals_to_handle = "SIGQUIT"
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)

@@ -3,8 +3,9 @@
 Megatron draws a layer's values from its process's generator, so another number of pipeline stages is another model, and a
 layout can only be compared with another from a checkpoint. Here each parameter's *whole* value comes from a generator seeded
 with its name and the training's seed, and a process keeps the part that is its own. Names and parts are those of Megatron's
-distributed checkpoints, so they agree by construction. The cost: each process draws whole tensors, one at a time, which for
-the largest (the head) needs its full size in memory for a moment.
+distributed checkpoints, so they agree by construction. The cost: the processes of the first data-parallel copy each draw
+whole tensors, one at a time, of which tensor parallelism keeps a part: for the largest (the head) that needs its full size
+in memory for a moment.
 """
 
 from __future__ import annotations

@@ -52,7 +52,6 @@ def transformer_config(config: TrainConfig, precision: Precision | None = None) 
     if precision.fp8 and config.first_last_bf16:
         ends = {f"num_layers_at_{end}_in_bf16": config.first_last_bf16 for end in ("start", "end")}
         fp8 |= {"first_last_layers_bf16": True, **ends}
-    interleaved = parallel.vpp > 1
     recompute: dict[str, Any] = (
         {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
         if config.recompute
@@ -79,10 +78,7 @@ def transformer_config(config: TrainConfig, precision: Precision | None = None) 
         params_dtype=dtype,
         pipeline_dtype=dtype,
         bf16=dtype == torch.bfloat16,
-        tensor_model_parallel_size=parallel.tp,
-        pipeline_model_parallel_size=parallel.pp,
-        virtual_pipeline_model_parallel_size=parallel.vpp if interleaved else None,
-        context_parallel_size=parallel.cp,
+        **parallel.megatron(),
         sequence_parallel=parallel.sequence_parallel,
         calculate_per_token_loss=True,
         # Rows differ in length; Megatron allows that only beside this dispatcher, which no dense layer uses.
@@ -91,8 +87,8 @@ def transformer_config(config: TrainConfig, precision: Precision | None = None) 
         # On gloo, freeing a pipeline stage's output while it is still being sent gives random losses.
         deallocate_pipeline_outputs=False,
         # Two pipeline stages interleaved with batched sends are deterministically wrong on gloo, so these go together.
-        overlap_p2p_comm=interleaved,
-        batch_p2p_comm=not interleaved,
+        overlap_p2p_comm=parallel.interleaved,
+        batch_p2p_comm=not parallel.interleaved,
         batch_p2p_sync=False,
         gradient_accumulation_fusion=False,
         masked_softmax_fusion=False,

@@ -1,11 +1,12 @@
-"""The objective: cross-entropy over the joint vocabulary, weighted a slot, and its report by kind; logits never held whole.
+"""The objective: terms over the joint vocabulary, added up by label and reported by name; logits are never held whole.
 
-NextFlow (arXiv 2601.02204, §3) trains one head over text and codes with plain cross-entropy on indices, and weighs the codes
-by scale. Weights come with the layout; here they only multiply. At 180,000 ids the logits of one sequence would be the
-largest tensor of a training, so head and cross-entropy are one function that takes `chunk` labels at a time, and computes
-their gradients while their logits are at hand (§4: Liger's fused linear cross-entropy; this one is also vocabulary-parallel
-and skips slots that predict nothing). The cost: the head's gradient, added up in float32, lives from the forward pass to the
-backward pass in the head's own type, and the function cannot be differentiated twice.
+NextFlow (arXiv 2601.02204, §3) trains one head over text and codes with plain cross-entropy on indices. At 180,000 ids the
+logits of one sequence would be the largest tensor of a training, so head and objective are one function that takes `chunk`
+labels at a time, and computes their gradients while their logits are at hand (§4: Liger's fused linear cross-entropy; this
+one is also vocabulary-parallel and skips slots that predict nothing). What is made of a label's cross-entropy and of the
+softmax's normaliser is the terms' (`loss_terms`); both are all that a term sees. The cost: the head's gradient, added up in
+float32, lives from the forward pass to the backward pass in the head's own type, and the function cannot be differentiated
+twice.
 
 Megatron's schedules are given a sum and a count (`calculate_per_token_loss`), so the gradient is that of the sum divided by
 the whole global batch's count of labels, however the batch is cut up.
@@ -13,6 +14,7 @@ the whole global batch's count of labels, however the batch is cut up.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +22,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megatron_nextflow.config.loss import LossConfig
+from megatron_nextflow.loss_terms.term import Labels, LossTerm
 from megatron_nextflow.sequence.batch import LayoutBatch
 from megatron_nextflow.sequence.pack_layout import IGNORED
 
@@ -41,12 +45,22 @@ class HeadShare:
             dist.all_reduce(value, op=op, group=self.group)
 
 
-class _ChunkedCrossEntropy(torch.autograd.Function):
+class _ChunkedObjective(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, head: Tensor, labels: Tensor, weights: Tensor, share: HeadShare, chunk: int, train: bool
-    ) -> tuple[Tensor, Tensor]:
+        ctx: Any,
+        hidden: Tensor,
+        head: Tensor,
+        labels: Tensor,
+        weights: Tensor,
+        scale: Tensor,
+        share: HeadShare,
+        chunk: int,
+        terms: tuple[LossTerm, ...],
+        train: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         losses = torch.empty(labels.size(0), dtype=torch.float32, device=hidden.device)
+        added = torch.empty(len(terms), labels.size(0), dtype=torch.float32, device=hidden.device)
         want_hidden, want_head = (train and need for need in ctx.needs_input_grad[:2])
         hidden_grad = torch.empty_like(hidden) if want_hidden else None
         head_grad = torch.zeros_like(head, dtype=torch.float32) if want_head else None
@@ -66,55 +80,80 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             scores.exp_()
             sums = torch.stack([scores.sum(-1), target])
             share.reduce(sums)
-            losses[here] = sums[0].log() - sums[1]
+            log_sum = sums[0].log()
+            losses[here] = log_sum - sums[1]
+            seen = Labels(losses[here].clone(), log_sum + top, weights[here], scale[here])
+            added[:, here], by_loss, by_log_z = _values_and_slopes(terms, seen)
             if not (want_hidden or want_head):
                 continue
-            scores *= (weights[here] / sums[0]).unsqueeze(1)
-            scores.scatter_add_(1, own, -(weights[here] * mine).unsqueeze(1))
+            scores *= ((by_loss + by_log_z) / sums[0]).unsqueeze(1)
+            scores.scatter_add_(1, own, -(by_loss * mine).unsqueeze(1))
             errors = scores.to(head.dtype)
             if hidden_grad is not None:
                 torch.mm(errors, head, out=hidden_grad[here])
             if head_grad is not None:
                 head_grad += errors.t() @ states
         ctx.save_for_backward(hidden_grad, None if head_grad is None else head_grad.to(head.dtype))
-        ctx.mark_non_differentiable(losses)
-        return (losses * weights).sum(), losses
+        ctx.mark_non_differentiable(losses, added)
+        return added.sum(0).sum(), losses, added
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         factor = gradients[0]
         found = [None if saved is None else saved * factor.to(saved.dtype) for saved in ctx.saved_tensors]
-        return (*found, None, None, None, None, None)
+        return (*found, None, None, None, None, None, None, None)
 
 
-def cross_entropy(
-    hidden: Tensor, head: Tensor, labels: Tensor, weights: Tensor, share: HeadShare, chunk: int
-) -> tuple[Tensor, Tensor]:
-    """Σ weight · loss (float32, differentiable in `hidden` and `head`) and each label's own loss [n] float32, nats.
+def _values_and_slopes(terms: tuple[LossTerm, ...], labels: Labels) -> tuple[Tensor, Tensor, Tensor]:
+    """What each term adds [terms, n], and the derivatives of their sum by each label's `loss` and `log_z`, [n] each."""
+    inputs = (labels.loss.requires_grad_(), labels.log_z.requires_grad_())
+    with torch.enable_grad():
+        values = torch.stack([term.of_labels(labels) for term in terms])
+        by_loss, by_log_z = torch.autograd.grad(values.sum(), inputs, materialize_grads=True)
+    return values.detach(), by_loss, by_log_z
 
-    `hidden` [n, H], `head` [V/tp, H] this process's rows, `labels` [n] ids of the joint vocabulary, `weights` [n] float32.
-    Both results are the same on all processes of the share's group; the gradient of `hidden` is this process's summand of
-    it, so `hidden` must come out of Megatron's copy or gather to the group, which add the summands up. At most
-    `chunk` × V/tp logits exist at a time.
+
+def objective(
+    hidden: Tensor, head: Tensor, batch: LayoutBatch, share: HeadShare, max_scales: int, config: LossConfig
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Σ over terms and labels (float32, differentiable in `hidden` and `head`), the number of labels (int64), and totals.
+
+    `hidden` [L, B, H] for `batch`, `head` [V/tp, H] this process's rows. Results are the same on all processes of the
+    share's group; the gradient of `hidden` is this process's summand of it, so `hidden` must come out of Megatron's copy or
+    gather to the group, which add the summands up. At most `config.chunk` × V/tp logits exist at a time. The totals, scalars
+    float64 by the names of `total_names`: what each term added; by kind of label, plain cross-entropy in nats and how many
+    labels there were. Raises IndexError where the batch has more scales than `max_scales`.
     """
-    total, losses = _ChunkedCrossEntropy.apply(hidden, head, labels, weights, share, chunk, torch.is_grad_enabled())
-    return total, losses
-
-
-def weighted_loss(
-    hidden: Tensor, head: Tensor, batch: LayoutBatch, share: HeadShare, kinds: int, chunk: int = 1024
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Σ weight · loss (differentiable), the number of labels (int64), and by kind [kinds, 2] float64 (Σ loss, labels).
-
-    `hidden` [L, B, H] for `batch`; `head`, `share` and `chunk` as in `cross_entropy`. Kind 0 is text, kind k the codes of
-    scale k; losses by kind are not weighted. `kinds` − 1 is the largest scale that can occur.
-    """
+    terms = config.all_terms()
     counted = batch.labels != IGNORED
-    labels, scale = batch.labels[counted], batch.scale[counted]
-    total, losses = cross_entropy(hidden.transpose(0, 1)[counted], head, labels, batch.weights[counted], share, chunk)
+    labels, weights, scale = batch.labels[counted], batch.weights[counted], batch.scale[counted]
+    total, losses, added = _ChunkedObjective.apply(
+        hidden.transpose(0, 1)[counted],
+        head,
+        labels,
+        weights,
+        scale,
+        share,
+        config.chunk,
+        tuple(terms.values()),
+        torch.is_grad_enabled(),
+    )
     entries = torch.stack([losses, torch.ones_like(losses)], dim=-1).double()
-    by_kind = entries.new_zeros(kinds, 2).index_add_(0, scale, entries)
-    return total, counted.sum(), by_kind
+    by_kind = entries.new_zeros(max_scales + 1, 2).index_add_(0, scale, entries)
+    values = torch.cat([added.double().sum(1), by_kind.flatten()])
+    return total, counted.sum(), dict(zip(total_names(terms, max_scales), values.unbind(), strict=True))
+
+
+def kinds(max_scales: int) -> list[str]:
+    """Kinds of labels: text, and the codes of each scale."""
+    return ["text", *(f"image/{scale}" for scale in range(1, max_scales + 1))]
+
+
+def total_names(terms: Mapping[str, LossTerm], max_scales: int) -> list[str]:
+    """Names of what `objective` counts: "term/NAME", then for each kind "nats/KIND" and "labels/KIND"."""
+    return [f"term/{name}" for name in terms] + [
+        f"{what}/{kind}" for kind in kinds(max_scales) for what in ("nats", "labels")
+    ]
 
 
 def logits_bytes(slots: int, head_rows: int, chunk: int) -> tuple[int, int]:

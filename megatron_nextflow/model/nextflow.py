@@ -17,11 +17,12 @@ from megatron.core.transformer.transformer_block import TransformerBlock
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
+from megatron_nextflow.config.loss import LossConfig
 from megatron_nextflow.config.model import ModelConfig
 from megatron_nextflow.model.attention import BlockRangeParams
 from megatron_nextflow.model.embedding import NextFlowEmbedding
 from megatron_nextflow.model.layer_spec import block_spec
-from megatron_nextflow.model.loss import HeadShare, weighted_loss
+from megatron_nextflow.model.loss import HeadShare, objective
 from megatron_nextflow.model.rope import MultiScaleRotary
 from megatron_nextflow.sequence.batch import LayoutBatch
 from megatron_nextflow.sequence.vocabulary import Vocabulary
@@ -50,7 +51,7 @@ class NextFlowModel(LanguageModule):
         self.post_process = parallel_state.is_pipeline_last_stage(**stage)
         self.model_type = ModelType.encoder_or_decoder
         self.share_embeddings_and_output_weights = False
-        self.kinds = model.max_scales + 1
+        self.max_scales = model.max_scales
         if self.pre_process:
             self.embedding = NextFlowEmbedding(config, model, vocabulary, codebook)
         self.rotary = MultiScaleRotary(model.head_dim, model.rope_theta, model.sections)
@@ -84,13 +85,13 @@ class NextFlowModel(LanguageModule):
         ranges: BlockRangeParams,
         *,
         hidden: Tensor | None = None,
-        chunk: int | None = None,
+        loss: LossConfig | None = None,
         **block: Any,
     ) -> Any:
         """Hidden states [L, B, H], or on the last pipeline stage logits [L, B, V/tp], padding rows at −∞.
 
-        With `chunk` the last stage gives the objective of the batch instead, a triple as `loss.weighted_loss` has it, with
-        the logits of `chunk` labels at a time. `hidden`, where given, takes the place of the embedded batch. `block` goes to
+        With `loss` the last stage gives the objective of the batch instead, a triple as `loss.objective` has it. `hidden`,
+        where given, takes the place of the embedded batch. `block` goes to
         the transformer block as it is. L is the batch's, over tp under sequence parallelism except for logits.
         """
         if hidden is None and self.pre_process:
@@ -104,12 +105,12 @@ class NextFlowModel(LanguageModule):
         )
         if not self.post_process:
             return hidden
-        if chunk is not None:
-            return self._objective(hidden, batch, chunk)
+        if loss is not None:
+            return self._objective(hidden, batch, loss)
         logits, _ = self.output_layer(hidden)
         return self._mask_padding(logits)
 
-    def _objective(self, hidden: Tensor, batch: LayoutBatch, chunk: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _objective(self, hidden: Tensor, batch: LayoutBatch, loss: LossConfig) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         group = self.pg_collection.tp
         if self.config.sequence_parallel:
             hidden = tensor_parallel.gather_from_sequence_parallel_region(
@@ -119,7 +120,7 @@ class NextFlowModel(LanguageModule):
             hidden = tensor_parallel.copy_to_tensor_model_parallel_region(hidden, group=group)
         head = self.output_layer.weight
         share = HeadShare(self.vocabulary.size, head.shape[0] * group.rank(), group)
-        return weighted_loss(hidden, head, batch, share, self.kinds, chunk)
+        return objective(hidden, head, batch, share, self.max_scales, loss)
 
     def _mask_padding(self, logits: Tensor) -> Tensor:
         """Padding rows of the head get no probability and no gradient."""

@@ -7,12 +7,12 @@ recipe with a named FP8 recipe cannot be tried on a CPU.
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
+from megatron_nextflow.config import installed
 from megatron_nextflow.config.train import TrainConfig
 
 _NEEDS = {"tensorwise": (8, 9), "delayed": (8, 9), "blockwise": (9, 0)}
@@ -51,7 +51,7 @@ def _missing(recipe: str, device: torch.device) -> str | None:
     """Why an FP8 recipe cannot be had on `device`, or None."""
     if device.type != "cuda":
         return "it needs an NVIDIA GPU"
-    if importlib.util.find_spec("transformer_engine") is None:
+    if not installed.transformer_engine():
         return "Transformer Engine is not installed (pip install 'megatron-nextflow[gpu]')"
     found, needed = torch.cuda.get_device_capability(device), _NEEDS[recipe]
     if found < needed:

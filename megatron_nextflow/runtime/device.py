@@ -1,10 +1,12 @@
-"""The one place that knows whether there is a GPU, and the trainer's only global state.
+"""Where the device is chosen, and the trainer's only global state: what megatron-core is told that is not so.
 
-On a GPU nothing is changed but the optimizer, where Transformer Engine is missing. On a CPU, megatron-core asks torch.cuda
-for devices, streams and generators in dozens of places though its mathematics runs anywhere; rather than fork it, `setup`
-makes those few questions answer for the CPU and turns a request for a CUDA tensor into one for a CPU tensor, in this process
-only. The cost: about a millisecond a step, and that `setup` must run before anything imports megatron.core. Everything else
-in the package is written once, for both.
+On a GPU that is little: while it is imported wandb is not there (`_absent`), and where neither Transformer Engine nor Apex
+is, it is given an Adam of ours in their place, because it cannot checkpoint torch's (`runtime.adam`). Nothing else of it is
+changed, and its answers about the machine are true. On a CPU, megatron-core asks torch.cuda for devices, streams and
+generators in dozens of places though its mathematics runs anywhere; rather than fork it, `setup` makes those few questions
+answer for the CPU and turns a request for a CUDA tensor into one for a CPU tensor, in this process only. The cost: about a
+millisecond a step, and that `setup` must run before anything imports megatron.core. The rest of the package is written once,
+for both; what differs by device (the attention's kernel, FP8, a peak to compare with) asks the device that it is given.
 """
 
 from __future__ import annotations

@@ -7,8 +7,7 @@ from types import FrameType
 
 import torch
 import torch.distributed as dist
-
-from megatron_nextflow.runtime.signal_handlers import Handlers
+from nextflow_data.signal_handlers import Handlers
 
 
 class Stop(Handlers):
@@ -19,7 +18,7 @@ class Stop(Handlers):
         self.signal = 0
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """Remembers it."""
+        """Remembers the signal; the loop asks about it before each step."""
         self.signal = number
 
     def anywhere(self, device: torch.device) -> bool:

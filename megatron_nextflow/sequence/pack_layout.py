@@ -18,45 +18,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
-from typing import Protocol
 
 import numpy as np
-from nextflow_data.section import Section
 from nextflow_tokenize.schedule import Grid, token_count
 from nextflow_tokenize.segments import Segment, image_grids
 from numpy.typing import NDArray
-from pydantic import Field
+
+from megatron_nextflow.config.loss import LossConfig
+from megatron_nextflow.sequence.vocabulary import Vocabulary
 
 IGNORED = -100
 """Label of a slot that predicts nothing."""
-
-
-class JointVocabulary(Protocol):
-    """What the layout needs to know of the joint vocabulary: text ids, then ⟨boi⟩, ⟨eoi⟩, then the image codes."""
-
-    @property
-    def boi(self) -> int: ...
-    @property
-    def eoi(self) -> int: ...
-    @property
-    def code_offset(self) -> int: ...
-    @property
-    def size(self) -> int: ...
-
-
-class PackLayoutConfig(Section):
-    """What the paper leaves open about the layout, or lets vary by training stage."""
-
-    spatial_extent: float = Field(default=64.0, gt=0)
-    """C of the paper's equation 1, unpublished. 64 is our choice: at the 1024 level neighbouring tokens are then one
-    position apart, the spacing of image positions that Qwen2.5-VL was pre-trained with."""
-
-    scale_alpha: float = Field(default=0.0, ge=0)
-    """α of the scale weight 1/(h·w)^α. 0 weighs all codes alike; the paper uses 0.9 from its 512 stage on."""
-
-    predict_boi: bool = True
-    """Whether the text token before an image is trained to predict ⟨boi⟩. Our choice: without it a model can draw an image
-    when told to, but never begin one within interleaved output. ⟨eoi⟩ before another image predicts nothing either way."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +46,8 @@ class PackLayout:
 
     token_ids [L] int64: joint-vocabulary ids; 0 where `is_vision` (the codebook vectors take that place) and in padding.
     labels [L] int64: joint-vocabulary id to predict, or IGNORED. weights [L] float32: 1 for text labels; a scale's weight
-    for image labels, such that an image's weights sum to its number of codes; 0 where the label is IGNORED.
+    for image labels, such that an image's weights sum to its number of codes, times `vision_weight`; 0 where the label is
+    IGNORED.
     scale [L] int64: the scale whose codes the slot predicts: 1 at ⟨boi⟩, k at the slots of scale k, 0 anywhere else.
     num_scales [L] int64: K at those same slots, else 0.
     positions [3, L] float32: (scale or time, row, column). visible [2, L] int32: first visible slot, one past the last.
@@ -148,17 +121,19 @@ def build_pack_layout(
     text: NDArray[np.integer],
     input_codes: NDArray[np.integer],
     target_codes: NDArray[np.integer],
-    vocabulary: JointVocabulary,
+    vocabulary: Vocabulary,
     length: int,
-    config: PackLayoutConfig | None = None,
+    extent: float,
+    loss: LossConfig,
 ) -> PackLayout:
     """The layout of one pack in a sequence of `length` slots, padded at the end.
+
+    `extent`: C of the paper's equation 1 (`ModelConfig.rope_extent`). `loss`: what labels weigh.
 
     `text`, `input_codes` and `target_codes` are the sample's flat arrays, as the shard has them. Consecutive segments of one
     `doc` are one document: positions restart and nothing is visible across its border. A label counts where the segment that
     holds the predicted token has `loss`. Raises ValueError where segments, arrays, vocabulary or length do not fit together.
     """
-    config = config or PackLayoutConfig()
     _check(segments, text, input_codes, target_codes, vocabulary)
     layout = empty_layout(length)
     slot = text_at = code_at = 0
@@ -186,12 +161,12 @@ def build_pack_layout(
             n = token_count(grids)
             end = _room(slot + n + 1, length)
             codes = slice(code_at, code_at + n)
-            template = _template(grids, config.spatial_extent, config.scale_alpha)
+            template = _template(grids, extent, loss.alpha)
             _place_image(layout, slot, end, position, template, vocabulary)
             if segment["loss"]:
                 layout.labels[slot : end - 1] = target_codes[codes].astype(np.int64) + vocabulary.code_offset
-                layout.weights[slot:end] = template.weights
-                if config.predict_boi and same_document and previous is not None and previous["kind"] == "text":
+                layout.weights[slot:end] = template.weights * loss.vision_weight
+                if loss.predict_boi and same_document and previous is not None and previous["kind"] == "text":
                     layout.labels[slot - 1] = vocabulary.boi
                     layout.weights[slot - 1] = 1.0
             images.append(ImageInput(grids, input_codes[codes].astype(np.int64), slot))
@@ -203,17 +178,12 @@ def build_pack_layout(
     return replace(layout, images=tuple(images), used=slot)
 
 
-def slots_of(segments: Sequence[Segment]) -> int:
-    """Slots that a pack takes: its text tokens, and for each image ⟨boi⟩, its scales from the second on, ⟨eoi⟩."""
-    return sum(s["tokens"] if s["kind"] == "text" else token_count(image_grids(s)) + 1 for s in segments)
-
-
 def _check(
     segments: Sequence[Segment],
     text: NDArray[np.integer],
     input_codes: NDArray[np.integer],
     target_codes: NDArray[np.integer],
-    vocabulary: JointVocabulary,
+    vocabulary: Vocabulary,
 ) -> None:
     tokens = sum(s["tokens"] for s in segments if s["kind"] == "text")
     codes = sum(token_count(image_grids(s)) for s in segments if s["kind"] == "image")
@@ -252,7 +222,7 @@ def _room(end: int, length: int) -> int:
 
 
 def _place_image(
-    layout: PackLayout, slot: int, end: int, position: int, template: _Template, vocabulary: JointVocabulary
+    layout: PackLayout, slot: int, end: int, position: int, template: _Template, vocabulary: Vocabulary
 ) -> None:
     here, inner = slice(slot, end), slice(slot + 1, end - 1)
     layout.token_ids[slot], layout.token_ids[end - 1] = vocabulary.boi, vocabulary.eoi

@@ -61,8 +61,7 @@ class Vocabulary:
         """Rows of the input embedding."""
         return -(-self.words // self.multiple) * self.multiple
 
-    def require_split(self, tp: int) -> None:
-        """Raises ValueError where the rows of the head or of the input embedding cannot be split over `tp` processes."""
-        for name, rows in (("output head", self.padded), ("input embedding", self.padded_words)):
-            if rows % tp:
-                raise ValueError(f"the {name}'s {rows} rows are not divisible by parallel.tp {tp}: take a power of two")
+    @property
+    def tables(self) -> dict[str, int]:
+        """Rows of what tensor-parallel processes split, by name."""
+        return {"output head": self.padded, "input embedding": self.padded_words}

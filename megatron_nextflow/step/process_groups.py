@@ -17,18 +17,11 @@ def start_parallel(config: TrainConfig) -> None:
 
     Groups of the same one are used again.
     """
-    parallel = config.parallel
-    layout = (parallel.tp, parallel.pp, parallel.vpp if parallel.vpp > 1 else None, parallel.cp)
-    if parallel_state.model_parallel_is_initialized() and _layout() != layout:
+    sizes = config.parallel.megatron()
+    if parallel_state.model_parallel_is_initialized() and _sizes() != sizes:
         stop_parallel()
     if not parallel_state.model_parallel_is_initialized():
-        parallel_state.initialize_model_parallel(
-            parallel.tp,
-            parallel.pp,
-            layout[2],
-            context_parallel_size=parallel.cp,
-            distributed_timeout_minutes=config.health.timeout_minutes,
-        )
+        parallel_state.initialize_model_parallel(**sizes, distributed_timeout_minutes=config.health.timeout_minutes)
     model_parallel_cuda_manual_seed(config.model.seed)
 
 
@@ -41,10 +34,11 @@ def stop_parallel() -> None:
             dist.destroy_process_group(group)
 
 
-def _layout() -> tuple[int, int, int | None, int]:
-    return (
-        parallel_state.get_tensor_model_parallel_world_size(),
-        parallel_state.get_pipeline_model_parallel_world_size(),
-        parallel_state.get_virtual_pipeline_model_parallel_world_size(),
-        parallel_state.get_context_parallel_world_size(),
-    )
+def _sizes() -> dict[str, int | None]:
+    """As `ParallelConfig.megatron` has them, of the groups there are."""
+    return {
+        "tensor_model_parallel_size": parallel_state.get_tensor_model_parallel_world_size(),
+        "pipeline_model_parallel_size": parallel_state.get_pipeline_model_parallel_world_size(),
+        "virtual_pipeline_model_parallel_size": parallel_state.get_virtual_pipeline_model_parallel_world_size(),
+        "context_parallel_size": parallel_state.get_context_parallel_world_size(),
+    }

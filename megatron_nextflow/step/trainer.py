@@ -31,6 +31,7 @@ from megatron_nextflow.config.train import TrainConfig
 from megatron_nextflow.model.attention import BlockRangeParams
 from megatron_nextflow.model.initialise import initialise
 from megatron_nextflow.model.layer_spec import transformer_config
+from megatron_nextflow.model.loss import kinds, total_names
 from megatron_nextflow.model.nextflow import NextFlowModel
 from megatron_nextflow.model.precision import precision_of
 from megatron_nextflow.sequence.batch import LayoutBatch
@@ -47,33 +48,37 @@ class DivergedError(RuntimeError):
 class StepReport:
     """What one step measured over the whole global batch.
 
-    `loss`: the weighted objective, nats a predicted token. `by_kind`: plain cross-entropy, nats a token, by "text" and
-    "image/1", "image/2", … (scale); kinds that the batch did not hold are absent. `tokens`: slots that are not padding;
-    `labels`: how many of them predict something; `pairs`: how many slots they see, in sum.
+    `loss`: the objective a predicted token, and `terms` what of it is each term's, by name. `by_kind`: plain cross-entropy,
+    nats a token, by "text" and "image/1", "image/2", … (scale); kinds that the batch did not hold are absent. `tokens`:
+    slots that are not padding; `labels`: how many of them predict something; `pairs`: how many slots they see, in sum.
     """
 
     loss: float
     tokens: int
     labels: int
     pairs: int
+    terms: dict[str, float]
     by_kind: dict[str, float]
 
 
 class Trainer:
-    """The model, its optimizer and its schedule, on this process. Weights are the initial ones until a checkpoint is loaded.
+    """The model, its optimizer and its schedule, on this process.
 
-    `codebook` [V, D] float32. `chunks` are the parts of the model on this process, one unless stages are interleaved;
-    `stages` are the same within Megatron's data-parallel wrapper. `precision` says in words what is computed in. Raises
-    ValueError where the recipe's FP8 cannot be had.
+    `codebook` [V, D] float32. `draw`: whether weights are the initial ones; without, they are anything until a checkpoint
+    fills them. Only the first data-parallel copy draws, the others are sent what it drew. `chunks` are the parts of the
+    model on this process, one unless stages are interleaved; `stages` are the same within Megatron's data-parallel wrapper.
+    `precision` says in words what is computed in. Raises ValueError where the recipe's FP8 cannot be had.
     """
 
-    def __init__(self, config: TrainConfig, vocabulary: Vocabulary, codebook: Tensor, device: torch.device) -> None:
+    def __init__(
+        self, config: TrainConfig, vocabulary: Vocabulary, codebook: Tensor, device: torch.device, draw: bool = True
+    ) -> None:
         self.config = config
         self.device = device
         precision = precision_of(config, device)
         self.precision = precision.words
         self.megatron_config = transformer_config(config, precision)
-        interleaved = config.parallel.vpp > 1
+        interleaved = config.parallel.interleaved
         self.chunks = [
             NextFlowModel(self.megatron_config, config.model, vocabulary, codebook, number if interleaved else None)
             for number in range(config.parallel.vpp)
@@ -85,8 +90,10 @@ class Trainer:
             overlap_grad_reduce=config.parallel.overlap_grad_reduce,
         )
         self.stages: list[DistributedDataParallel] = []
+        first_copy = parallel_state.get_data_parallel_rank(with_context_parallel=True) == 0
         for chunk in self.chunks:
-            initialise(chunk.sharded_state_dict(), config.model)
+            if draw and first_copy:
+                initialise(chunk.sharded_state_dict(), config.model)
             chunk.to(device)
             if config.trainable == "connector_and_head":
                 for name, parameter in chunk.named_parameters():
@@ -94,7 +101,8 @@ class Trainer:
             stage: torch.nn.Module = Float16Module(self.megatron_config, chunk) if bf16 else chunk
             bucketing = {"disable_bucketing": bool(self.stages)}
             self.stages.append(DistributedDataParallel(self.megatron_config, ddp, stage, **bucketing))
-            self.stages[-1].broadcast_params()
+            if draw:
+                self.stages[-1].broadcast_params()
         optimizer = config.optimizer
         self.optimizer = get_megatron_optimizer(
             OptimizerConfig(
@@ -137,7 +145,8 @@ class Trainer:
             quiet = [stage.no_sync for stage in self.stages]
             self.megatron_config.no_sync_func = quiet if interleaved else quiet[0]
         self.schedule = get_forward_backward_func()
-        self.kinds = config.model.max_scales + 1
+        self.terms, self.kinds = config.loss.all_terms(), kinds(config.model.max_scales)
+        self.totals = ["loss", "labels", "tokens", "pairs", *total_names(self.terms, config.model.max_scales)]
         self.micro_batches = config.data.global_batch_size // (
             config.data.micro_batch_size * parallel_state.get_data_parallel_world_size()
         )
@@ -157,7 +166,7 @@ class Trainer:
 
     @property
     def learning_rate(self) -> float:
-        """Of the step last taken."""
+        """The rate that the last step was taken with."""
         return float(self.optimizer.param_groups[0]["lr"])
 
     @property
@@ -230,26 +239,34 @@ class Trainer:
 
     def _forward(self, batches: Iterator[tuple[LayoutBatch, BlockRangeParams]], stage: Any) -> tuple[Any, Any]:
         batch, ranges = next(batches)
-        return stage(batch=batch, ranges=ranges, chunk=self.config.loss.chunk), partial(self._loss, batch)
+        return stage(batch=batch, ranges=ranges, loss=self.config.loss), partial(self._loss, batch)
 
-    def _loss(self, batch: LayoutBatch, output: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        loss, labels, by_kind = output
-        # The schedule divides the loss it is given in place, so the report holds a copy.
+    def _loss(
+        self, batch: LayoutBatch, output: tuple[Tensor, Tensor, dict[str, Tensor]]
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        loss, labels, totals = output
         sizes = torch.tensor([batch.used, batch.pairs], device=loss.device, dtype=torch.float64)
-        totals = torch.stack([loss.detach().double().clone(), labels.double(), *sizes])
-        return loss, labels.int(), torch.cat([totals, by_kind.flatten()])
+        # The schedule divides the loss it is given in place, so the report holds a copy.
+        counts = {"loss": loss.detach().double().clone(), "labels": labels.double(), "tokens": sizes[0], "pairs": sizes[1]}
+        return loss, labels.int(), counts | totals
 
-    def _reduce(self, reports: list[Tensor]) -> StepReport:
+    def _reduce(self, reports: list[dict[str, Tensor]]) -> StepReport:
+        """What the micro-batches of all processes counted, added up by name."""
         if parallel_state.is_pipeline_last_stage(ignore_virtual=True):
-            total = torch.stack(reports).sum(0)
-            dist.all_reduce(total, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
+            packed = torch.stack([torch.stack([report[name] for name in self.totals]) for report in reports]).sum(0)
+            dist.all_reduce(packed, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
         else:
-            total = torch.empty(4 + 2 * self.kinds, dtype=torch.float64, device=self.device)
-        if self.config.parallel.pp > 1:
+            packed = torch.empty(len(self.totals), dtype=torch.float64, device=self.device)
+        if parallel_state.get_pipeline_model_parallel_world_size() > 1:
             last = parallel_state.get_pipeline_model_parallel_last_rank()
-            dist.broadcast(total, last, group=parallel_state.get_pipeline_model_parallel_group())
-        loss, labels, tokens, pairs, *flat = total.tolist()
-        names = ["text", *(f"image/{k}" for k in range(1, self.kinds))]
-        sums = zip(names, flat[::2], flat[1::2], strict=True)
-        by_kind = {name: s / n for name, s, n in sums if n}
-        return StepReport(loss / max(labels, 1.0), int(tokens), int(labels), int(pairs), by_kind)
+            dist.broadcast(packed, last, group=parallel_state.get_pipeline_model_parallel_group())
+        total = dict(zip(self.totals, packed.tolist(), strict=True))
+        labels = max(total["labels"], 1.0)
+        return StepReport(
+            loss=total["loss"] / labels,
+            tokens=int(total["tokens"]),
+            labels=int(total["labels"]),
+            pairs=int(total["pairs"]),
+            terms={name: total[f"term/{name}"] / labels for name in self.terms},
+            by_kind={kind: total[f"nats/{kind}"] / n for kind in self.kinds if (n := total[f"labels/{kind}"])},
+        )

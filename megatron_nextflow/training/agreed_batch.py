@@ -26,7 +26,8 @@ class UnreadableError(OSError):
 
 @dataclass(frozen=True)
 class Trouble:
-    """Why there is no batch: packs (`keys`, as far as they are known) that are no use, or what the next would meet too."""
+    """Why there is no batch: packs of it (`keys`, as far as they are known) cannot be used; or, where `lasting`, the shards
+    cannot be read and the next batch would fail too."""
 
     reason: str
     keys: tuple[str, ...] = ()

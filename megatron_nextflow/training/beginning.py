@@ -5,6 +5,9 @@ differs, because the place in the data or the codes would mean something else. A
 the same tokenizers, and a model in which they mean the same. Only the number of scales may differ, because a stage of higher
 resolution has more of them: rows of the scale embedding that the weights lack begin as copies of their last one, the scale
 nearest to them (our choice; NextFlow does not say). The cost: those scales have to be told apart anew.
+
+Where it begins is found before the model is built (`find_origin`), so that no initial values are drawn for weights that a
+checkpoint overwrites, and what does not fit is refused sooner.
 """
 
 from __future__ import annotations
@@ -32,6 +35,17 @@ _TOLD = ("rope_extent", "max_length", "train_codebook")
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Where a training begins, checked but not read: `fresh` is its state at step 0, `checkpoint` where its weights are and
+    what they are, None where initial ones are drawn; `resumed` where that is one of its own; `said` is for people."""
+
+    fresh: CheckpointState
+    checkpoint: tuple[Path, CheckpointManifest] | None = None
+    resumed: bool = False
+    said: str = ""
+
+
+@dataclass(frozen=True)
 class Beginning:
     """`state` is what the training goes on from, that of a checkpoint of its own where `resumed`; `said` tells what it
     has of another training, or what was changed since the checkpoint, and is "" where there is nothing to tell."""
@@ -41,10 +55,10 @@ class Beginning:
     said: str = ""
 
 
-def begin(config: TrainConfig, trainer: Trainer, source: inputs.Inputs) -> Beginning:
-    """Fills the trainer from the training's latest checkpoint, else from `init_from`, else leaves it at its initial weights.
+def find_origin(config: TrainConfig, source: inputs.Inputs) -> Origin:
+    """The training's latest checkpoint, else `init_from`, else nothing.
 
-    Every process must call this. Raises CheckpointError where a checkpoint is damaged or does not belong to this training.
+    Every process must call this. Raises CheckpointError where a checkpoint does not belong to this training.
     """
     fresh = CheckpointState(
         step=0,
@@ -63,11 +77,35 @@ def begin(config: TrainConfig, trainer: Trainer, source: inputs.Inputs) -> Begin
     if found is not None:
         if not config.resume:
             raise CheckpointError(f"{found[0]} exists and resume is false; choose another output folder or remove it")
-        state = _go_on(*found, fresh, source.manifest, trainer)
-        return Beginning(state, resumed=True, said=_changed(found[1].state.run, trainer))
-    said = [_inherit(config.init_from, fresh, trainer)] if config.init_from is not None else []
-    said.append(inputs.packed_for_another(config, source.packs.manifest))
-    return Beginning(fresh, said="\n".join(line for line in said if line))
+        _require_same_training(*found, fresh, source.manifest)
+        return Origin(fresh, found, resumed=True)
+    said = inputs.packed_for_another(config, source.packs.manifest)
+    if config.init_from is None:
+        return Origin(fresh, said=said)
+    path = config.init_from
+    given = in_force(lambda: path if (path / training_folder.MANIFEST).is_file() else training_folder.latest(path))
+    if given is None:
+        raise CheckpointError(f"init_from: {path} holds no checkpoint")
+    _require_tokenizers(given[0], given[1].state, fresh)
+    _require_same_model(given[0], given[1].state.model, fresh.model)
+    return Origin(fresh, given, said=said)
+
+
+def begin(origin: Origin, trainer: Trainer) -> Beginning:
+    """Fills the trainer from the checkpoint found, whole; without one it stays at its initial weights.
+
+    Every process must call this. Raises CheckpointError where the checkpoint is damaged.
+    """
+    fresh = origin.fresh
+    if origin.checkpoint is None:
+        return Beginning(fresh, said=origin.said)
+    path, manifest = origin.checkpoint
+    if not origin.resumed:
+        said = (_inherit(path, manifest, fresh, trainer), origin.said)
+        return Beginning(fresh, said="\n".join(line for line in said if line))
+    load(trainer, path, manifest)
+    kept = {name: getattr(manifest.state, name) for name in ("step", "consumed", "skipped", "losses")}
+    return Beginning(fresh.model_copy(update=kept), resumed=True, said=_changed(manifest.state.run, trainer))
 
 
 def _own(output: Path) -> Path | None:
@@ -90,9 +128,7 @@ def _changed(before: RunRecord | None, trainer: Trainer) -> str:
     return f"changed since the checkpoint: {', '.join(changed)}" if changed else ""
 
 
-def _go_on(
-    path: Path, manifest: CheckpointManifest, fresh: CheckpointState, set_manifest: str, trainer: Trainer
-) -> CheckpointState:
+def _require_same_training(path: Path, manifest: CheckpointManifest, fresh: CheckpointState, set_manifest: str) -> None:
     old = manifest.state
     if old.shards == set_manifest:  # as checkpoints named a set before it had an identity
         old = old.model_copy(update={"shards": fresh.shards})
@@ -109,25 +145,16 @@ def _go_on(
                 f"checkpoint {path} was trained with {name} {before}, this training has {now}: {why}; train into another "
                 f"output folder, with init_from: {path} to begin from these weights"
             )
-    load(trainer, path, manifest)
-    kept = {name: getattr(old, name) for name in ("step", "consumed", "skipped", "losses")}
-    return fresh.model_copy(update=kept)
 
 
-def _inherit(path: Path, fresh: CheckpointState, trainer: Trainer) -> str:
+def _inherit(path: Path, manifest: CheckpointManifest, fresh: CheckpointState, trainer: Trainer) -> str:
     """Fill the model with another training's weights; says what came from where."""
-    given = in_force(lambda: path if (path / training_folder.MANIFEST).is_file() else training_folder.latest(path))
-    if given is None:
-        raise CheckpointError(f"init_from: {path} holds no checkpoint")
-    found, manifest = given
     old, new = manifest.state.model, fresh.model
-    _require_tokenizers(found, manifest.state, fresh)
-    _require_same_model(found, old, new)
-    _load_weights(trainer, found, manifest)
+    _load_weights(trainer, path, manifest)
     trainer.optimizer.reload_model_params()
     changed = [f"{n} {getattr(old, n)} → {getattr(new, n)}" for n in _TOLD if getattr(old, n) != getattr(new, n)]
     return (
-        f"inherited from {found} (step {manifest.state.step}): words, codebook, connector, {new.layers} layers, output "
+        f"inherited from {path} (step {manifest.state.step}): words, codebook, connector, {new.layers} layers, output "
         f"head, {_rows_in_words(old.max_scales, new.max_scales)}; optimizer, schedule and data begin anew"
         + (f"; changed: {', '.join(changed)}" if changed else "")
     )

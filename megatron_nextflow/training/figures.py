@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from megatron.core import parallel_state
 
 from megatron_nextflow.checkpoint.format import CheckpointState
 from megatron_nextflow.config.train import TrainConfig
@@ -34,9 +33,8 @@ class Figures:
     def opening(self) -> str:
         """Size, layout, precision, data and the memory of logits, with rich's markup; every process must call this."""
         config, source, trainer = self.config, self.source, self.trainer
-        parallel, copies = config.parallel, parallel_state.get_data_parallel_world_size()
-        layout = [("TP", parallel.tp), ("CP", parallel.cp), ("PP", parallel.pp), ("VPP", parallel.vpp), ("DP", copies)]
-        spread = " × ".join(f"{name} {size}" for name, size in layout if size > 1 or name in ("TP", "PP", "DP"))
+        parallel = config.parallel
+        spread = parallel.words(self.processes)
         sequence = ", sequence parallel" if parallel.sequence_parallel else ""
         a_token = flops.flops_per_token(config.model, source.vocabulary, config.model.max_length)
         whole, trained = flops.parameter_count(config.model, source.vocabulary, source.codebook.shape[1]), trainer.parameters
@@ -58,6 +56,7 @@ class Figures:
         return {
             "step": state.step,
             "loss": report.loss,
+            "terms": report.terms,
             "by_kind": report.by_kind,
             "grad_norm": norm,
             "lr": self.trainer.learning_rate,

@@ -35,7 +35,7 @@ from megatron_nextflow.sequence.batch import LayoutBatch
 from megatron_nextflow.step.process_groups import start_parallel
 from megatron_nextflow.step.trainer import DivergedError, Trainer
 from megatron_nextflow.training.agreed_batch import Trouble, UnreadableError, read
-from megatron_nextflow.training.beginning import Beginning, begin
+from megatron_nextflow.training.beginning import Beginning, begin, find_origin
 from megatron_nextflow.training.figures import Figures
 from megatron_nextflow.watch.health import BadBatch, Health
 from megatron_nextflow.watch.reporter import Reporter, Silence
@@ -49,17 +49,24 @@ def train(config: TrainConfig, device: torch.device, end: End | None = None) -> 
     """Run until `config.steps` steps are done or a signal asks to stop; returns the step reached.
 
     torch.distributed must be running (see `device.setup`); Megatron's process groups are made here, and left for another
-    run in this process. `end` is called, with a reason of one line and from another thread, when no step ends any more: it
-    must end the process. Without it nobody watches. Raises ValueError (CheckpointError, FeedError, InputError, ShardError
-    are such) with a one-line reason for what cannot be trained on, before the first step on every process alike;
-    DivergedError where a bad loss stops the training; and FeedError or UnreadableError, with everything saved, where too
-    many batches cannot be used or the shards cannot be read any more.
+    run in this process. Raises what `prepare` and `Training.run` raise.
+    """
+    return prepare(config, device, end).run()
+
+
+def prepare(config: TrainConfig, device: torch.device, end: End | None = None) -> Training:
+    """All that comes before the first step, on every process.
+
+    `end` is called, with a reason of one line and from another thread, when no step ends any more: it must end the process.
+    Without it nobody watches. Raises ValueError (CheckpointError, InputError, ShardError are such) with a one-line reason
+    for what cannot be trained on, on every process alike.
     """
     config.check(dist.get_world_size())
     start_parallel(config)
     source = inputs.open_inputs(config)
-    trainer = Trainer(config, source.vocabulary, source.codebook, device)
-    beginning = begin(config, trainer, source)
+    origin = find_origin(config, source)
+    trainer = Trainer(config, source.vocabulary, source.codebook, device, draw=origin.checkpoint is None)
+    beginning = begin(origin, trainer)
     state = beginning.state
     trainer.set_step(state.step)
     reporter = _reporter(config, state.step)
@@ -67,21 +74,16 @@ def train(config: TrainConfig, device: torch.device, end: End | None = None) -> 
     reporter.say(figures.opening())
     if beginning.said:
         reporter.say(escape(beginning.said))
-    run = _Run(config, source, trainer, beginning, reporter, figures, end)
-    try:
-        with Stop() as stop:
-            return run.until_done(stop)
-    except BaseException:
-        reporter.beat("failed")
-        raise
-    finally:
-        if run.watchdog:
-            run.watchdog.close()
-        reporter.close()
+    if repeated := config.data.repeats(len(source.packs)):
+        reporter.event("repeats", repeated, state.step)
+    return Training(config, source, trainer, beginning, reporter, figures, end)
 
 
-class _Run:
-    """The state of a training and what changes it. Every decision is made from what all processes know alike."""
+class Training:
+    """The state of a training and what changes it. Every decision is made from what all processes know alike.
+
+    `begun`: whether a step was begun; what is raised before is a refusal, and after it a failure.
+    """
 
     def __init__(
         self,
@@ -99,6 +101,7 @@ class _Run:
         self.reporter = reporter
         self.figures = figures
         self.end = end
+        self.begun = False
         self.saved_step = beginning.state.step if beginning.resumed else -1
         self.saver = Saver(trainer, config)
         self.stragglers = Stragglers(trainer.device, config.health.straggler_factor)
@@ -112,8 +115,24 @@ class _Run:
         share = Share(parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size())
         self.feed = Feed(self.source.packs, self.config, self.source.vocabulary, share, state.consumed, state.skipped)
 
-    def until_done(self, stop: Stop) -> int:
-        """Step until the last one or a signal; returns the step reached, of which a checkpoint then lies there, if any."""
+    def run(self) -> int:
+        """Step until the last one or a signal; returns the step reached, of which a checkpoint then lies there, if any.
+
+        Raises DivergedError where a bad loss stops the training; FeedError or UnreadableError, with everything saved, where
+        too many batches cannot be used or the shards cannot be read any more.
+        """
+        try:
+            with Stop() as stop:
+                return self._until_done(stop)
+        except BaseException:
+            self.reporter.beat("failed")
+            raise
+        finally:
+            if self.watchdog:
+                self.watchdog.close()
+            self.reporter.close()
+
+    def _until_done(self, stop: Stop) -> int:
         if self.state.step:
             self.reporter.event("resumed", f"going on from step {self.state.step}", self.state.step)
         if self.saved_step < 0 and "rollback" in (self.config.health.nan, self.config.health.spike):
@@ -141,7 +160,9 @@ class _Run:
     def _step(self) -> None:
         """One batch: its update, or what its loss calls for instead."""
         began = time.perf_counter()
-        report = self.trainer.gradients(self._read())
+        batches = self._read()
+        self.begun = True
+        report = self.trainer.gradients(batches)
         loss = report.loss
         left_out = len(self.state.skipped)
         finding = self.health.of_loss(loss, left_out)
@@ -206,7 +227,7 @@ class _Run:
         with self._patiently("going back to a checkpoint"):
             self._announce(self.saver.finish())
             found = in_force(lambda: training_folder.latest(self.config.output))
-            assert found is not None  # until_done saw to it
+            assert found is not None  # _until_done saw to it
             path, manifest = found
             load(self.trainer, path, manifest)
             kept = {name: getattr(manifest.state, name) for name in ("step", "consumed", "losses")}

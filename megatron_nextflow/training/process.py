@@ -1,9 +1,10 @@
 """One process of a training: under torchrun (see `launching`), or alone.
 
 What stops a training is told in one line, by the first process that knows, and the exit status says what kind it was: 2 for
-input or configuration that cannot be trained on, 3 for a loss that diverged, 4 for a training in which no step ended any
-more, 1 for anything else. The traceback is in the process's log (see `rank_log`). A signal that asks to stop is no failure:
-the training saves and ends with 0.
+input or configuration that cannot be trained on, which is known before the first step; 3 for a loss that diverged; 4 for a
+training in which no step ended any more; 1 for anything else, whatever its type: after a step was begun, a ValueError is
+somebody's bug. The traceback is in the process's log (see `rank_log`). A signal that asks to stop is no failure: the
+training saves and ends with 0.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ import logging
 import os
 import signal
 import sys
-import textwrap
 import threading
 import time
 from functools import partial
 from pathlib import Path
 
+from nextflow_data.excerpts import shorten
+from nextflow_data.signal_handlers import default
 from pydantic import ValidationError
 
 from megatron_nextflow.config.train import TrainConfig
@@ -28,7 +30,7 @@ from megatron_nextflow.watch.rank_log import open_log
 
 def train_by_file(file: Path) -> int:
     """Trains as the resolved configuration in `file` says; returns the exit status."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C before training begins ends the process without a traceback
+    default(signal.SIGINT)  # Ctrl-C before training begins ends the process without a traceback
     try:
         config = TrainConfig.model_validate_json(file.read_bytes())
     except (OSError, ValidationError) as error:
@@ -51,23 +53,30 @@ def _train(config: TrainConfig, log: Path) -> int:
     except RuntimeError as error:
         return _end(REFUSED, str(error))
     # megatron.core may be imported only now that the device is set up.
-    from megatron_nextflow.checkpoint.save import SaveError
-    from megatron_nextflow.step.trainer import DivergedError
-    from megatron_nextflow.training.agreed_batch import UnreadableError
-    from megatron_nextflow.training.loop import train
+    from nextflow_tokenize.shards.reader import ShardError
 
+    from megatron_nextflow.checkpoint.save import SaveError
+    from megatron_nextflow.feeding.feed import FeedError
+    from megatron_nextflow.runtime.training_folder import CheckpointError
+    from megatron_nextflow.step.trainer import DivergedError
+    from megatron_nextflow.training import loop
+    from megatron_nextflow.training.agreed_batch import UnreadableError
+
+    training: loop.Training | None = None
     try:
-        train(config, target, partial(_hung, config.output))
+        training = loop.prepare(config, target, partial(_hung, config.output))
+        training.run()
     except Exception as error:
         logging.getLogger(__name__).exception("the training ended")
         if isinstance(error, DivergedError):
             return _end(DIVERGED, f"{error}; {_kept(config.output)}")
         if isinstance(error, (SaveError, UnreadableError)):
             return _end(FAILED, str(error))
-        if isinstance(error, (ValueError, FileNotFoundError)):
+        if isinstance(error, (ValueError, FileNotFoundError)) and not (training and training.begun):
             return _end(REFUSED, str(error))
-        words = str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
-        words = textwrap.shorten(words, 300, placeholder="…")
+        told = isinstance(error, (OSError, FeedError, ShardError, CheckpointError))  # says itself what it is
+        words = str(error) if told else f"{type(error).__name__}: {error}"
+        words = shorten(words, 300)
         return _end(FAILED, f"rank {dist.get_rank()} failed: {words}; its traceback is in {log}; {_kept(config.output)}")
     dist.destroy_process_group()
     return 0

@@ -18,22 +18,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+from nextflow_data.json_lines import read_rows
 from rich.console import Console
 from rich.markup import escape
 
+from megatron_nextflow.config.loss import ALWAYS
 from megatron_nextflow.config.train import TrainConfig
 from megatron_nextflow.runtime.training_folder import EVENTS, METRICS
 from megatron_nextflow.watch.heartbeat import Heartbeat, State
 from megatron_nextflow.watch.trackers import Tracker, open_trackers
 
-Kind = Literal["nan", "spike", "data", "rollback", "stop", "saved", "resumed", "straggler", "hang", "tracker", "finished"]
+Kind = Literal[
+    "nan", "spike", "data", "rollback", "stop", "saved", "resumed", "straggler", "hang", "tracker", "repeats", "finished"
+]
 _STYLES = {"saved": "dim", "resumed": "", "finished": "", "stop": ""}
 """Of events on the terminal; those not named are warnings."""
 
 
 def read_metrics(output: Path) -> list[dict[str, Any]]:
     """The rows of a training's metrics.jsonl in order; a line that a kill cut short is left out."""
-    return _rows(output / METRICS)
+    return read_rows(output / METRICS)
 
 
 def read_events(output: Path) -> list[dict[str, Any]]:
@@ -44,16 +48,7 @@ def read_events(output: Path) -> list[dict[str, Any]]:
     data adds action, place and keys (of the packs that cannot be used); rollback adds place; straggler adds rank, host, what
     and factor.
     """
-    return _rows(output / EVENTS)
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(ValueError):
-                rows.append(json.loads(line))
-    return rows
+    return read_rows(output / EVENTS)
 
 
 class Silence:
@@ -128,19 +123,22 @@ class Reporter:
         self.say(escape(message), _STYLES.get(kind, "yellow"))
 
     def step(self, row: dict[str, Any]) -> None:
-        """`row`: step, loss, by_kind {name: nats}, grad_norm, lr, tokens, labels, pairs, seconds, tokens_per_second, tflops
-        (of one device), mfu (or None), consumed, skipped (batches of the training so far)."""
+        """`row`: step, loss, terms {name: its part of the loss}, by_kind {name: nats}, grad_norm, lr, tokens (slots that are
+        not padding), labels, pairs, seconds, tokens_per_second, tflops (of one device), mfu (or None), consumed, skipped
+        (batches of the training so far)."""
         self._add(self.rows, row)
         names = ("loss", "grad_norm", "lr", "tokens_per_second", "tflops", "mfu", "skipped")
         values = {name: row[name] for name in names if row[name] is not None}
         values |= {f"loss/{name}": value for name, value in row["by_kind"].items()}
+        values |= {f"term/{name}": value for name, value in row["terms"].items()}
         self._have(lambda tracker: tracker.scalars(row["step"], values), row["step"])
         scales = [f"{n.partition('/')[2]}:{v:.2f}" for n, v in row["by_kind"].items() if n != "text"]
         text = f"{row['by_kind']['text']:.3f}" if "text" in row["by_kind"] else "–"
         image = f"  [dim]image by scale[/dim] {' '.join(scales)}" if scales else ""
+        more = "".join(f"  [dim]{name}[/dim] {value:.3g}" for name, value in row["terms"].items() if name not in ALWAYS)
         mfu = "" if row["mfu"] is None else f", MFU {row['mfu']:.1%}"
         self.say(
-            f"[bold]{row['step']:>6}[/bold]/{self.steps}  loss {row['loss']:.4f}  [dim]text[/dim] {text}{image}  "
+            f"[bold]{row['step']:>6}[/bold]/{self.steps}  loss {row['loss']:.4f}  [dim]text[/dim] {text}{image}{more}  "
             f"[dim]norm[/dim] {row['grad_norm']:.2f}  {row['tokens_per_second']:,.0f} tokens/s, "
             f"{row['tflops']:.3g} TFLOP/s{mfu}  {row['seconds']:.2f} s/step"
         )

@@ -1,6 +1,10 @@
 """`mnf`: one command, one verb a task. Each verb is a few lines over a function that a script could call too.
 
 Nothing heavy is imported until a verb needs it, so `mnf --help` answers at once and works in a base install.
+
+Exit status: 0 done, also where a training was told to stop and saved; 1 failed, or what was examined is not right; 2
+refused, for a mistake in the request or for want of what it needs (`nextflow_data.errors` decides): trying again would not
+help; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ from nextflow_orchestration.verbs.common import RecipeArg, SetOption, plain_erro
 
 app = typer.Typer(
     help="Web pages to verified shards of multi-scale image tokens, and a Megatron-Core trainer that learns from them.",
+    epilog="Exit status: 0 done; 1 failed, or found wrong; 2 a mistake in the request; 130 interrupted.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -152,6 +157,24 @@ def ui(
         from nextflow_orchestration.runs.server import serve_standing
 
         raise typer.Exit(serve_standing(root, port))
+
+
+@app.command()
+def doctor(
+    recipe: Annotated[Path | None, typer.Argument(help="a recipe of any kind, to check what it asks for too")] = None,
+    set_: SetOption = None,
+    root: Annotated[
+        Path, typer.Option("--root", help="folder that runs would write to (default: the recipe's)")
+    ] = DEFAULT_ROOT,
+    s3: Annotated[str | None, typer.Option(help="s3://bucket/prefix to try; AWS_ENDPOINT_URL names the server")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="for machines")] = False,
+) -> None:
+    """What works on this machine, and what to do about the rest; exits 1 where something that is needed does not work."""
+    with plain_errors():
+        from nextflow_orchestration.verbs.doctor import doctor as look
+
+        if not look(recipe, set_ or [], root, s3, as_json):
+            raise typer.Exit(1)
 
 
 @app.command()

@@ -12,10 +12,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nextflow_data.errors import REFUSED
 from nextflow_pipelines.contract.stage import StageError
 from rich.console import Console
 
-from megatron_nextflow.config.generate import GenerateConfig
+from megatron_nextflow.config.generate import GenerateConfig, GenerationError
 from megatron_nextflow.runtime.training_folder import last_step
 from nextflow_orchestration.recipes.run import GenerateSection
 from nextflow_orchestration.report.training_page import SAMPLES
@@ -34,7 +35,8 @@ def generate_in_process(
 ) -> dict[str, Any]:
     """`megatron_nextflow.generate` in a process of its own, because setting up the device changes the whole process.
 
-    `options`: more of its command line. Returns its report; raises StageError with its last line when it refuses.
+    `options`: more of its command line. Returns its report; raises, with its last line, GenerationError where it refuses and
+    StageError where it fails.
     """
     command = [sys.executable, "-m", "megatron_nextflow.generate", f"--threads={threads}", *options]
     command += [f"--settings={settings.model_dump_json()}", *([] if out is None else [f"--out={out}"])]
@@ -43,7 +45,7 @@ def generate_in_process(
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"ended with status {done.returncode}"]
-        raise StageError(f"generate: {lines[-1]}")
+        raise (GenerationError if done.returncode == REFUSED else StageError)(f"generate: {lines[-1]}")
     return dict(json.loads(done.stdout.strip().splitlines()[-1]))
 
 
@@ -63,14 +65,14 @@ def generate_from_run(
 
     `files`: options of `megatron_nextflow.generate` that name a file, and the file.
     """
-    path = checkpoint or last_checkpoint(newest_training(root))
+    checkpoint = checkpoint or last_checkpoint(newest_training(root))
     given = run_settings(root) | {key: value for key, value in overrides.items() if value is not None}
     settings = GenerateConfig.of({key: value for key, value in given.items() if key != "prompt"})
     options = [f"--image={image}" for image in images] + [f"--n={n}", f"--batch={batch}"] + ["--interleaved"] * interleaved
-    options += [f"--{name}={path}" for name, path in files.items() if path is not None]
+    options += [f"--{name}={file}" for name, file in files.items() if file is not None]
     console = Console(highlight=False, soft_wrap=True)
     with console.status("generating…"):
-        done = generate_in_process(path, prompts, out, settings, threads=2, options=options)
+        done = generate_in_process(checkpoint, prompts, out, settings, threads=2, options=options)
     for result in done["results"]:
         if result["path"] is None:
             console.print(result["metadata"]["prompt"], end="", style="bold", markup=False)
@@ -83,9 +85,10 @@ def generate_from_run(
 
 
 def make_samples(output: Path, count: int, prompts: list[str], level: int | None) -> list[Path]:
-    """Images from the newest checkpoint, `count` a prompt, kept in the run's folder. Raises NoRun, StageError.
+    """Images from the newest checkpoint, `count` a prompt, kept in the run's folder.
 
-    Without prompts, the prompt and the sampling of the whole run that the training belongs to, or the defaults.
+    Without prompts, the prompt and the sampling of the whole run that the training belongs to, or the defaults. Raises
+    NoRun, GenerationError, StageError.
     """
     settings = run_settings(output.parent) | ({} if level is None else {"level": level})
     prompts = prompts or [settings.get("prompt", GenerateSection().prompt)]

@@ -6,13 +6,15 @@ import importlib.util
 import io
 import random
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+from nextflow_data.whole_files import file_sha256
+from nextflow_pipelines.contract.stage import MANIFEST, StagePlan, check_sizes, read_manifest
 from nextflow_pipelines.spark.config import SparkConfig
 from nextflow_pipelines.spark.context import StageResult
 from nextflow_pipelines.spark.session import spark_session, stop_session
@@ -156,3 +158,29 @@ def results(session: Any, chain: ModuleType, warc: Path, root: Path) -> Mapping[
     """All stages run once on the small WARC."""
     done: Mapping[str, StageResult] = chain.run_chain(root, [warc])
     return done
+
+
+def _damaged_files(stage_dir: Path) -> list[str]:
+    """Everything wrong with a committed stage, in words: fingerprint, sizes, sha256, files that no manifest names."""
+    manifest = read_manifest(stage_dir)
+    plan = StagePlan(manifest["stage"], manifest["version"], manifest["parameters"], manifest["inputs"])
+    wrong = check_sizes(stage_dir, manifest)
+    if plan.fingerprint != manifest["fingerprint"] or stage_dir.name != f"{plan.name}-{plan.fingerprint[:12]}":
+        wrong.append("the fingerprint is not that of the stage, parameters and inputs that the manifest names")
+    named = {MANIFEST}
+    for entry in manifest["files"]:
+        named.add(entry["path"])
+        path = stage_dir / entry["path"]
+        if path.is_file() and path.stat().st_size == entry["bytes"] and file_sha256(path) != entry["sha256"]:
+            wrong.append(f"{entry['path']} has another sha256 than the manifest says")
+    for path in sorted(stage_dir.rglob("*")):
+        relative = path.relative_to(stage_dir).as_posix()
+        if path.is_file() and relative not in named:
+            wrong.append(f"{relative} is not named by the manifest")
+    return wrong
+
+
+@pytest.fixture
+def damaged_files() -> Callable[[Path], list[str]]:
+    """Tells what is wrong with the folder of a committed stage."""
+    return _damaged_files

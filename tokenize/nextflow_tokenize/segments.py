@@ -6,6 +6,8 @@ the slots of an image, so that count lives here and nowhere else.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from functools import lru_cache
 from typing import Literal, TypedDict
 
 from nextflow_tokenize.schedule import Grid, schedule_of, token_count
@@ -34,24 +36,33 @@ class ImageSegment(TypedDict):
 Segment = TextSegment | ImageSegment
 
 
-class Pack(TypedDict):
-    """The `.json` member: segments in order and the pack's compute cost in FLOPs (see `nextflow_tokenize.packing.plan`)."""
-
-    segments: list[Segment]
-    cost: float
-
-
 def image_grids(segment: ImageSegment) -> tuple[Grid, ...]:
     """The grids of all scales of an image segment."""
     h, w = segment["grid"]
     return schedule_of((h, w), segment["scales"])
 
 
-def slots(segment: Segment) -> int:
-    """Sequence slots a segment takes: its text tokens, or for an image its codes + 1.
+def image_slots(schedule: tuple[Grid, ...]) -> int:
+    """Sequence slots of an image with these grids: its codes + 1.
 
-    An image has ⟨boi⟩ (predicts scale 1), one slot a code of scales 2…K, and ⟨eoi⟩: 1 + (Σhw − 1) + 1.
+    It has ⟨boi⟩ (predicts scale 1), one slot a code of scales 2…K, and ⟨eoi⟩: 1 + (Σhw − 1) + 1.
     """
+    return token_count(schedule) + 1
+
+
+@lru_cache(maxsize=4096)
+def slots_at(grid: Grid, scales: int) -> int:
+    """Slots of an image whose last grid is `grid`, of `scales` scales: remembered, for planning asks it of every image."""
+    return image_slots(schedule_of(grid, scales))
+
+
+def slots(segment: Segment) -> int:
+    """Sequence slots a segment takes: its text tokens, or its image's slots."""
     if segment["kind"] == "text":
         return segment["tokens"]
-    return token_count(image_grids(segment)) + 1
+    return slots_at((segment["grid"][0], segment["grid"][1]), segment["scales"])
+
+
+def slots_of(segments: Iterable[Segment]) -> int:
+    """Sequence slots of a pack."""
+    return sum(slots(segment) for segment in segments)

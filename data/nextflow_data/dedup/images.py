@@ -19,7 +19,7 @@ from PIL import Image as Pillow
 from nextflow_data.config import DedupConfig, IngestConfig
 from nextflow_data.decisions import Decision, Finding, Subject, decision
 from nextflow_data.dedup.clusters import connected_components
-from nextflow_data.document import Document, Image
+from nextflow_data.document import Document
 from nextflow_data.images.measure import ImageRejected, open_rgb
 from nextflow_data.nodes import with_nodes, without
 from nextflow_data.stage_names import DEDUP
@@ -94,23 +94,6 @@ def difference(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.abs(a.astype(np.int16) - b.astype(np.int16)).mean() / 255)
 
 
-def same_image(a: bytes, b: bytes, config: DedupConfig, ingest: IngestConfig | None = None) -> float:
-    """`difference` of two encoded images; they are one image at ≤ `image_max_difference`. Raises ImageRejected."""
-    limits = ingest or IngestConfig()
-    return difference(thumbnail(a, config, limits), thumbnail(b, config, limits))
-
-
-def candidate_pairs(images: Iterable[ImageOccurrence], config: DedupConfig) -> list[tuple[str, str]]:
-    """Pairs of sha256 to compare among `images`, each once and in order. Equal sha256 need no comparison."""
-    unique = {image["sha256"]: image for image in images}
-    buckets: dict[bytes, list[str]] = defaultdict(list)
-    for sha256 in sorted(unique):
-        for key in image_keys(unique[sha256]["phash"], config):
-            buckets[key].append(sha256)
-    pairs = {pair for bucket in buckets.values() for pair in combinations(bucket, 2)}
-    return sorted((a, b) for a, b in pairs if is_candidate(unique[a], unique[b], config))
-
-
 def confirm(
     pairs: Sequence[tuple[str, str]], load: Callable[[str], bytes], config: DedupConfig, ingest: IngestConfig
 ) -> list[ImageEdge]:
@@ -182,13 +165,3 @@ def remove_images(document: Document, decisions: Iterable[Decision]) -> Document
     dropped = {d["index"] for d in decisions if d["doc_id"] == document["doc_id"] and d["index"] is not None}
     nodes = without(document["nodes"], dropped)
     return with_nodes(document, nodes) if nodes else None
-
-
-def loader(documents: Iterable[Document], read_image: Callable[[Image], bytes]) -> Callable[[str], bytes]:
-    """A `load` for `confirm` from documents at hand: the bytes of a sha256 by the first node that has it."""
-    known: dict[str, Image] = {}
-    for document in documents:
-        for node in document["nodes"]:
-            if node["image"] is not None:
-                known.setdefault(node["image"]["sha256"], node["image"])
-    return lambda sha256: read_image(known[sha256])

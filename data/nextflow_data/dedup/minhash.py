@@ -54,12 +54,6 @@ def signature(document: Document, config: DedupConfig) -> np.ndarray | None:
     return least
 
 
-def band_keys(document: Document, config: DedupConfig) -> list[bytes]:
-    """One key a band, 18 bytes: two documents that share any are candidates. Empty for a text too short to have any."""
-    found = signature(document, config)
-    return [] if found is None else signature_keys(found, config)
-
-
 def signature_keys(found: np.ndarray, config: DedupConfig) -> list[bytes]:
     """The band keys of a signature: the band's number (2 bytes, big-endian) and a 128-bit hash of its rows."""
     bands = np.ascontiguousarray(found, dtype="<u4").reshape(config.bands, config.rows)

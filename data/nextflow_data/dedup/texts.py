@@ -8,15 +8,15 @@ The survivor of a group is the document with most images, then most characters, 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import TypedDict
 
 import numpy as np
 
 from nextflow_data.config import DedupConfig
 from nextflow_data.decisions import Decision, Finding, Subject, decision
-from nextflow_data.dedup.clusters import bucket_pairs, connected_components
-from nextflow_data.dedup.minhash import signature, signature_keys, similarity_of, text_hash
+from nextflow_data.dedup.clusters import connected_components
+from nextflow_data.dedup.minhash import signature, similarity_of, text_hash
 from nextflow_data.document import Document
 from nextflow_data.nodes import text_of
 from nextflow_data.stage_names import DEDUP
@@ -47,30 +47,6 @@ def summarise(document: Document, config: DedupConfig) -> DocumentSummary:
         "text_hash": text_hash(document),
         "signature": None if found is None else [int(value) for value in found],
     }
-
-
-def duplicate_edges(summaries: Sequence[DocumentSummary], config: DedupConfig) -> list[Edge]:
-    """Verified pairs among `summaries`: equal text hash, or a shared band and an estimate of at least `min_similarity`."""
-    by_id = {summary["doc_id"]: summary for summary in summaries}
-    edges: dict[tuple[str, str], float] = {}
-    exact: dict[str, list[str]] = defaultdict(list)
-    buckets: dict[bytes, list[str]] = defaultdict(list)
-    signatures: dict[str, np.ndarray] = {}
-    for one, summary in by_id.items():
-        exact[summary["text_hash"]].append(one)
-        if summary["signature"] is not None:
-            signatures[one] = np.array(summary["signature"], dtype=np.uint32)
-            for key in signature_keys(signatures[one], config):
-                buckets[key].append(one)
-    for ids in exact.values():
-        edges.update(dict.fromkeys(bucket_pairs(ids), 1.0))
-    for ids in buckets.values():
-        for a, b in bucket_pairs(ids):
-            if (a, b) not in edges:
-                similarity = similarity_of(signatures[a], signatures[b])
-                if similarity >= config.min_similarity:
-                    edges[a, b] = similarity
-    return sorted((a, b, similarity) for (a, b), similarity in edges.items())
 
 
 def choose_survivor(group: Iterable[DocumentSummary]) -> DocumentSummary:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import difflib
 import re
+from bisect import bisect_left
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,8 @@ _VERDICTS: dict[str, Verdict] = {"drop": "dropped", "edit": "edited", "flag": "f
 _PACK_QUERY = re.compile(r"(shard-\d+)(?:\.tar)?:(.+)")
 _MOST_ALIKE = 3
 """Decisions of one rule that are told one by one."""
+_COMPARED = 250
+"""Neighbours that a misspelt query is compared with, before and after it, in each order."""
 TOKENIZED = "tokenized"
 """The data set of the tokenize stage."""
 
@@ -96,10 +100,21 @@ def _documents_showing(commit: Commit, sha256: str) -> list[str]:
 def _nearest(query: str, addresses: list[str]) -> tuple[str, ...]:
     lowered = {a.lower(): a for a in addresses}
     inside = [a for low, a in lowered.items() if query.lower() in low]
-    close = [lowered[m] for m in difflib.get_close_matches(query.lower(), lowered, n=5, cutoff=0.5)]
+    close = [lowered[m] for m in _alike(query.lower(), lowered, 0.5)]
     ends = {low.rsplit("/", 1)[-1]: a for low, a in lowered.items()}
-    close += [ends[m] for m in difflib.get_close_matches(query.lower().rsplit("/", 1)[-1], ends, n=5, cutoff=0.6)]
+    close += [ends[m] for m in _alike(query.lower().rsplit("/", 1)[-1], ends, 0.6)]
     return tuple(dict.fromkeys(inside[:5] + close))[:5]
+
+
+def _alike(word: str, words: Iterable[str], cutoff: float) -> list[str]:
+    """Of `words`, up to five that are most like `word`, among those that begin or end as it does: what has a slip at both
+    ends is missed, and millions cost two sorts and a bounded number of comparisons."""
+    near: list[str] = []
+    for turn in (slice(None), slice(None, None, -1)):
+        ordered = sorted(one[turn] for one in words)
+        place = bisect_left(ordered, word[turn])
+        near += [one[turn] for one in ordered[max(0, place - _COMPARED) : place + _COMPARED]]
+    return difflib.get_close_matches(word, dict.fromkeys(near), n=5, cutoff=cutoff)
 
 
 def _asides(commits: dict[str, Commit], query: str) -> tuple[AsideLine, ...]:
@@ -250,15 +265,14 @@ def _explain_pack(commits: dict[str, Commit], query: str, shard: str, key: str) 
     folder = shard_folder(commits)
     if folder is None:
         return Story(query, note="This run has no shards yet.")
-    samples = pq.read_table(folder / SAMPLES, columns=["shard", "key", "slots", "cost"])
-    keys = [
-        f"{s.removesuffix('.tar')}:{k}"
-        for s, k in zip(samples["shard"].to_pylist(), samples["key"].to_pylist(), strict=True)
-    ]
-    if f"{shard}:{key}" not in keys:
-        return Story(query, suggestions=tuple(difflib.get_close_matches(query, keys, n=5, cutoff=0.0)))
-    sample = samples.slice(keys.index(f"{shard}:{key}"), 1).to_pylist()[0]
-    rows = pq.read_table(folder / DOCUMENTS, filters=[("shard", "==", sample["shard"]), ("key", "==", key)]).to_pylist()
+    here = [("shard", "==", f"{shard}.tar"), ("key", "==", key)]
+    found = pq.read_table(folder / SAMPLES, columns=["slots", "cost"], filters=here).to_pylist()
+    if not found:
+        known = pq.read_table(folder / SAMPLES, columns=["shard", "key"]).to_pylist()
+        keys = [f"{row['shard'].removesuffix('.tar')}:{row['key']}" for row in known]
+        return Story(query, suggestions=tuple(_alike(query, keys, 0.0)))
+    (sample,) = found
+    rows = pq.read_table(folder / DOCUMENTS, filters=here).to_pylist()
     rows.sort(key=lambda row: row["first_slot"])
     pieces = tuple((_placement(row), row["address"] or row["doc_id"]) for row in rows)
     documents = tuple(_document(commits, doc_id) for doc_id in dict.fromkeys(row["doc_id"] for row in rows))

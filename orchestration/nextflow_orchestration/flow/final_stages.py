@@ -59,7 +59,7 @@ def generate_stage(recipe: Recipe, train: TrainConfig, training: Path, context: 
 def report_stage(
     recipe: Recipe, results: Mapping[str, StageResult], training: Path | None = None, image: Path | None = None
 ) -> Path:
-    """Writes the run's report, always new; it reads the whole shard set."""
+    """Writes the run's report, anew each time: it audits the shard set, which takes as long as reading all of it."""
     import yaml
 
     from nextflow_orchestration.report.run_report import write_report

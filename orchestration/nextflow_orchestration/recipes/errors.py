@@ -6,13 +6,14 @@ from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
+from nextflow_data.errors import RequestError
 from nextflow_data.section import Section
 
 Keys = tuple[str | int, ...]
 """A setting's place in the tree: names of sections, numbers in lists."""
 
 
-class RecipeError(Exception):
+class RecipeError(RequestError):
     """The recipe cannot be run; the message has one line a mistake, each with file and line where it has one."""
 
 

@@ -88,6 +88,8 @@ def _file(path: Path) -> Written:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         raise RecipeError(f"{path}:{mark.line + 1 if mark else 1}: not YAML: {error.problem}") from None
+    except (yaml.YAMLError, RecursionError) as error:
+        raise RecipeError(f"{path}: not YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(tree, dict):
         raise RecipeError(f"{path}:1: a recipe is a mapping of sections")
     repeated = list(_repeated(node, path))

@@ -16,6 +16,8 @@ from nextflow_orchestration.words.numbers import short
 
 WIDTH, HEIGHT = 520, 240
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 14, 40
+BUCKETS = 240
+"""Points at most of a curve: a line of 520 pixels shows no more."""
 
 
 def ticks(low: float, high: float, wanted: int = 7) -> list[float]:
@@ -146,7 +148,7 @@ def lines(
         if curve.spread:
             edge = [(x, high) for x, _, high in curve.spread] + [(x, low) for x, low, _ in reversed(curve.spread)]
             parts.append(f'<polygon class="band {style}" points="{_path(frame, edge)}"/>')
-        path = _path(frame, thin(list(curve.points)))
+        path = _path(frame, curve.points)
         parts.append(f'<polyline class="line {style}" points="{path}"><title>{escape(curve.name)}</title></polyline>')
         if len(curve.points) == 1:
             ((x, y),) = curve.points
@@ -179,10 +181,15 @@ def shade(index: int, count: int, ramp: bool) -> str:
     return f"ramp{round(index * 9 / (count - 1)) if count > 1 else 5}"
 
 
-def thin(points: list[tuple[float, float]], most: int = 400) -> list[tuple[float, float]]:
-    """At most about `most` points: every n-th and the last. A line of 520 pixels shows no more."""
-    if len(points) <= most:
-        return points
-    step = -(-len(points) // most)
-    kept = points[::step]
-    return kept if kept[-1] == points[-1] else [*kept, points[-1]]
+def thinned(name: str, points: Sequence[tuple[float, float]], spread: bool = False) -> Curve:
+    """A curve of at most BUCKETS points, means of equally many in order, each at its last point's place.
+
+    `spread`: with the lowest and the highest of each, so that no single leap is lost.
+    """
+    finite = [point for point in points if math.isfinite(point[1])]
+    size = -(-len(finite) // BUCKETS) or 1
+    groups = [finite[i : i + size] for i in range(0, len(finite), size)]
+    mean = tuple((group[-1][0], sum(y for _, y in group) / len(group)) for group in groups)
+    if not spread or size == 1:
+        return Curve(name, mean)
+    return Curve(name, mean, tuple((g[-1][0], min(y for _, y in g), max(y for _, y in g)) for g in groups))

@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc
+from nextflow_data.excerpts import shorten
+from nextflow_data.json_lines import read_rows
 from nextflow_pipelines.contract.tables import dataset_files, iter_batches, read_decisions, read_table
 
 from nextflow_orchestration.report.model import Example, Fact, Kept, Rule, StageCount
 from nextflow_orchestration.report.pictures import Gallery
 from nextflow_orchestration.runs.lineage import Commit
 from nextflow_orchestration.words.numbers import plural
-from nextflow_orchestration.words.rows import aside_line, node_words, shorten
+from nextflow_orchestration.words.rows import aside_line, node_words
 from nextflow_orchestration.words.rules import number, place, reason_words, rule_words
 
 DOES = {
@@ -36,16 +38,10 @@ _ORDER = {"drop": 0, "edit": 1, "flag": 2}
 
 def stage_seconds(root: Path, commit: Commit) -> float | None:
     """How long the stage took when it was made, from the run's metrics; None where that is not known."""
-    path = root / "metrics" / f"{commit.manifest['stage']}.jsonl"
     found = None
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue
-            if row.get("fingerprint") == commit.manifest["fingerprint"] and isinstance(row.get("seconds"), int | float):
-                found = float(row["seconds"])
+    for row in read_rows(root / "metrics" / f"{commit.manifest['stage']}.jsonl"):
+        if row.get("fingerprint") == commit.manifest["fingerprint"] and isinstance(row.get("seconds"), int | float):
+            found = float(row["seconds"])
     return found
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 from nextflow_data.addresses import site_of
+from nextflow_data.excerpts import beginning
 from nextflow_tokenize.segments import image_grids, slots
 from nextflow_tokenize.shards.manifest import DOCUMENTS, SAMPLES
 from nextflow_tokenize.shards.reader import ShardSet
@@ -86,7 +87,7 @@ def sheets(shards: ShardSet, wanted: int, text_tokenizer: Path | None, gallery: 
         shard, _ = shards.locate(index)
         sample = shards.read(index)
         pieces = tuple(_pieces(sample, addresses, decode, gallery))
-        total = sum(slots(segment) for segment in sample.segments)
+        total = sample.slots
         hidden = len(sample.segments) - len(pieces)
         found.append(PackSheet(shard.name.removesuffix(".tar"), sample.key, total, sample.cost, pieces, hidden))
     return tuple(found)
@@ -118,10 +119,9 @@ def _pieces(sample: Sample, addresses: dict[str, str | None], decode: Any, galle
             ids = sample.text[at_text : at_text + segment["tokens"]].tolist()
             at_text += segment["tokens"]
             text = decode(ids) if decode is not None else ""
-            text = re.sub(r"\n\s*\n", "\n", text.strip())
-            cut = text[:MOST_TEXT].rsplit(" ", 1)[0] + " …" if len(text) > MOST_TEXT else text
+            text = beginning(re.sub(r"\n\s*\n", "\n", text.strip()), MOST_TEXT)
             note = "" if decode is not None else "ids, not decoded: the text tokenizer is not at hand"
-            pieces.append(Piece("text", segment["doc"], address, segment["tokens"], segment["loss"], cut, note=note))
+            pieces.append(Piece("text", segment["doc"], address, segment["tokens"], segment["loss"], text, note=note))
             continue
         grids = image_grids(segment)
         count = sum(h * w for h, w in grids)

@@ -9,12 +9,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from nextflow_data.json_lines import read_rows
 from nextflow_tokenize.schedule import grids, schedule_of
 from nextflow_tokenize.vision.identity import VisionInfo, vision_info
 
-from nextflow_orchestration.report.model import Curve, Fact, Pair, ScaleUse, Tokenizer
+from nextflow_orchestration.report.charts import thinned
+from nextflow_orchestration.report.model import Fact, Pair, ScaleUse, Tokenizer
 from nextflow_orchestration.report.pictures import Gallery, data_uri, psnr_of_pictures
-from nextflow_orchestration.report.training_part import read_rows
 from nextflow_orchestration.runs.lineage import Commit
 
 MOST_PAIRS = 16
@@ -35,11 +36,11 @@ def tokenizer(commit: Commit, images: dict[str, Any], gallery: Gallery) -> Token
         return None
     info = vision_info(folder)
     evaluation = _read_evaluation(folder)
-    rows = read_rows(folder / "metrics.jsonl") if (folder / "metrics.jsonl").is_file() else []
+    rows = read_rows(folder / "metrics.jsonl")
     curves = []
     for key, name in CURVES.items():
         points = tuple((row["step"], row[key]) for row in rows if "step" in row and key in row)
-        curves += [Curve(name, points)] if len(points) > 1 else []
+        curves += [thinned(name, points)] if len(points) > 1 else []
     return Tokenizer(
         facts=_facts(facts, info, evaluation),
         codebook=info["codebook_size"],

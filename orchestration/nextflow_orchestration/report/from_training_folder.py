@@ -12,22 +12,22 @@ import math
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from megatron_nextflow.config.model import ParallelConfig, layout_words, model_processes
 from megatron_nextflow.launching.exit_status import REFUSED
 from megatron_nextflow.launching.launch_record import LaunchRecord, alive, read_record
 from megatron_nextflow.watch.heartbeat import read_heartbeat
 from megatron_nextflow.watch.reporter import read_events, read_metrics
+from nextflow_orchestration.report.charts import thinned
 from nextflow_orchestration.report.model import Chart, Curve, Fact, Moment, Saved, Tile, TrainingPage
 from nextflow_orchestration.words.numbers import plural, short
 
-BUCKETS = 240
-"""Groups of steps that a long curve is thinned to."""
 MOST_EVENTS = 60
 IMAGE = "image/"
 """What the names of the image losses begin with; the number of the scale follows."""
@@ -40,8 +40,8 @@ REFRESH = 30
 def page_of(output: Path) -> TrainingPage:
     """What there is to show of the training in `output`. Raises FileNotFoundError where no training wrote anything."""
     settings = _read_json(output / "train.json")
-    rows = [row for row in read_metrics(output) if isinstance(row, dict) and isinstance(row.get("step"), int)]
-    events = [event for event in read_events(output) if isinstance(event, dict)]
+    rows = [row for row in read_metrics(output) if isinstance(row.get("step"), int)]
+    events = read_events(output)
     record, beat = read_record(output), read_heartbeat(output) or {}
     if not settings and not rows and record is None:
         raise FileNotFoundError(f"{output} holds no training: neither train.json nor metrics.jsonl is there")
@@ -89,23 +89,12 @@ def span(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
 
-def thinned(name: str, points: Sequence[tuple[float, float]], spread: bool = False) -> Curve:
-    """A curve of at most BUCKETS points, means of equally many in order, each at its last point's place.
-
-    `spread`: with the lowest and the highest of each, so that no single leap is lost.
-    """
-    finite = [point for point in points if math.isfinite(point[1])]
-    size = -(-len(finite) // BUCKETS) or 1
-    groups = [finite[i : i + size] for i in range(0, len(finite), size)]
-    mean = tuple((group[-1][0], sum(y for _, y in group) / len(group)) for group in groups)
-    if not spread or size == 1:
-        return Curve(name, mean)
-    return Curve(name, mean, tuple((g[-1][0], min(y for _, y in g), max(y for _, y in g)) for g in groups))
-
-
 def _charts(rows: list[dict[str, Any]]) -> list[Chart]:
     kinds: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    terms: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for row in rows:
+        for name, value in row.get("terms", {}).items():
+            terms[name].append((row["step"], value))
         found = {name: value for name, value in row.get("by_kind", {}).items() if value is not None}
         for name, value in found.items():
             kinds[name].append((row["step"], value))
@@ -124,10 +113,12 @@ def _charts(rows: list[dict[str, Any]]) -> list[Chart]:
         return curves(thinned(name, points(key), spread))
 
     by_scale = curves(*(thinned(f"scale {name.removeprefix(IMAGE)}", kinds[name]) for name in scales))
+    by_term = curves(*(thinned(name, points) for name, points in terms.items()))
     by_kind = curves(thinned("text", kinds["text"]), thinned("image, mean of scales", kinds["image"]))
     share = curves(thinned("MFU", [(step, 100 * value) for step, value in points("mfu")]))
     return [
         Chart("Loss", "nats", one("objective", "loss", spread=True), words="What is minimised, all weights in."),
+        Chart("Terms of the loss", "a label", by_term, words="What is minimised, term by term: they add up to it."),
         Chart("Text and image loss", "nats", by_kind),
         Chart("Image loss by scale", "nats", by_scale, ramp=True, words="Scale 1 is the single coarsest code."),
         Chart("Gradient norm", "before clipping", one("norm", "grad_norm", spread=True), log=True),
@@ -202,21 +193,19 @@ def _checkpoints(output: Path) -> Iterable[Saved]:
         manifest = _read_json(folder / "manifest.json")
         if manifest:
             state = manifest.get("state", {})
-            layout = " × ".join(f"{name.upper()} {size}" for name, size in (state.get("parallel") or {}).items())
+            layout = layout_words(state.get("parallel") or {}, state.get("processes", 1))
             size = sum(int(entry.get("size", 0)) for entry in manifest.get("files", {}).values())
-            on = f"{layout}, {_processes(state.get('processes', 1))}" if layout else ""
-            yield Saved(int(state.get("step", 0)), size, clock((folder / "manifest.json").stat().st_mtime), on)
+            yield Saved(int(state.get("step", 0)), size, clock((folder / "manifest.json").stat().st_mtime), layout)
 
 
 def _layout(settings: dict[str, Any], record: LaunchRecord | None) -> Iterable[Fact]:
     parallel, model, data = (settings.get(name, {}) for name in ("parallel", "model", "data"))
-    named = {"tp": "Tensor parallel", "pp": "Pipeline parallel", "vpp": "Chunks a stage", "cp": "Context parallel"}
-    for name, label in named.items():
-        if parallel.get(name):
-            yield Fact(label, str(parallel[name]))
+    labels = ParallelConfig.dimensions()
+    sizes = {name: parallel[name] for name in labels if parallel.get(name)}
+    for name, size in sizes.items():
+        yield Fact(labels[name], str(size))
     if record is not None:
-        shape = math.prod(parallel.get(name, 1) for name in ("tp", "pp", "cp"))
-        yield Fact("Data parallel", str(record.processes // shape))
+        yield Fact("Data parallel", str(record.processes // model_processes(sizes)))
         yield Fact("Processes", f"{record.processes:,} on {plural(record.nodes, 'machine')}")
     if parallel.get("sequence_parallel"):
         yield Fact("Sequence parallel", "yes")

@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from pathlib import Path
-from typing import Any
 
-from megatron_nextflow.runtime.training_folder import METRICS
+from megatron_nextflow.watch.reporter import read_metrics
+from nextflow_orchestration.report.charts import thinned
 from nextflow_orchestration.report.model import Curve, Fact, Training
 from nextflow_orchestration.words.numbers import short
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The JSON objects of a file, one a line; a last line that a kill cut short is left out."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            break
-        if isinstance(row, dict):
-            rows.append(row)
-    return rows
-
-
 def training(folder: Path, facts: tuple[Fact, ...] = ()) -> Training | None:
     """The curves of a training folder; None where nothing was logged."""
-    rows = [row for row in read_rows(folder / METRICS) if "step" in row]
+    rows = [row for row in read_metrics(folder) if "step" in row]
     if not rows:
         return None
     kinds = {name for row in rows for name in row.get("by_kind", {})}
@@ -51,13 +37,16 @@ def training(folder: Path, facts: tuple[Fact, ...] = ()) -> Training | None:
     speeds = [row["tokens_per_second"] for row in rows[1:] or rows if row.get("tokens_per_second") is not None]
     known = [Fact("Steps", f"{last['step']:,}")]
     if speeds:
-        known.append(Fact("Median speed", f"{short(statistics.median(speeds))} predicted tokens/s"))
+        known.append(Fact("Median speed", f"{short(statistics.median(speeds))} tokens/s"))
+    predicted = [row["labels"] / row["seconds"] for row in rows[1:] or rows if row.get("labels") and row.get("seconds")]
+    if predicted:
+        known.append(Fact("Of them predicted", f"{short(statistics.median(predicted))} tokens/s"))
     known += [
         Fact(f"Last {c.name} loss", f"{c.points[-1][1]:.3f}") for c in losses if c.points and math.isfinite(c.points[-1][1])
     ]
     return Training(
         facts=(*facts, *known),
-        loss=tuple(c for c in losses if c.points),
-        by_scale=tuple(kind(name, f"scale {name.partition('/')[2]}") for name in scales),
-        speed=(curve("tokens/s", "tokens_per_second"),),
+        loss=tuple(thinned(c.name, c.points) for c in losses if c.points),
+        by_scale=tuple(thinned(f"scale {name.partition('/')[2]}", kind(name, name).points) for name in scales),
+        speed=(thinned("tokens/s", curve("tokens/s", "tokens_per_second").points),),
     )

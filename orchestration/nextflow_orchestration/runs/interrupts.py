@@ -8,28 +8,20 @@ signal is also remembered, and asked about between stages.
 from __future__ import annotations
 
 import signal
-import threading
 from types import FrameType
-from typing import Any, Self
+
+from nextflow_data.signal_handlers import Handlers
 
 
-class Interrupts:
+class Interrupts(Handlers):
     """Remembers SIGINT while entered. Outside the main thread, where Python allows no handlers, it never has any."""
 
     def __init__(self) -> None:
+        super().__init__((signal.SIGINT,))
         self._seen = False
-        self._previous: Any = None
 
-    def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGINT, self._handle)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """Remembers the interrupt and raises it, as Python would."""
         self._seen = True
         raise KeyboardInterrupt
 

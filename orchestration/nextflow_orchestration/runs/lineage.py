@@ -11,6 +11,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from nextflow_data.errors import RequestError
 from nextflow_data.whole_files import replace_file
 from nextflow_pipelines.contract.stage import MANIFEST, StageError, StageManifest, find_committed, read_manifest
 from nextflow_pipelines.registry import STAGES
@@ -34,7 +35,7 @@ class Commit:
         return any(entry["path"].startswith(f"{dataset}/") for entry in self.manifest["files"])
 
 
-class NoRun(RuntimeError):
+class NoRun(RequestError):
     """There is no committed stage where one was looked for."""
 
 

@@ -20,6 +20,9 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
+
+from nextflow_data.signal_handlers import Handlers, ignore
 
 DEFAULT_PORT = 4200
 START_TIMEOUT = 180.0
@@ -161,23 +164,30 @@ def serve_standing(root: Path, port: int) -> int:
     record.write_text(json.dumps({"api_url": f"http://127.0.0.1:{port}/api"}))
     child = subprocess.Popen(_command(port), env=_environment(home, port), start_new_session=True)
 
-    def stop(number: int, frame: object) -> None:
-        child.terminate()
+    with _Ends(child):
+        try:
+            child.wait()
+            return 0
+        finally:
+            record.unlink(missing_ok=True)
 
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        child.wait()
-        return 0
-    finally:
-        record.unlink(missing_ok=True)
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+
+class _Ends(Handlers):
+    """Has SIGINT and SIGTERM end a server that runs in a session of its own and would not hear of them."""
+
+    def __init__(self, child: subprocess.Popen[bytes]) -> None:
+        super().__init__((signal.SIGINT, signal.SIGTERM))
+        self._child = child
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """Asks the server to end; `serve_standing` waits for it."""
+        self._child.terminate()
 
 
 def _watch(port: int) -> None:
     """Keeps a server until standard input closes, which happens when the parent ends, however it ends."""
     child = subprocess.Popen(_command(port), stdin=subprocess.DEVNULL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ignore(signal.SIGINT)
     while child.poll() is None and not select.select([sys.stdin], [], [], 0.5)[0]:
         pass
     child.terminate()

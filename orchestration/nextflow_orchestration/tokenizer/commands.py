@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from nextflow_data.errors import RequestError
 from nextflow_tokenize.config.vision_recipe import TokenizerRecipe
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -27,7 +28,7 @@ def train_tokenizer(recipe_path: Path, overrides: list[str], processes: int, dev
     recipe.check_inputs()
     for number, config in enumerate(recipe.resolved()):
         if config.training.micro_batches % processes:
-            raise ValueError(
+            raise RequestError(
                 f"stage {recipe.stages[number].name}: training.micro_batches {config.training.micro_batches} cannot be "
                 f"shared out to {processes} processes; set a multiple of their number"
             )
@@ -139,13 +140,16 @@ def import_tokenizer(checkpoint: Path, out: Path) -> None:
 def roundtrip_image(image: Path, tokenizer: Path | None, root: Path, out: Path | None, level: int | None) -> None:
     """`mnf tokenizer roundtrip`."""
     from nextflow_data.config import IngestConfig
-    from nextflow_data.images.measure import open_rgb
+    from nextflow_data.images.measure import ImageRejected, open_rgb
     from nextflow_tokenize.vision.model import VisionTokenizer
     from nextflow_tokenize.vision.scores.sheets import preview
 
     folder = tokenizer or _of_run(root)
     loaded = VisionTokenizer.load(folder)
-    picture = open_rgb(image.read_bytes(), IngestConfig())
+    try:
+        picture = open_rgb(image.read_bytes(), IngestConfig())
+    except ImageRejected as error:
+        raise RequestError(f"{image} is no image that can be shown: {error}") from None
     target = out or image.with_name(f"{image.stem}-roundtrip.png")
     target.parent.mkdir(parents=True, exist_ok=True)
     sheet = preview(loaded, picture, level)

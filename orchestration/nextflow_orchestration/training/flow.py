@@ -19,6 +19,7 @@ from types import FrameType
 from typing import Any
 from uuid import UUID
 
+from nextflow_data.signal_handlers import Handlers
 from nextflow_data.whole_files import replace_file
 from prefect import flow
 from prefect.artifacts import create_link_artifact, create_progress_artifact, update_progress_artifact
@@ -32,7 +33,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from megatron_nextflow.launching.exit_status import REFUSED
 from megatron_nextflow.launching.launch_record import own_start, process_alive, read_record
-from megatron_nextflow.runtime.signal_handlers import Handlers
 from megatron_nextflow.runtime.training_folder import METRICS, last_step
 from nextflow_orchestration.report.training_page import write_training_page
 from nextflow_orchestration.training.job import LOG, Job, last_words, start_or_find
@@ -74,14 +74,14 @@ def nextflow_training(
 
 
 class _Asked(Handlers):
-    """Remembers SIGINT and SIGTERM while entered; a second SIGINT is KeyboardInterrupt. Does nothing in another thread."""
+    """Whether the flow was asked to stop, by SIGINT or SIGTERM; a SIGINT after that is KeyboardInterrupt."""
 
     def __init__(self) -> None:
         super().__init__((signal.SIGINT, signal.SIGTERM))
         self.to_stop = False
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """Remembers it."""
+        """Remembers the first; raises at a Ctrl-C after it."""
         if self.to_stop and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.to_stop = True

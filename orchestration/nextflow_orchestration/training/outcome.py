@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from nextflow_data.errors import RequestError
+
 from megatron_nextflow.runtime.training_folder import last_step
 
 
@@ -23,7 +25,7 @@ class TrainingFailed(RuntimeError):
         self.status = status
 
 
-class TrainingRefused(ValueError):
+class TrainingRefused(RequestError):
     """What the training was given cannot be trained on; trying again would not help."""
 
 

@@ -20,13 +20,13 @@ def list_(run: Annotated[Path, typer.Argument(help="folder of a training: the on
     """The checkpoints of a training, with the one that it would go on from."""
     with plain_errors():
         from megatron_nextflow.checkpoint.format import read_manifest
-        from megatron_nextflow.runtime.training_folder import LATEST, MANIFEST, folder, folder_name, steps
+        from megatron_nextflow.config.model import layout_words
+        from megatron_nextflow.runtime.training_folder import MANIFEST, folder, folder_name, last_step, steps
 
         found = steps(run)
         if not found:
             raise FileNotFoundError(f"{folder(run)} holds no whole checkpoint")
-        pointer = folder(run) / LATEST
-        in_force = pointer.read_text(encoding="utf-8").strip() if pointer.is_file() else ""
+        in_force = last_step(run)
         table = Table("checkpoint", "packs", "left out", "bytes", "parallel", "saved", "")
         table.columns[0].no_wrap = True
         for step in found:
@@ -38,9 +38,9 @@ def list_(run: Annotated[Path, typer.Argument(help="folder of a training: the on
                 f"{state.consumed:,}",
                 f"{len(state.skipped)}",
                 f"{sum(entry.size for entry in manifest.files.values()):,}",
-                " × ".join(f"{name.upper()} {size}" for name, size in state.parallel.items() if size > 1) or "1 process",
+                layout_words(state.parallel, state.processes),
                 f"{datetime.fromtimestamp((path / MANIFEST).stat().st_mtime):%Y-%m-%d %H:%M}",
-                "in force" if path.name == in_force else "",
+                "in force" if step == in_force else "",
             )
         Console(highlight=False).print(table)
 

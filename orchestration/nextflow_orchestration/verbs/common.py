@@ -17,13 +17,6 @@ RecipeArg = Annotated[Path, typer.Argument(help="recipe (YAML)")]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="override a setting: --set train.steps=20", metavar="KEY=VALUE")
 ]
-EXTRAS = {
-    "pyspark": "data", "prefect": "data", "fastwarc": "data", "lxml": "data", "datatrove": "data", "tokenizers": "data",
-    "py3langid": "data", "scipy": "data", "xxhash": "data", "PIL": "data", "torch": "train", "megatron": "train",
-    "safetensors": "train", "tensorboard": "train", "skimage": "train", "transformers": "siglip",
-    "transformer_engine": "gpu", "psutil": "data",
-}  # fmt: skip
-"""Which extra brings a package, for the error when it is missing."""
 
 
 @contextmanager
@@ -37,10 +30,13 @@ def plain_errors() -> Iterator[None]:
         console.print("[yellow]Interrupted.[/] What was finished is kept; the same command goes on from there.")
         raise typer.Exit(130) from None
     except ModuleNotFoundError as error:
-        extra = EXTRAS.get((error.name or "").partition(".")[0])
+        from nextflow_orchestration.doctor.requirements import extra_of, pip_install
+
+        extra = extra_of(error.name or "")
         if extra is None:
             raise
-        console.print(f"[red]error:[/] this needs {error.name}: pip install 'megatron-nextflow\\[{extra}]'")
+        console.print("[red]error:[/]", end=" ")
+        console.print(f"this needs {error.name}: {pip_install(extra)}", markup=False, soft_wrap=True)
         raise typer.Exit(2) from None
     except Exception as error:
         if os.environ.get("MNF_TRACEBACK"):

@@ -1,23 +1,33 @@
-"""Turns an exception into the line a person reads, and an exit code: 2 for a mistake in the request, 1 otherwise."""
+"""Turns an exception into the line a person reads; `nextflow_data.errors` says with which status `mnf` then ends."""
 
 from __future__ import annotations
 
 import errno
 
+from nextflow_data.errors import RequestError, exit_status
+
 OURS = ("nextflow_data", "nextflow_tokenize", "megatron_nextflow", "nextflow_pipelines", "nextflow_orchestration")
 """Packages whose errors already say what to do."""
+_PATHS = {
+    FileNotFoundError: "not found",
+    FileExistsError: "is there already",
+    NotADirectoryError: "not a folder",
+    IsADirectoryError: "a folder, where a file is wanted",
+    PermissionError: "not permitted",
+}
 
 
 def describe(error: Exception) -> tuple[str, int]:
-    """(message, exit code). Errors of this project carry their advice already; others get their type named."""
+    """(message, exit status). Errors of this project carry their advice already; others get their type named."""
+    status = exit_status(error)
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return f"the disk is full ({error.filename or error}); finished partitions are kept: free space, then run again", 1
-    name = type(error).__name__
-    module = type(error).__module__
-    if name in ("RecipeError", "TrainingRefused"):
-        return str(error), 2
-    if isinstance(error, FileNotFoundError):
-        return f"not found: {error.filename or error}", 2
-    if module.partition(".")[0] in OURS:
-        return str(error), 1
-    return f"{name}: {error} (MNF_TRACEBACK=1 shows where)", 1
+        return (
+            f"the disk is full ({error.filename or error}); finished partitions are kept: free space, then run again",
+            status,
+        )
+    if isinstance(error, RequestError) or type(error).__module__.partition(".")[0] in OURS:
+        return str(error), status
+    for kind, words in _PATHS.items():
+        if isinstance(error, kind):
+            return (f"{words}: {error.filename}" if error.filename else str(error)), status
+    return f"{type(error).__name__}: {error} (MNF_TRACEBACK=1 shows where)", status

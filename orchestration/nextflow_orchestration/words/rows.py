@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from nextflow_data.excerpts import shorten
+
 from nextflow_orchestration.words.rules import reason_words
 
 SNIPPET = 100
@@ -32,20 +34,14 @@ class AsideLine:
     words: str
 
 
-def shorten(text: str, most: int = SNIPPET) -> str:
-    """The beginning of a text in one line, cut at a word."""
-    line = " ".join(text.split())
-    return line if len(line) <= most else line[:most].rsplit(" ", 1)[0] + " …"
-
-
 def node_words(node: dict[str, Any]) -> str:
     """A node in one line: the beginning of its text, or its image's address, size and words."""
     if node["kind"] == "text":
-        return shorten(node["text"] or "")
+        return shorten(node["text"] or "", SNIPPET)
     image = node["image"]
     words = image["caption"] or image["alt"]
     return f"{image['address']} ({image['width']}×{image['height']} {image['format']})" + (
-        f" {shorten(words)}" if words else ""
+        f" {shorten(words, SNIPPET)}" if words else ""
     )
 
 

@@ -45,7 +45,7 @@ class UnitProgress:
             self.write()
 
     def write(self) -> None:
-        """Writes the numbers, if there are any; a disk that takes them not is no reason to fail."""
+        """Writes the numbers, if there are any. A full disk is no reason to fail: they are only shown."""
         if not self.amounts:
             return
         self._written = time.monotonic()

@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from nextflow_data.document import SCHEMA_VERSION
-from nextflow_data.whole_files import file_sha256
 
 MANIFEST = "manifest.json"
 MANIFEST_FORMAT = 1
@@ -141,26 +140,6 @@ def check_sizes(stage_dir: Path, manifest: StageManifest) -> list[str]:
             continue
         if size != entry["bytes"]:
             wrong.append(f"{entry['path']} has {size} bytes, not {entry['bytes']}")
-    return wrong
-
-
-def damaged_files(stage_dir: Path) -> list[str]:
-    """Everything wrong with a committed stage, in words: fingerprint, sizes, sha256, files that no manifest names."""
-    manifest = read_manifest(stage_dir)
-    plan = StagePlan(manifest["stage"], manifest["version"], manifest["parameters"], manifest["inputs"])
-    wrong = check_sizes(stage_dir, manifest)
-    if plan.fingerprint != manifest["fingerprint"] or stage_dir.name != f"{plan.name}-{plan.fingerprint[:12]}":
-        wrong.append("the fingerprint is not that of the stage, parameters and inputs that the manifest names")
-    named = {MANIFEST}
-    for entry in manifest["files"]:
-        named.add(entry["path"])
-        path = stage_dir / entry["path"]
-        if path.is_file() and path.stat().st_size == entry["bytes"] and file_sha256(path) != entry["sha256"]:
-            wrong.append(f"{entry['path']} has another sha256 than the manifest says")
-    for path in sorted(stage_dir.rglob("*")):
-        relative = path.relative_to(stage_dir).as_posix()
-        if path.is_file() and relative not in named:
-            wrong.append(f"{relative} is not named by the manifest")
     return wrong
 
 

@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from nextflow_data.errors import RequestError
+
 from nextflow_pipelines.contract.stage import StageError
 from nextflow_pipelines.spark.config import SparkConfig
 from nextflow_pipelines.spark.session import is_local
@@ -26,7 +28,7 @@ GPU = "gpu"
 """Spark's name of the resource."""
 
 
-class GpuError(StageError, ValueError):
+class GpuError(StageError, RequestError):
     """GPUs were asked for that are not there: a wrong setting, which trying again does not cure."""
 
 

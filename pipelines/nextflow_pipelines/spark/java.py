@@ -18,6 +18,8 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
+from nextflow_data.errors import RequestError
+
 MINIMUM = 17
 """Oldest Java that Spark 4 runs on."""
 
@@ -37,7 +39,7 @@ exec {java} "$@"
 """
 
 
-class JavaNotFound(RuntimeError):
+class JavaNotFound(RequestError):
     """No usable Java: says what was looked at and what to do."""
 
 

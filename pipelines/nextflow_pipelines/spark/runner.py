@@ -7,9 +7,10 @@ Two shapes of job, which are all that the stages need:
   (range partitioning would not be reproducible); each bucket is a unit, written by whichever task holds it. How many Spark
   partitions there are changes nothing but speed.
 
-What goes through a shuffle is keys and measures; documents and pixels stay in their files. Units that are already done are
-left out before the shuffle. The cost of files written by tasks and not by Spark's own sink: the done-record protocol of
-`nextflow_pipelines.contract.stage`, which in exchange survives the death of the driver.
+What goes through a shuffle is keys and measures; documents and pixels stay in their files, except tokenised documents, which
+`pack` brings to the task that writes their shard. Units that are already done are left out before the shuffle. The cost of
+files written by tasks and not by Spark's own sink: the done-record protocol of `nextflow_pipelines.contract.stage`, which in
+exchange survives the death of the driver.
 """
 
 from __future__ import annotations

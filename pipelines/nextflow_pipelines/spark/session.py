@@ -6,10 +6,11 @@ import os
 import re
 import signal
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from nextflow_data.signal_handlers import kept
 
 from nextflow_pipelines.spark.config import SparkConfig
 from nextflow_pipelines.spark.java import find_java, java_home
@@ -102,12 +103,10 @@ def spark_session(
         builder = SparkSession.builder.appName(app).master(master_with_retries(config.master, config.task_retries))
         for key, value in spark_settings(config).items():
             builder = builder.config(key, value)
-        handler = signal.getsignal(signal.SIGINT)
-        session = builder.getOrCreate()
-        if threading.current_thread() is threading.main_thread():
-            # Spark puts its own handler in place; who started us may have one that must not be lost, and jobs are cancelled
-            # by the runner.
-            signal.signal(signal.SIGINT, handler)
+        # Spark puts its own handler in place; who started us may have one that must not be lost, and jobs are cancelled by
+        # the runner.
+        with kept(signal.SIGINT):
+            session = builder.getOrCreate()
     for key, value in sql_settings(config).items():
         if key not in config.options:
             session.conf.set(key, value)

@@ -5,6 +5,7 @@ import random
 from itertools import combinations
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,18 +13,19 @@ from nextflow_data.config import DedupConfig, IngestConfig
 from nextflow_data.decisions import DECISION_SCHEMA
 from nextflow_data.dedup.clusters import bucket_pairs, connected_components
 from nextflow_data.dedup.images import (
-    candidate_pairs,
     confirm,
     decide_images,
+    difference,
     hamming,
     image_keys,
+    is_candidate,
     occurrences,
     remove_images,
-    same_image,
+    thumbnail,
 )
-from nextflow_data.dedup.minhash import band_keys, signature, similarity_of, text_hash
-from nextflow_data.dedup.texts import choose_survivor, decide_documents, duplicate_edges, summarise
-from nextflow_data.document import image_node, to_table
+from nextflow_data.dedup.minhash import signature, signature_keys, similarity_of, text_hash
+from nextflow_data.dedup.texts import choose_survivor, decide_documents, summarise
+from nextflow_data.document import image_node
 from nextflow_data.images.measure import measure
 from PIL import Image
 
@@ -56,9 +58,26 @@ def jaccard(a, b):
     return len(shingles(a) & shingles(b)) / len(shingles(a) | shingles(b))
 
 
+def band_keys(document, config):
+    found = signature(document, config)
+    return set() if found is None else set(signature_keys(found, config))
+
+
+def duplicate_edges(documents, config):
+    """Every pair, looked at: equal texts, or a band in common and alike enough."""
+    edges = []
+    for a, b in combinations(sorted(documents, key=lambda d: d["doc_id"]), 2):
+        if text_hash(a) == text_hash(b):
+            edges.append((a["doc_id"], b["doc_id"], 1.0))
+        elif band_keys(a, config) & band_keys(b, config):
+            value = similarity_of(signature(a, config), signature(b, config))
+            edges += [(a["doc_id"], b["doc_id"], value)] if value >= config.min_similarity else []
+    return edges
+
+
 def decide(documents, config=CONFIG):
     summaries = {d["doc_id"]: summarise(d, config) for d in documents}
-    return decide_documents(summaries, duplicate_edges(list(summaries.values()), config), config)
+    return decide_documents(summaries, duplicate_edges(documents, config), config)
 
 
 def test_equal_texts_by_hash(build):
@@ -90,7 +109,7 @@ def test_near_duplicates_share_bands_as_the_theory_says(build):
         text = prose(seed, 400)
         for level, changes in ((0.9, 4), (0.5, 30), (0.1, 150)):
             a, b = build.document("https://a/", text), build.document("https://b/", edited(text, seed, changes))
-            shared[level] += bool(set(band_keys(a, CONFIG)) & set(band_keys(b, CONFIG)))
+            shared[level] += bool(band_keys(a, CONFIG) & band_keys(b, CONFIG))
     assert shared[0.9] >= 58 and shared[0.5] <= 15 and shared[0.1] == 0
 
 
@@ -102,7 +121,7 @@ def test_signature_does_not_depend_on_case_marks_or_numbers(build):
 
 def test_short_texts_are_compared_only_exactly(build):
     assert signature(build.document("https://a/", "a b c d e f"), CONFIG) is None
-    assert band_keys(build.document("https://a/", "a b c d e f"), CONFIG) == []
+    assert band_keys(build.document("https://a/", "a b c d e f"), CONFIG) == set()
 
 
 def test_survivor_is_the_richest_copy(build):
@@ -116,7 +135,7 @@ def test_survivor_is_the_richest_copy(build):
     assert all(d["rule"] == "dedup.min_similarity" and 0.8 <= d["value"] <= 1 and d["threshold"] == 0.8 for d in decisions)
     tied = [summarise(build.document(f"https://x/{n}", text), CONFIG) for n in range(5)]
     assert choose_survivor(tied)["doc_id"] == min(s["doc_id"] for s in tied)
-    assert to_table(decisions, DECISION_SCHEMA).to_pylist() == decisions
+    assert pa.Table.from_pylist(decisions, schema=DECISION_SCHEMA).to_pylist() == decisions
 
 
 @settings(max_examples=25, deadline=None)
@@ -213,6 +232,14 @@ def gallery(build, pictures):
     return documents
 
 
+def candidate_pairs(images, config):
+    """Every pair of distinct images, looked at: a key in common, and hashes and shapes near enough."""
+    found = {image["sha256"]: image for image in images}
+    keys = {sha256: set(image_keys(image["phash"], config)) for sha256, image in found.items()}
+    pairs = combinations(sorted(found), 2)
+    return [(a, b) for a, b in pairs if keys[a] & keys[b] and is_candidate(found[a], found[b], config)]
+
+
 def run_images(documents, pictures, config=CONFIG):
     images = [o for d in documents for o in occurrences(d)]
     load = {measure(payload, IngestConfig())["sha256"]: payload for payload in pictures.values()}.__getitem__
@@ -221,6 +248,9 @@ def run_images(documents, pictures, config=CONFIG):
 
 
 def test_pixels_tell_copies_from_likenesses(pictures):
+    def same_image(a, b, config):
+        return difference(*(thumbnail(payload, config, IngestConfig()) for payload in (a, b)))
+
     assert same_image(pictures["original"], pictures["again"], CONFIG) == 0
     for name in ("small", "jpeg"):
         assert same_image(pictures["original"], pictures[name], CONFIG) <= CONFIG.image_max_difference
@@ -247,7 +277,7 @@ def test_copies_of_an_image_go_and_the_largest_stays(build, gallery, pictures):
         assert decision["action"] == "drop" and decision["scope"] == "node" and decision["value"] <= decision["threshold"]
         exact = decision["rule"] == "dedup.image_exact"
         assert (decision["value"] == 0) if exact else (0 < decision["value"] <= CONFIG.image_max_difference)
-    assert to_table(decisions, DECISION_SCHEMA).num_rows == len(decisions)
+    assert pa.Table.from_pylist(decisions, schema=DECISION_SCHEMA).num_rows == len(decisions)
 
 
 def test_within_one_document_only(gallery, pictures):

@@ -2,10 +2,11 @@
 
 import base64
 
+import pyarrow as pa
 import pytest
 from nextflow_data.config import IngestConfig
 from nextflow_data.decisions import ASIDE_SCHEMA, DECISION_SCHEMA
-from nextflow_data.document import DOCUMENT_SCHEMA, doc_id, to_table
+from nextflow_data.document import DOCUMENT_SCHEMA, doc_id
 from nextflow_data.images.measure import ImageRejected
 from nextflow_data.nodes import recurrence_key
 from nextflow_data.pages.assemble import assemble, image_addresses, image_bytes, measured_image
@@ -71,10 +72,10 @@ def test_document_of_a_page(site, build, config):
 
 def test_rows_fit_the_schemas(site, config):
     (document, decisions, asides), (_, _, empty) = ingest(site, config)
-    table = to_table([document], DOCUMENT_SCHEMA)
+    table = pa.Table.from_pylist([document], schema=DOCUMENT_SCHEMA)
     assert table.to_pylist() == [document]
-    assert to_table(decisions, DECISION_SCHEMA).num_rows == len(decisions)
-    assert to_table(asides + empty, ASIDE_SCHEMA).num_rows == 2
+    assert pa.Table.from_pylist(decisions, schema=DECISION_SCHEMA).num_rows == len(decisions)
+    assert pa.Table.from_pylist(asides + empty, schema=ASIDE_SCHEMA).num_rows == 2
 
 
 def test_every_image_node_leads_back_to_its_bytes(site, build, config):

@@ -1,8 +1,9 @@
 """What filtering does to whole documents: every drop and edit a decision with value, threshold and the node it meant."""
 
+import pyarrow as pa
 import pytest
 from nextflow_data.decisions import DECISION_SCHEMA
-from nextflow_data.document import image_node, text_node, to_table
+from nextflow_data.document import image_node, text_node
 from nextflow_data.nodes import join_texts, recurrence_key, without
 from nextflow_data.rules.config import ORDER, FilterConfig
 from nextflow_data.rules.identify import identify
@@ -179,7 +180,7 @@ def test_decisions_fit_their_schema_and_the_input_is_not_touched(page):
     document = page(ENGLISH, image(width=3), image())
     before = repr(document)
     _, decisions = filter_document(document, FilterConfig(), {})
-    assert to_table(decisions, DECISION_SCHEMA).to_pylist() == decisions
+    assert pa.Table.from_pylist(decisions, schema=DECISION_SCHEMA).to_pylist() == decisions
     assert repr(document) == before
 
 

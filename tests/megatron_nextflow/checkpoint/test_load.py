@@ -152,6 +152,8 @@ def test_checkpoints_are_listed_and_verified_from_the_command_line(run: Path) ->
     listed = mnf("list", run).output
     assert re.search(r"step-00000004 .* 16 ", listed) and re.search(r"step-00000006 .* 24 .* 1 process .* in force", listed)
     newest = training_folder.folder(run) / "step-00000006"
+    (training_folder.folder(run) / "latest").unlink()
+    assert mnf("list", run).output == listed
     assert f"{newest}: whole; 5 files" in mnf("verify", run).output and mnf("verify", newest).exit_code == 0
     (newest / "megatron" / "common.pt").write_bytes(b"")
     damaged = mnf("verify", newest)

@@ -69,15 +69,17 @@ def _indexed(folder: Path) -> dict[str, Tensor]:
 
 
 def test_text_logits_equal_transformers(given: Any, model: Any) -> None:
+    from megatron_nextflow.config.loss import LossConfig
     from megatron_nextflow.model.attention import BlockRangeParams
     from megatron_nextflow.sequence.batch import collate
-    from megatron_nextflow.sequence.pack_layout import PackLayoutConfig, build_pack_layout
+    from megatron_nextflow.sequence.pack_layout import build_pack_layout
 
     ids = torch.randint(0, ROWS, (1, 50), generator=torch.Generator().manual_seed(1))
     ours, state = load_model(qwen.step(given.run), "cpu")
     segment: Any = {"kind": "text", "doc": "a", "tokens": 50, "loss": True}
     none = np.zeros(0, np.int64)
-    batch = collate([build_pack_layout([segment], ids[0].numpy(), none, none, ours.vocabulary, 50, PackLayoutConfig())])
+    layout = build_pack_layout([segment], ids[0].numpy(), none, none, ours.vocabulary, 50, 64.0, LossConfig())
+    batch = collate([layout])
     with torch.no_grad():
         found = ours(batch, BlockRangeParams.of(batch.visible))[:, 0, :ROWS]
         expected = model(input_ids=ids).logits[0]

@@ -24,6 +24,7 @@ from megatron_nextflow.conversion import to_hf
 from megatron_nextflow.conversion.from_hf import import_hf
 from megatron_nextflow.conversion.hf_folder import INDEX, SINGLE
 from megatron_nextflow.conversion.nextflow_part import FILE
+from megatron_nextflow.conversion.output_folder import DiskFilled
 from megatron_nextflow.conversion.tensor_names import ConvertError
 from megatron_nextflow.conversion.to_hf import export_hf
 
@@ -170,11 +171,11 @@ def test_a_full_disk_leaves_nothing(given: Any, tmp_path: Path, monkeypatch: pyt
         patch.setattr(FileSystem, "create_stream", full)
         free = iter([SimpleNamespace(free=10**9), SimpleNamespace(free=4096)])
         patch.setattr(shutil, "disk_usage", lambda _: next(free))
-        with pytest.raises(ConvertError, match=r"the disk filled up while .*run was written; nothing of it is left"):
+        with pytest.raises(DiskFilled, match=r"the disk filled up while .*run was written; nothing of it is left"):
             given.into(tmp_path / "run")
     with monkeypatch.context() as patch:
         patch.setattr(to_hf, "save_file", says_so)
-        with pytest.raises(ConvertError, match=r"the disk filled up while .*hf was written"):
+        with pytest.raises(DiskFilled, match=r"the disk filled up while .*hf was written"):
             export_hf(given.run, tmp_path / "hf")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     for write in (lambda: given.into(tmp_path / "run"), lambda: export_hf(given.run, tmp_path / "hf")):

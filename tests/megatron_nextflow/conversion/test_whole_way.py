@@ -168,4 +168,4 @@ def test_from_the_command_line(given: Any, tmp_path: Path) -> None:
     said = mnf("export", tmp_path / "run", "--out", tmp_path / "hf")
     assert said.exit_code == 0 and "step 0, 51 tensors" in said.output and "in 6 files" in said.output
     said = mnf("import", given.folder, *tokenizers, "--out", tmp_path / "run")
-    assert said.exit_code == 1 and "exists and is not written over" in said.output
+    assert said.exit_code == 2 and "exists and is not written over" in said.output

@@ -51,6 +51,7 @@ def test_every_parameter_is_counted() -> None:
 @pytest.mark.parametrize("frozen", [False, True])
 def test_step_flops_are_those_that_torch_counts(frozen: bool) -> None:
     """Forward and backward of text in which all 40 slots see one another, so that the kernel computes no pair in vain."""
+    from megatron_nextflow.config.loss import LossConfig
     from megatron_nextflow.model.attention import BlockRangeParams
     from megatron_nextflow.sequence.batch import collate
     from megatron_nextflow.sequence.pack_layout import build_pack_layout
@@ -59,7 +60,7 @@ def test_step_flops_are_those_that_torch_counts(frozen: bool) -> None:
     text = np.arange(slots) % VOCABULARY.text
     segments = [{"kind": "text", "doc": "a", "tokens": slots, "loss": True}]
     none = np.zeros(0, dtype=np.int64)
-    batch = collate([build_pack_layout(segments, text, none, none, VOCABULARY, slots)])  # type: ignore[arg-type]
+    batch = collate([build_pack_layout(segments, text, none, none, VOCABULARY, slots, 64.0, LossConfig())])  # type: ignore[arg-type]
     visible = torch.stack([torch.zeros(1, slots, dtype=torch.int32), torch.full((1, slots), slots, dtype=torch.int32)])
     model = _model()
     model.decoder.requires_grad_(not frozen)

@@ -12,6 +12,7 @@ from megatron.core import parallel_state
 from megatron.core.pipeline_parallel.schedules import get_pp_rank_microbatches
 from torch import Tensor
 
+from megatron_nextflow.config.loss import LossConfig
 from megatron_nextflow.config.model import ModelConfig, ParallelConfig
 from megatron_nextflow.config.train import FeedConfig, TrainConfig
 from megatron_nextflow.estimate import memory
@@ -57,7 +58,7 @@ def _kept(config: TrainConfig) -> int:
     initialise(model.sharded_state_dict(), config.model)
     ids, none = np.arange(LENGTH) % VOCABULARY.text, np.zeros(0, dtype=np.int64)
     segments: Any = [{"kind": "text", "doc": "a", "tokens": LENGTH, "loss": True}]
-    batch = collate([build_pack_layout(segments, ids, none, none, VOCABULARY, LENGTH)])
+    batch = collate([build_pack_layout(segments, ids, none, none, VOCABULARY, LENGTH, 64.0, LossConfig())])
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, Tensor] = {}
 
@@ -68,7 +69,7 @@ def _kept(config: TrainConfig) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model(batch, BlockRangeParams.of(batch.visible), chunk=64)
+        model(batch, BlockRangeParams.of(batch.visible), loss=LossConfig(chunk=64))
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 

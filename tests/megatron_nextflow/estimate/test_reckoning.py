@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,15 @@ import torch.distributed as dist
 import yaml
 from nextflow_orchestration.recipes.run import load
 from nextflow_orchestration.recipes.training import TrainingRecipe
-from nextflow_tokenize.packing.cost import attended_pairs, pack_slots
+from nextflow_tokenize.packing.cost import attended_pairs
+from nextflow_tokenize.segments import slots_of
 from nextflow_tokenize.shards.reader import ShardSet
 from pydantic import ValidationError
 
 from megatron_nextflow import dry_run
 from megatron_nextflow.config.model import ModelConfig, ParallelConfig
 from megatron_nextflow.config.train import TrainConfig
-from megatron_nextflow.estimate import flops, reckoning
+from megatron_nextflow.estimate import flops
 from megatron_nextflow.estimate.reckoning import reckon
 from megatron_nextflow.runtime import device
 from megatron_nextflow.sequence.vocabulary import Vocabulary
@@ -126,7 +128,7 @@ def test_with_shards_their_packs_are_counted(
     run = reckon(config, 2)
     packs = ShardSet.open(training_data.shards)
     samples = [packs.read(number).segments for number in range(len(packs))]
-    slots, pairs = sum(map(pack_slots, samples)), sum(map(attended_pairs, samples))
+    slots, pairs = sum(map(slots_of, samples)), sum(map(attended_pairs, samples))
     whole = flops.step_flops(config.model, Vocabulary(61, 48), slots, pairs, slots)
     share = config.data.global_batch_size / len(packs)
     assert (run.packs, run.copies) == (len(packs), 2)
@@ -153,7 +155,7 @@ def _data(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("settings", "processes", "reason"),
     [
-        ({"parallel": {"pp": 2}}, 3, "3 processes cannot hold parallel.tp 1 × pp 2 = 2"),
+        ({"parallel": {"pp": 2}}, 3, "3 processes cannot hold copies of parallel.pp 2 = 2"),
         ({"data": _data(global_batch_size=9)}, 2, "data.global_batch_size 9 is not divisible by 2 data-parallel copies"),
         ({"parallel": {"pp": 2, "vpp": 2}, "data": _data(global_batch_size=3)}, 2, "in multiples of parallel.pp 2"),
         ({"parallel": {"tp": 3}}, 3, "the output head's 128 rows are not divisible by parallel.tp 3: take a power of two"),
@@ -191,7 +193,7 @@ def test_shards_of_another_codebook_are_refused(
 
 
 def test_what_is_missing_here_but_may_be_there_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reckoning.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     data = _data(shards=str(tmp_path / "none"))
     run = reckon(_tiny(fp8="tensorwise", precision="bf16", wandb={}, parallel=ParallelConfig(tp=2), data=data), 2)
     assert [note.split(" ")[0] for note in run.notes] == ["fp8:", "wandb", str(tmp_path / "none")]

@@ -11,14 +11,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from nextflow_tokenize.segments import slots_of
 from nextflow_tokenize.shards.reader import ShardSet
 from nextflow_tokenize.shards.sample_format import Sample
 
+from megatron_nextflow.config.loss import LossConfig
 from megatron_nextflow.config.model import ModelConfig, ParallelConfig
-from megatron_nextflow.config.train import FeedConfig, LossConfig, TrainConfig
+from megatron_nextflow.config.train import FeedConfig, TrainConfig
 from megatron_nextflow.feeding.feed import Feed, FeedError, Share
 from megatron_nextflow.feeding.order import shuffled
-from megatron_nextflow.sequence.pack_layout import IGNORED, slots_of
+from megatron_nextflow.sequence.pack_layout import IGNORED
 from megatron_nextflow.sequence.vocabulary import Vocabulary
 
 
@@ -134,11 +136,15 @@ def test_fine_tuning_needs_packs_that_mark_what_is_given(training_data: Any) -> 
         next(Feed(_One(every), config, VOCABULARY, Share()).next_batch())
 
 
-def test_the_vision_weight_multiplies_image_labels_only(training_data: Any) -> None:
+def test_what_the_recipe_says_of_weights_and_positions_reaches_the_layout(training_data: Any) -> None:
     packs = ShardSet.open(training_data.shards)
-    plain = Feed(packs, _config(), VOCABULARY, Share()).next_batch()
+    plain = list(Feed(packs, _config(), VOCABULARY, Share()).next_batch())
     weighted = Feed(packs, _config(loss=LossConfig(vision_weight=0.25)), VOCABULARY, Share()).next_batch()
-    for a, b in zip(plain, weighted, strict=True):
+    model, loss = ModelConfig(max_length=192, rope_extent=32.0), LossConfig(alpha=0.0, predict_boi=False)
+    other = Feed(packs, _config().model_copy(update={"model": model, "loss": loss}), VOCABULARY, Share()).next_batch()
+    for a, b, c in zip(plain, weighted, other, strict=True):
+        assert set(c.weights.unique().tolist()) == {0.0, 1.0} and not (c.labels == VOCABULARY.boi).any()
+        assert torch.equal(c.positions[1:, a.is_vision] * 2, a.positions[1:, a.is_vision])
         factor = torch.where(a.scale > 0, 0.25, 1.0)
         torch.testing.assert_close(b.weights, a.weights * factor, rtol=0, atol=0)
         assert torch.equal(a.labels, b.labels)

@@ -13,6 +13,7 @@ from nextflow_tokenize.segments import ImageSegment, TextSegment
 from numpy.typing import NDArray
 
 from megatron_nextflow.config.generate import GenerateConfig, GenerationError
+from megatron_nextflow.config.loss import LossConfig
 from megatron_nextflow.config.model import ModelConfig
 from megatron_nextflow.config.train import TrainConfig
 from megatron_nextflow.generation.cache import CachedModel, KeyValueCache
@@ -25,7 +26,7 @@ from megatron_nextflow.model.initialise import initialise
 from megatron_nextflow.model.layer_spec import transformer_config
 from megatron_nextflow.model.nextflow import NextFlowModel
 from megatron_nextflow.sequence.batch import collate
-from megatron_nextflow.sequence.pack_layout import PackLayoutConfig, build_pack_layout
+from megatron_nextflow.sequence.pack_layout import build_pack_layout
 from megatron_nextflow.sequence.vocabulary import Vocabulary
 from megatron_nextflow.step.process_groups import start_parallel
 
@@ -33,7 +34,7 @@ VOCABULARY = Vocabulary(text=40, codes=24)
 CODES = slice(VOCABULARY.code_offset, VOCABULARY.size)
 IDS = 31
 """Ids of the text tokenizer, where the vocabulary has 40 rows for text."""
-LAYOUT = PackLayoutConfig()
+EXTENT = 64.0
 Schedule = tuple[Grid, ...]
 
 
@@ -74,14 +75,14 @@ def by_scale(part: ImagePart) -> list[NDArray[np.int64]]:
 @torch.no_grad()
 def whole(model: NextFlowModel, parts: Sequence[Part]) -> torch.Tensor:
     """Logits [slots, ids] of one pass over everything."""
-    batch = collate([layout_of(parts, VOCABULARY, LAYOUT)])
+    batch = collate([layout_of(parts, VOCABULARY, EXTENT)])
     return model(batch, BlockRangeParams.of(batch.visible))[:, 0, : VOCABULARY.size]
 
 
 def feed_whole_document(model: NextFlowModel, given: Sequence[list[Part]], made: Sequence[ImagePart]) -> list[torch.Tensor]:
     """Every slot's logits: each row's prompt and image block by block, then ⟨eoi⟩ and two words, one a pass."""
     cached = CachedModel(model, len(given), 400)
-    documents = {row: GrowingDocument(parts, VOCABULARY, LAYOUT) for row, parts in enumerate(given)}
+    documents = {row: GrowingDocument(parts, VOCABULARY, EXTENT) for row, parts in enumerate(given)}
     pieces = [cached.feed({row: document.begin(made[row].grids) for row, document in documents.items()})]
     for codes in zip(*map(by_scale, made), strict=True):
         windows = {row: document.grow(codes[row]) for row, document in documents.items()}
@@ -114,7 +115,7 @@ def test_cached_logits_equal_those_of_one_whole_pass(exact: NextFlowModel) -> No
 def test_a_row_may_stand_still_or_begin_anew(exact: NextFlowModel) -> None:
     texts = [[1, 2, 3, 4], [5, 6], [7, 8, 9]]
     cached = CachedModel(exact, 3, 8)
-    documents = {row: GrowingDocument([TextPart(tuple(ids))], VOCABULARY, LAYOUT) for row, ids in enumerate(texts)}
+    documents = {row: GrowingDocument([TextPart(tuple(ids))], VOCABULARY, EXTENT) for row, ids in enumerate(texts)}
     cached.feed({row: document.unread() for row, document in documents.items()})
     for row in (0, 2):  # rows that are no neighbours
         documents[row].add(11)
@@ -123,7 +124,7 @@ def test_a_row_may_stand_still_or_begin_anew(exact: NextFlowModel) -> None:
         expected = whole(exact, [TextPart((*texts[row], 11))])[-1:].float()
         torch.testing.assert_close(cached.score(found[row], 0, VOCABULARY.size), expected, atol=1e-6, rtol=1e-6)
     cached.cache.clear(1)
-    again = cached.feed({1: GrowingDocument([TextPart((4, 4))], VOCABULARY, LAYOUT).unread()})[1]
+    again = cached.feed({1: GrowingDocument([TextPart((4, 4))], VOCABULARY, EXTENT).unread()})[1]
     torch.testing.assert_close(
         cached.score(again, 0, 40), whole(exact, [TextPart((4, 4))])[:, :40].float(), atol=1e-6, rtol=1e-6
     )
@@ -159,7 +160,7 @@ def test_greedy_codes_are_those_of_uncached_passes(model: NextFlowModel) -> None
     """Conditional and not, guided as VAR does; the prompt with an image in it."""
     schedule, settings = grids((64, 64), 5), GenerateConfig(top_k=1, guidance=2.0)
     prompt = [TextPart((3, 1, 4)), image(schedule_ending((48, 84), 4), 3)]
-    (found,), work = draw_images(model, [prompt], schedule, settings, LAYOUT, [0])
+    (found,), work = draw_images(model, [prompt], schedule, settings, EXTENT, [0])
     assert found.tolist() == uncached_image(model, prompt, schedule, settings, torch.Generator()).tolist()
     assert len(set(found.tolist())) > 3, "a random model should not give one code everywhere"
     assert work.passes == 5
@@ -169,7 +170,7 @@ def test_work_is_counted_exactly(model: NextFlowModel) -> None:
     """Pairs by the arithmetic that packs are priced with; ⟨eoi⟩ is not fed, and without guidance there is one row."""
     schedule = schedule_ending((48, 84), 6)
     settings = GenerateConfig(guidance=0)
-    _, work = draw_images(model, [[TextPart((1, 2, 3))]], schedule, settings, LAYOUT, [0])
+    _, work = draw_images(model, [[TextPart((1, 2, 3))]], schedule, settings, EXTENT, [0])
     segments = [
         TextSegment(kind="text", doc="a", tokens=3, loss=True),
         ImageSegment(kind="image", doc="a", sha256="", grid=list(schedule[-1]), scales=6, loss=True),
@@ -188,10 +189,10 @@ def test_an_image_of_a_batch_is_the_image_drawn_alone(model: NextFlowModel) -> N
     seeds = [1, 2, 1, 1, 3]
     shown: list[tuple[int, list[int]]] = []
     together, _ = draw_images(
-        model, prompts, schedule, settings, LAYOUT, seeds, lambda scale, codes: shown.append((scale, list(map(len, codes))))
+        model, prompts, schedule, settings, EXTENT, seeds, lambda scale, codes: shown.append((scale, list(map(len, codes))))
     )
     for prompt, seed, codes in zip(prompts, seeds, together, strict=True):
-        (alone,), _ = draw_images(model, [prompt], schedule, settings, LAYOUT, [seed])
+        (alone,), _ = draw_images(model, [prompt], schedule, settings, EXTENT, [seed])
         assert np.array_equal(codes, alone)
     assert all(codes.shape == (token_count(schedule),) and codes.min() >= 0 and codes.max() < 24 for codes in together)
     assert len({codes.tobytes() for codes in together}) == 5
@@ -204,7 +205,7 @@ def test_guidance_and_sampling_follow_the_scale(model: NextFlowModel) -> None:
 
     def drawn(**settings: object) -> list[list[int]]:
         wild = GenerateConfig.of({"temperature": (8, 1), "top_k": (0, 1), "top_p": (1,)} | settings)
-        return [codes.tolist() for codes in draw_images(model, [prompt] * 5, schedule, wild, LAYOUT, range(5))[0]]
+        return [codes.tolist() for codes in draw_images(model, [prompt] * 5, schedule, wild, EXTENT, range(5))[0]]
 
     plain, rising, constant = drawn(guidance=0), drawn(guidance=9), drawn(guidance=9, guidance_schedule="constant")
     assert [codes[0] for codes in rising] == [codes[0] for codes in plain] and rising != plain
@@ -219,18 +220,18 @@ def test_continuations_are_text_only_and_equal_whole_passes(model: NextFlowModel
     """Beside each other, of different lengths, one after an image; one ends early and the others go on."""
     prompts: list[list[Part]] = [[TextPart((5, 6, 7))], [TextPart((8,)), image(grids((64, 64), 4), 5)], [TextPart((9, 9))]]
     greedy = GenerateConfig(top_k=1)
-    found, _ = continue_texts(model, prompts, 6, Words(IDS), greedy, LAYOUT, [0, 0, 0])
+    found, _ = continue_texts(model, prompts, 6, Words(IDS), greedy, EXTENT, [0, 0, 0])
     for prompt, ids in zip(prompts, found, strict=True):
         assert len(ids) == 6
         for n, token in enumerate(ids):
             assert token == int(whole(model, [*prompt, TextPart(tuple(ids[:n]))])[-1, :IDS].argmax())
     stop = found[0][2]
-    ended, _ = continue_texts(model, prompts, 6, Words(IDS, stop), greedy, LAYOUT, [0, 0, 0])
+    ended, _ = continue_texts(model, prompts, 6, Words(IDS, stop), greedy, EXTENT, [0, 0, 0])
     assert ended == [ids[: ids.index(stop)] if stop in ids else ids for ids in found]
-    (drawn,), _ = continue_texts(model, [prompts[0]], 60, Words(IDS), GenerateConfig(text_temperature=10), LAYOUT, [0])
+    (drawn,), _ = continue_texts(model, [prompts[0]], 60, Words(IDS), GenerateConfig(text_temperature=10), EXTENT, [0])
     assert len(drawn) == 60 and max(drawn) < IDS
     with pytest.raises(GenerationError, match="at least a word or an image"):
-        continue_texts(model, [[TextPart(())]], 5, Words(IDS), greedy, LAYOUT, [0])
+        continue_texts(model, [[TextPart(())]], 5, Words(IDS), greedy, EXTENT, [0])
 
 
 def test_text_with_images_equals_whole_passes_with_the_same_draws(model: NextFlowModel) -> None:
@@ -239,7 +240,7 @@ def test_text_with_images_equals_whole_passes_with_the_same_draws(model: NextFlo
     settings = GenerateConfig(text_temperature=8, text_top_k=0, text_top_p=1, top_k=5, max_tokens=50, max_images=2)
     prompt: list[Part] = [TextPart((1, 2)), image(schedule, 7)]
     seed = 1
-    found = write_interleaved(model, prompt, schedule, settings, LAYOUT, seed, Words(IDS), 500)
+    found = write_interleaved(model, prompt, schedule, settings, EXTENT, seed, Words(IDS), 500)
     generator = torch.Generator().manual_seed(seed)
     parts, words, images = list(prompt), 0, 0
     while words < 50:
@@ -264,14 +265,14 @@ def test_text_with_images_ends_where_training_ended(model: NextFlowModel) -> Non
     schedule = grids((64, 64), 3)
     settings = GenerateConfig(text_temperature=8, text_top_p=1, max_tokens=50, max_images=9, guidance=0)
     prompt = [TextPart((1, 2))]
-    found = write_interleaved(model, prompt, schedule, settings, LAYOUT, 4, Words(40), 40)
+    found = write_interleaved(model, prompt, schedule, settings, EXTENT, 4, Words(40), 40)
     slots = 2 + sum(part.slots for part in found.parts)
     assert found.ended == "room" and slots == 41 and found.work.slots == 40
     assert 1 <= sum(isinstance(part, ImagePart) for part in found.parts) <= 2
-    (text,) = write_interleaved(model, prompt, schedule, settings, LAYOUT, 4, Words(40), 16).parts
+    (text,) = write_interleaved(model, prompt, schedule, settings, EXTENT, 4, Words(40), 16).parts
     assert isinstance(text, TextPart) and len(text.ids) == 15
     stop = next(token for token in text.ids if token != text.ids[0])
-    stopped = write_interleaved(model, prompt, schedule, settings, LAYOUT, 4, Words(40, stop), 16)
+    stopped = write_interleaved(model, prompt, schedule, settings, EXTENT, 4, Words(40, stop), 16)
     assert stopped.ended == "end of text" and stopped.parts == (TextPart(text.ids[: text.ids.index(stop)]),)
 
 
@@ -285,9 +286,11 @@ def test_a_document_is_laid_out_as_a_pack_of_training_is() -> None:
         TextSegment(kind="text", doc="a", tokens=1, loss=True),
     ]
     slots = token_count(schedule) + 4
-    trained = build_pack_layout(segments, np.array([3, 1, 4]), part.codes, part.codes, VOCABULARY, slots)  # type: ignore[arg-type]
-    found = layout_of([TextPart((3, 1)), part, TextPart((4,))], VOCABULARY, LAYOUT)
+    trained = build_pack_layout(
+        segments, np.array([3, 1, 4]), part.codes, part.codes, VOCABULARY, slots, EXTENT, LossConfig()
+    )  # type: ignore[arg-type]
+    found = layout_of([TextPart((3, 1)), part, TextPart((4,))], VOCABULARY, EXTENT)
     for name in ("token_ids", "is_vision", "scale", "num_scales", "positions", "visible"):
         assert np.array_equal(getattr(found, name), getattr(trained, name)), name
     with pytest.raises(GenerationError, match="canonical"):
-        layout_of([image(grids((48, 84), 6), 0)], VOCABULARY, LAYOUT)
+        layout_of([image(grids((48, 84), 6), 0)], VOCABULARY, EXTENT)

@@ -43,7 +43,6 @@ from megatron_nextflow.generation.requirements import image_grids_of
 from megatron_nextflow.model.attention import BlockRangeParams
 from megatron_nextflow.runtime.training_folder import CheckpointError
 from megatron_nextflow.sequence.batch import collate
-from megatron_nextflow.sequence.pack_layout import PackLayoutConfig
 from megatron_nextflow.sequence.vocabulary import Vocabulary
 from megatron_nextflow.step.process_groups import start_parallel
 from megatron_nextflow.step.trainer import Trainer
@@ -175,7 +174,7 @@ def test_an_image_in_the_prompt_enters_as_its_nearest_codes(run: Run) -> None:
     parts = [TextPart(tuple(text.encode("a red square"))), ImagePart(schedule, codes)]
     with torch.no_grad():
         for _ in range(5):
-            batch = collate([layout_of([*parts, TextPart(ids)], model.vocabulary, PackLayoutConfig())])
+            batch = collate([layout_of([*parts, TextPart(ids)], model.vocabulary, 64.0)])
             logits = model(batch, BlockRangeParams.of(batch.visible))[-1, 0, : state.text_vocabulary]
             ids = (*ids, int(logits.argmax()))
     stop = ids.index(text.eod_id) if text.eod_id in ids else 5

@@ -28,7 +28,6 @@ from megatron_nextflow.model.initialise import initialise
 from megatron_nextflow.model.layer_spec import transformer_config
 from megatron_nextflow.model.nextflow import NextFlowModel
 from megatron_nextflow.sequence.batch import collate
-from megatron_nextflow.sequence.pack_layout import PackLayoutConfig
 from megatron_nextflow.sequence.vocabulary import Vocabulary
 from megatron_nextflow.step.process_groups import start_parallel
 
@@ -45,7 +44,7 @@ def model(precision):
 exact = model("float32")
 codes = np.arange(token_count(schedule)) % 24
 prompt = [TextPart((3, 1, 4)), ImagePart(schedule, codes), TextPart((1, 5))]
-document = GrowingDocument(prompt, vocabulary, PackLayoutConfig())
+document = GrowingDocument(prompt, vocabulary, 64.0)
 cached = CachedModel(exact, 2, 600)
 pieces, window = [], document.begin(schedule)
 sizes = [h * w for h, w in schedule]
@@ -53,11 +52,11 @@ for drawn in np.split(codes, np.cumsum(sizes)[:-1]):
     pieces.append(cached.feed({1: window})[1])
     window = document.grow(drawn)
 found = cached.score(torch.cat(pieces), 0, vocabulary.size)
-batch = collate([layout_of([*prompt, ImagePart(schedule, codes)], vocabulary, PackLayoutConfig())])
+batch = collate([layout_of([*prompt, ImagePart(schedule, codes)], vocabulary, 64.0)])
 with torch.no_grad():
     whole = exact(batch.to(device), BlockRangeParams.of(batch.visible, device))[:-1, 0, : vocabulary.size]
 torch.testing.assert_close(found, whole.float(), atol=1e-4, rtol=1e-4)
-(drawn,), work = draw_images(model("bf16"), [prompt], schedule, GenerateConfig(), PackLayoutConfig(), [0])
+(drawn,), work = draw_images(model("bf16"), [prompt], schedule, GenerateConfig(), 64.0, [0])
 assert drawn.shape == codes.shape and 0 <= drawn.min() and drawn.max() < 24 and work.passes == 8
 print(found.device.type)
 """

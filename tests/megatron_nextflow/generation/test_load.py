@@ -19,7 +19,6 @@ from megatron_nextflow.launching.launcher import launch
 from megatron_nextflow.model.attention import BlockRangeParams
 from megatron_nextflow.runtime.training_folder import latest
 from megatron_nextflow.sequence.batch import collate
-from megatron_nextflow.sequence.pack_layout import PackLayoutConfig
 from megatron_nextflow.training.loop import train
 
 Config = Callable[..., TrainConfig]
@@ -45,7 +44,7 @@ def step(output: Path) -> Path:
 @torch.no_grad()
 def logits(output: Path, precision: str = "auto") -> torch.Tensor:
     model, _ = load_model(step(output), "cpu", precision=precision)
-    batch = collate([layout_of(DOCUMENT, model.vocabulary, PackLayoutConfig())])
+    batch = collate([layout_of(DOCUMENT, model.vocabulary, 64.0)])
     return model(batch, BlockRangeParams.of(batch.visible))[..., : model.vocabulary.size]
 
 

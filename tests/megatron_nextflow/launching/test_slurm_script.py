@@ -146,7 +146,7 @@ def test_the_next_run_of_a_job_on_two_nodes_goes_on(
 _LAUNCHER = """#!/bin/bash
 # Plays the launcher: says how it ended, and ends so when told to, or at once.
 echo "$0 $@" > "$PLAYED/launched"; env > "$PLAYED/environment"
-end() { printf '{\\n "status": "%s",\\n}\\n' "$STATUS" > "$RUN/run.json"; exit "$CODE"; }
+end() { printf '{"pid":1,"status"\\n\\t: "%s"}' "$STATUS" > "$RUN/run.json"; exit "$CODE"; }
 trap end USR1
 echo ready > "$PLAYED/ready"
 [ -n "${WAIT:-}" ] || end

@@ -11,7 +11,7 @@ from nextflow_tokenize.shards.reader import ShardSet
 from torch.nn import functional as F
 
 from megatron_nextflow.config.model import ModelConfig, ParallelConfig
-from megatron_nextflow.config.train import FeedConfig, LossConfig, TrainConfig
+from megatron_nextflow.config.train import FeedConfig, TrainConfig
 from megatron_nextflow.feeding.feed import Feed, Share
 from megatron_nextflow.model.embedding import sinusoid
 from megatron_nextflow.sequence.upsample import bicubic_taps
@@ -187,7 +187,7 @@ def test_what_depends_on_processes_and_machine_is_refused_at_the_start() -> None
     data = FeedConfig(shards="somewhere", global_batch_size=6)
     config = TrainConfig(data=data, parallel=ParallelConfig(tp=2))
     assert config.check(4) == 2
-    with pytest.raises(ValueError, match=r"3 processes cannot hold parallel.tp 2 × pp 1 = 2"):
+    with pytest.raises(ValueError, match=r"3 processes cannot hold copies of parallel.tp 2 = 2"):
         config.check(3)
     with pytest.raises(ValueError, match="global_batch_size 6 is not divisible by 4 data-parallel copies"):
         config.check(8)
@@ -203,10 +203,3 @@ def test_fp8_is_refused_without_transformer_engine(monkeypatch: pytest.MonkeyPat
     config = TrainConfig(data=FeedConfig(shards="somewhere"), precision="bf16", fp8="delayed")
     with pytest.raises(ValueError, match="fp8: delayed needs Transformer Engine, which is not installed"):
         config.check(1)
-
-
-def test_alpha_and_extent_reach_the_layout() -> None:
-    config = TrainConfig(model=ModelConfig(rope_extent=32.0), loss=LossConfig(alpha=0.5, predict_boi=False))
-    layout = Feed.__new__(Feed)
-    Feed.__init__(layout, [], config, VOCABULARY, Share())  # type: ignore[arg-type]
-    assert (layout.layout.spatial_extent, layout.layout.scale_alpha, layout.layout.predict_boi) == (32.0, 0.5, False)

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 from nextflow_tokenize.schedule import canonical_final, grids, token_count
-from nextflow_tokenize.segments import ImageSegment, Segment, TextSegment
+from nextflow_tokenize.segments import ImageSegment, Segment, TextSegment, slots_of
 
+from megatron_nextflow.config.loss import LossConfig
 from megatron_nextflow.sequence.batch import LayoutBatch, collate, join, vision_inputs
-from megatron_nextflow.sequence.pack_layout import PackLayout, build_pack_layout, slots_of
+from megatron_nextflow.sequence.pack_layout import PackLayout, build_pack_layout
 from megatron_nextflow.sequence.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary(text=50, codes=40)
@@ -30,7 +31,7 @@ def pack(seed: int, words: int, sizes: list[tuple[tuple[int, int], int]], paddin
         codes += token_count(schedule)
     length = slots_of(segments) + padding
     text, given = rng.integers(0, 50, words + len(sizes)), rng.integers(0, 40, codes)
-    return build_pack_layout(segments, text, given, rng.integers(0, 40, codes), VOCABULARY, length)
+    return build_pack_layout(segments, text, given, rng.integers(0, 40, codes), VOCABULARY, length, 64.0, LossConfig())
 
 
 PACKS = [pack(0, 5, [((64, 64), 4)]), pack(1, 30, []), pack(2, 2, [((32, 128), 3), ((60, 68), 5)], padding=9)]

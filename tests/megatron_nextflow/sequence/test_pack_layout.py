@@ -14,12 +14,12 @@ from nextflow_tokenize.schedule import FINAL_GRIDS, canonical_final, grids, toke
 from nextflow_tokenize.segments import ImageSegment, Segment, TextSegment, image_grids, slots
 from torch.nn.functional import interpolate
 
+from megatron_nextflow.config.loss import LossConfig
 from megatron_nextflow.sequence.batch import collate, vision_inputs
 from megatron_nextflow.sequence.pack_layout import (
     IGNORED,
     ImageInput,
     PackLayout,
-    PackLayoutConfig,
     build_pack_layout,
     scale_weights,
 )
@@ -38,7 +38,7 @@ def image(doc: str, scales: int, final: tuple[int, int] = SQUARE, loss: bool = T
     return ImageSegment(kind="image", doc=doc, sha256="", grid=list(grid), scales=scales, loss=loss)
 
 
-def lay_out(segments: list[Segment], length: int | None = None, **config: float) -> PackLayout:
+def lay_out(segments: list[Segment], length: int | None = None, extent: float = 64.0, **loss: float) -> PackLayout:
     """Distinct ids where the vocabulary has room, so that a misplaced label shows."""
     tokens = sum(s["tokens"] for s in segments if s["kind"] == "text")
     codes = sum(token_count(image_grids(s)) for s in segments if s["kind"] == "image")
@@ -49,7 +49,8 @@ def lay_out(segments: list[Segment], length: int | None = None, **config: float)
         (np.arange(codes, dtype=np.uint32) + 7) % VOCABULARY.codes,
         VOCABULARY,
         length or sum(slots(s) for s in segments),
-        PackLayoutConfig(**config),  # type: ignore[arg-type]
+        extent,
+        LossConfig(**{"alpha": 0.0, **loss}),  # type: ignore[arg-type]
     )
 
 
@@ -60,7 +61,7 @@ def square(side: int, scale: int) -> list[tuple[Fraction, Fraction, Fraction]]:
 
 
 def test_two_images_of_three_scales_are_the_papers_figure_5() -> None:
-    layout = lay_out([image("a", 3), text("a", 5), image("a", 3)], spatial_extent=1)
+    layout = lay_out([image("a", 3), text("a", 5), image("a", 3)], extent=1)
     expected = [(Fraction(0),) * 3]
     expected += [(Fraction(1), Fraction(a, 4), Fraction(b, 4)) for a in (1, 3) for b in (1, 3)]
     expected += [(Fraction(2), Fraction(a, 6), Fraction(b, 6)) for a in (1, 3, 5) for b in (1, 3, 5)]
@@ -84,7 +85,7 @@ def test_two_images_of_three_scales_are_the_papers_figure_5() -> None:
 
 def test_position_of_a_wide_grid_by_equation_1() -> None:
     schedule = grids((32, 128), 8)
-    layout = lay_out([text("a", 2), image("a", 8, (32, 128))], spatial_extent=64)
+    layout = lay_out([text("a", 2), image("a", 8, (32, 128))], extent=64)
     h, w = schedule[2]
     assert h != w
     slot = 2 + 1 + schedule[1][0] * schedule[1][1] + 1 * w + 2  # scale 3, row 1, column 2
@@ -131,7 +132,7 @@ def test_scale_shares_of_the_loss_at_1024(alpha: float, first: float, last: floa
 
 
 def test_an_images_weights_sum_to_its_codes() -> None:
-    layout = lay_out([text("a", 3), image("a", 8), text("a", 2), image("a", 8, (32, 128))], scale_alpha=0.9)
+    layout = lay_out([text("a", 3), image("a", 8), text("a", 2), image("a", 8, (32, 128))], alpha=0.9)
     in_image = layout.scale > 0
     codes = token_count(grids(SQUARE, 8)) + token_count(grids(canonical_final((32, 128), 8), 8))
     assert layout.weights[in_image].sum() == pytest.approx(codes, rel=1e-5)
@@ -222,6 +223,6 @@ def test_a_layout_says_the_same_slot_by_slot(segments: list[Segment], spare: int
 def test_what_does_not_fit_together_is_refused(change: dict[str, object], message: str) -> None:
     good = {"text": np.arange(3), "input_codes": np.arange(5), "target_codes": np.arange(5), "length": 9}
     segments: list[Segment] = [text("a", 3), image("a", 2)]
-    build_pack_layout(segments, **good, vocabulary=VOCABULARY)  # type: ignore[arg-type]
+    build_pack_layout(segments, **good, vocabulary=VOCABULARY, extent=64.0, loss=LossConfig())  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=message):
-        build_pack_layout(segments, **{**good, **change}, vocabulary=VOCABULARY)  # type: ignore[arg-type]
+        build_pack_layout(segments, **{**good, **change}, vocabulary=VOCABULARY, extent=64.0, loss=LossConfig())  # type: ignore[arg-type]

@@ -1,8 +1,8 @@
 """One model on every layout of processes: the same losses and gradient norms as one process has, in float32.
 
 All layouts run one after the other in one group of four processes, which saves starting them anew, each for ten steps from
-the initial weights, on packs of text and images of several grids, lengths and numbers of scales. Every kind of parallelism,
-alone and with others, is in the quick part; the slow one has the rest of the combinations.
+the initial weights, with a z-loss, on packs of text and images of several grids, lengths and numbers of scales. Every kind
+of parallelism, alone and with others, is in the quick part; the slow one has the rest of the combinations.
 """
 
 from __future__ import annotations
@@ -16,11 +16,14 @@ from typing import Any
 
 import pytest
 
+from megatron_nextflow.config.loss import LossConfig
 from megatron_nextflow.config.model import ParallelConfig
-from megatron_nextflow.config.train import LossConfig, TrainConfig
+from megatron_nextflow.config.train import TrainConfig
+from megatron_nextflow.loss_terms.z_loss import ZLoss
 
 Config = Callable[..., TrainConfig]
 STEPS = 10
+TERMS = {"z_loss": ZLoss(weight=0.01)}
 
 _PROGRAM = """
 import json, sys, warnings
@@ -83,7 +86,7 @@ SLOW: dict[str, dict[str, Any]] = {
 VARIANTS: dict[str, dict[str, Any]] = {
     "recompute": {"recompute": True, "parallel": ParallelConfig(pp=2, cp=2)},
     "overlap": {"parallel": ParallelConfig(overlap_grad_reduce=True)},
-    "small chunks": {"loss": LossConfig(chunk=7), "parallel": ParallelConfig(tp=2, pp=2)},
+    "small chunks": {"loss": LossConfig(chunk=7, terms=TERMS), "parallel": ParallelConfig(tp=2, pp=2)},
     "alignment": {"trainable": "connector_and_head", "parallel": ParallelConfig(pp=4)},
 }
 SLOW_VARIANTS: dict[str, dict[str, Any]] = {
@@ -111,7 +114,8 @@ def _run(configs: list[TrainConfig], processes: int) -> dict[str, Any]:
 def config(make_config: Config, training_data: Any, tmp_path_factory: pytest.TempPathFactory) -> Config:
     """The run of a name; what it measured is written to the file `output`."""
     folder = tmp_path_factory.mktemp("layouts")
-    return lambda name, **settings: make_config(training_data, folder / f"{name}.json", steps=STEPS, **settings)
+    given = {"steps": STEPS, "loss": LossConfig(terms=TERMS)}
+    return lambda name, **settings: make_config(training_data, folder / f"{name}.json", **(given | settings))
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +145,8 @@ def _assert_equal(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -
     for ours, theirs in zip(found, expected, strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
         assert ours["norm"] == pytest.approx(theirs["norm"], rel=1e-5)
+        assert ours["terms"] == pytest.approx(theirs["terms"], rel=1e-5)
+        assert sum(ours["terms"].values()) == pytest.approx(ours["loss"], rel=1e-6) and ours["terms"]["z_loss"] > 0
         assert ours["by_kind"] == pytest.approx(theirs["by_kind"], rel=1e-4)
         for name in ("tokens", "labels", "pairs", "parameters"):
             assert ours[name] == theirs[name]

@@ -17,10 +17,11 @@ from megatron_nextflow.feeding import inputs
 from megatron_nextflow.feeding.inputs import InputError
 from megatron_nextflow.runtime import training_folder
 from megatron_nextflow.runtime.training_folder import CheckpointError
+from megatron_nextflow.step import trainer as trainer_module
 from megatron_nextflow.step.process_groups import start_parallel
 from megatron_nextflow.step.trainer import Trainer
 from megatron_nextflow.training import loop
-from megatron_nextflow.training.beginning import begin
+from megatron_nextflow.training.beginning import begin, find_origin
 
 Config = Callable[..., TrainConfig]
 CPU = torch.device("cpu")
@@ -96,8 +97,8 @@ def test_more_scales_begin_as_the_last_and_fewer_are_the_first(
     config = _stage(config, max_scales=scales)
     start_parallel(config)
     source = inputs.open_inputs(config)
-    trainer = Trainer(config, source.vocabulary, source.codebook, CPU)
-    beginning = begin(config, trainer, source)
+    trainer = Trainer(config, source.vocabulary, source.codebook, CPU, draw=False)
+    beginning = begin(find_origin(config, source), trainer)
     assert (beginning.state.step, beginning.state.consumed) == (0, 0)
     assert ("3 rows of its 4" if scales == 3 else f"4 of {scales} rows") in beginning.said
     packed = (
@@ -168,3 +169,39 @@ def test_a_codebook_of_another_range_than_the_recipes_is_refused(
     ):
         loop.train(config, CPU)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("resumed", [True, False])
+def test_no_initial_value_is_drawn_where_a_checkpoint_overwrites_it(
+    resumed: bool,
+    aligned: Path,
+    make_config: Config,
+    training_data: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And what was there instead is nowhere in the model: here it is no number."""
+    build, before = Trainer.__init__, _weights(aligned)
+
+    def undrawn(self: Trainer, *args: Any, **given: Any) -> None:
+        build(self, *args, **given)
+        for parameter in self.model.parameters():
+            parameter.data.fill_(torch.nan)
+        self.optimizer.reload_model_params()
+
+    def drawn(*args: Any) -> None:
+        raise AssertionError("an initial value was drawn")
+
+    monkeypatch.setattr(Trainer, "__init__", undrawn)
+    monkeypatch.setattr(trainer_module, "initialise", drawn)
+    run = tmp_path / "run"
+    if not resumed:
+        config = make_config(training_data, run, steps=1, init_from=aligned, optimizer=OptimizerConfig(warmup_steps=0))
+    else:
+        shutil.copytree(aligned, run)
+        config = make_config(training_data, run, steps=4, trainable="connector_and_head")
+    loop.train(_stage(config, max_scales=4), CPU)
+    after = _weights(run)
+    assert all(value.isfinite().all() for value in after.values())
+    if resumed:
+        assert {name for name in before if not torch.equal(before[name], after[name])} == LEARNT_IN_ALIGNMENT

@@ -13,6 +13,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,7 +25,7 @@ from nextflow_tokenize.shards.writer import write_manifest
 
 from megatron_nextflow import train
 from megatron_nextflow.checkpoint.save import SaveError
-from megatron_nextflow.config.train import TrainConfig
+from megatron_nextflow.config.train import OptimizerConfig, TrainConfig
 from megatron_nextflow.feeding import inputs
 from megatron_nextflow.feeding.feed import Feed, FeedError
 from megatron_nextflow.feeding.inputs import InputError
@@ -110,8 +111,8 @@ def test_a_loss_that_is_no_number_stops_the_run_before_the_update(
     seen: list[torch.Tensor] = []
     build = Trainer.__init__
 
-    def poisoned(self: Trainer, *args: Any) -> None:
-        build(self, *args)
+    def poisoned(self: Trainer, *args: Any, **settings: Any) -> None:
+        build(self, *args, **settings)
         seen.append(self.model.output_layer.weight)
         with torch.no_grad():
             self.model.decoder.final_layernorm.weight[0] = torch.nan
@@ -122,6 +123,17 @@ def test_a_loss_that_is_no_number_stops_the_run_before_the_update(
         loop.train(make_config(data, tmp_path / "run"), CPU)
     assert seen[0].isfinite().all()
     assert not list((tmp_path / "run").glob("checkpoints/step-*"))
+
+
+def test_fewer_packs_than_a_step_takes_are_told(training_data: Any, make_config: Config, tmp_path: Path) -> None:
+    config = make_config(training_data, tmp_path / "run", steps=1, optimizer=OptimizerConfig(warmup_steps=0))
+    packs = len(ShardSet.open(str(training_data.shards)))
+    many = config.data.model_copy(update={"global_batch_size": packs + 1})
+    loop.train(config.model_copy(update={"data": many}), CPU)
+    first = read_events(config.output)[0]
+    assert first["kind"] == "repeats"
+    assert f"fewer packs ({packs}) than a step takes (data.global_batch_size {packs + 1})" in first["message"]
+    assert not config.data.repeats(packs) and not many.repeats(packs + 1)
 
 
 def test_a_shard_set_without_packs_is_refused(data: Any, make_config: Config, tmp_path: Path) -> None:
@@ -181,18 +193,26 @@ def test_a_signal_before_the_first_step_waits_for_no_step(
 
 
 @pytest.mark.parametrize(
-    ("error", "status", "words"),
+    ("error", "begun", "status", "words"),
     [
-        (RuntimeError("a kernel failed"), 1, "rank 0 failed: RuntimeError: a kernel failed; its traceback is in {log}"),
-        (OSError(28, "No space left on device"), 1, "rank 0 failed: [Errno 28] No space left on device"),
-        (SaveError("checkpoint step-00000002 could not be saved"), 1, "checkpoint step-00000002 could not be saved"),
-        (UnreadableError("rank 1 cannot read /shards: gone"), 1, "train: rank 1 cannot read /shards: gone"),
-        (FeedError("pack 7: an image has 9 scales"), 2, "pack 7: an image has 9 scales"),
-        (DivergedError("step 3: the loss is not a finite number"), 3, "step 3: the loss is not a finite number"),
+        (
+            RuntimeError("a kernel failed"),
+            False,
+            1,
+            "rank 0 failed: RuntimeError: a kernel failed; its traceback is in {log}",
+        ),
+        (OSError(28, "No space left on device"), True, 1, "rank 0 failed: [Errno 28] No space left on device"),
+        (SaveError("checkpoint step-00000002 could not be saved"), True, 1, "checkpoint step-00000002 could not be saved"),
+        (UnreadableError("rank 1 cannot read /shards: gone"), True, 1, "train: rank 1 cannot read /shards: gone"),
+        (FeedError("pack 7: an image has 9 scales"), False, 2, "train: pack 7: an image has 9 scales"),
+        (FeedError("pack 7: no"), True, 1, "rank 0 failed: pack 7: no; its traceback is in {log}; there is no checkpoint"),
+        (ValueError("axes don't match"), True, 1, "rank 0 failed: ValueError: axes don't match; its traceback is in {log}"),
+        (DivergedError("step 3: the loss is not a finite number"), True, 3, "step 3: the loss is not a finite number"),
     ],
 )
 def test_the_status_says_what_kind_of_end_it_was(
     error: Exception,
+    begun: bool,
     status: int,
     words: str,
     data: Any,
@@ -202,10 +222,13 @@ def test_the_status_says_what_kind_of_end_it_was(
     capfd: pytest.CaptureFixture[str],
     program: Program,
 ) -> None:
-    def fail(*args: Any) -> None:
+    """A refusal is what is known before the first step; a ValueError after it is somebody's bug."""
+
+    def fail() -> None:
         raise error
 
-    monkeypatch.setattr(loop, "train", fail)
+    prepared = SimpleNamespace(begun=begun, run=fail)
+    monkeypatch.setattr(loop, "prepare", lambda *args: prepared)
     monkeypatch.setenv(STATUS_FILE, str(tmp_path / "status"))
     config = make_config(data, tmp_path / "run")
     assert program(config) == status
@@ -217,6 +240,16 @@ def test_the_status_says_what_kind_of_end_it_was(
     assert program(config) == status and capfd.readouterr().err == ""  # said once, by whoever was first
     monkeypatch.setenv(STATUS_FILE, str(tmp_path / "gone" / "status"))
     assert program(config) == status and words.format(log=log) in capfd.readouterr().err
+
+
+def test_an_error_of_the_first_step_is_no_refusal(
+    data: Any, make_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: Program
+) -> None:
+    def wrong(self: Trainer, batches: Any) -> Any:
+        raise ValueError("too many values to unpack")
+
+    monkeypatch.setattr(Trainer, "gradients", wrong)
+    assert program(make_config(data, tmp_path / "run")) == 1
 
 
 def test_a_log_has_what_nobody_caught(tmp_path: Path, program: Program) -> None:

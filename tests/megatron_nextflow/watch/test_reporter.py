@@ -16,7 +16,9 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer import event_file_writer
 
+from megatron_nextflow.config.loss import LossConfig
 from megatron_nextflow.config.train import TrainConfig, WandbConfig
+from megatron_nextflow.loss_terms.z_loss import ZLoss
 from megatron_nextflow.training import loop
 from megatron_nextflow.watch import trackers
 from megatron_nextflow.watch.heartbeat import Heartbeat, read_heartbeat
@@ -46,7 +48,8 @@ def run(make_config: Config, training_data: Any, tmp_path_factory: pytest.TempPa
             patch.setenv(name, proxy)
         patch.setenv("WANDB_API_KEY", KEY)
         for steps in (2, 3):
-            loop.train(make_config(training_data, output, steps=steps, wandb=wandb, peak_tflops=0.5), CPU)
+            loss = LossConfig(terms={"z_loss": ZLoss(weight=1e-4)})
+            loop.train(make_config(training_data, output, steps=steps, wandb=wandb, peak_tflops=0.5, loss=loss), CPU)
     return output
 
 
@@ -87,6 +90,9 @@ def test_tensorboard_has_every_curve(run: Path) -> None:
         assert curves[name] == [(row["step"], pytest.approx(row[name])) for row in rows]
     for kind in ("text", "image/1"):
         assert curves[f"loss/{kind}"] == [(row["step"], pytest.approx(row["by_kind"][kind])) for row in rows]
+    for term in ("text", "image", "z_loss"):
+        assert curves[f"term/{term}"] == [(row["step"], pytest.approx(row["terms"][term])) for row in rows]
+    assert [sum(row["terms"].values()) for row in rows] == [pytest.approx(row["loss"]) for row in rows]
 
 
 def _records(output: Path) -> list[tuple[str, dict[str, Any]]]:

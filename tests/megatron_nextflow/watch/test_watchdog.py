@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +65,34 @@ def test_a_disk_that_takes_no_stacks_keeps_no_run_alive(tmp_path: Path) -> None:
     dog.start()
     assert told.wait(60)
     dog.close()
+
+
+_HOLDS_THE_GIL = """
+import ctypes, sys
+from pathlib import Path
+from megatron_nextflow.watch.rank_log import open_log
+from megatron_nextflow.watch.watchdog import Watchdog
+
+def an_extension_that_never_returns():
+    ctypes.PyDLL(None).sleep(600)  # a PyDLL's functions keep the GIL, where a CDLL's give it up
+
+output = Path(sys.argv[1])
+open_log(output, 0)
+sys.setswitchinterval(600)  # this thread gives the GIL up to no other: not before the call either
+Watchdog(0.1, output, 0, print).start()
+an_extension_that_never_returns()
+"""
+
+
+def test_who_hangs_holding_the_gil_leaves_its_stacks_in_its_log(tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", _HOLDS_THE_GIL, str(tmp_path)], stdout=subprocess.PIPE)
+    log, until = log_path(tmp_path, 0), time.monotonic() + 120
+    while "an_extension_that_never_returns" not in (said := log.read_text() if log.is_file() else ""):
+        assert process.poll() is None and time.monotonic() < until, said
+        time.sleep(0.05)
+    process.kill()
+    assert process.communicate() == (b"", None)  # Python itself said nothing
+    assert "Timeout" in said and not list(log.parent.glob("hang-*"))
 
 
 def test_how_long_it_waits(tmp_path: Path) -> None:

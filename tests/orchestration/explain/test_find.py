@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from typing import Any
 
 import pytest
+from nextflow_orchestration.explain import find
 from nextflow_orchestration.explain.find import explain
 from nextflow_orchestration.explain.story import Story, print_story, visible
 from nextflow_orchestration.runs.lineage import NoRun
@@ -97,6 +99,20 @@ def test_unknown_queries_get_the_nearest(small_run: Any) -> None:
     assert not story.found and story.suggestions[0] == SITE + "kept.html"
     assert "Nearest:" in told(story)
     assert explain(small_run.root, "shard-000000:000000-000009").suggestions == ("shard-000000:000000-000000",)
+
+
+@pytest.mark.parametrize(
+    "slip", ["ttps://docs.example/0123/page", "https://docs.example/0123/pge", "https://dcs.example/0123/page"]
+)
+def test_few_of_many_are_compared_and_the_nearest_is_among_them(slip: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = [f"https://docs.example/{number:04d}/page" for number in range(1000)]
+    (nearest,) = difflib.get_close_matches(slip, words, n=1)
+    compared: list[int] = []
+    match = difflib.get_close_matches
+    monkeypatch.setattr(find, "_COMPARED", 20)
+    monkeypatch.setattr(find.difflib, "get_close_matches", lambda *a, **k: compared.append(len(a[1])) or match(*a, **k))
+    assert find._alike(slip, words, 0.5)[0] == nearest == "https://docs.example/0123/page"
+    assert compared[0] <= 80
 
 
 def test_nothing_committed(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from nextflow_orchestration.report import model
-from nextflow_orchestration.report.charts import histogram, lines, thin, ticks
+from nextflow_orchestration.report.charts import histogram, lines, ticks
 from nextflow_orchestration.report.model import Curve, Report
 from nextflow_orchestration.report.page import report_html
 from nextflow_orchestration.words.numbers import short
@@ -151,9 +151,3 @@ def test_ticks_are_round_and_inside(low: float, span: float) -> None:
 def test_short_numbers() -> None:
     cases = {0: "0", 12: "12", 1234: "1,234", 0.5: "0.5", 12.345: "12.3", 3.4e6: "3.4 M", 2.1e11: "210 G", 1e-5: "1.0e-05"}
     assert {value: short(value) for value in cases} == cases
-
-
-def test_thinning_keeps_first_and_last() -> None:
-    points = [(float(i), 0.0) for i in range(1001)]
-    kept = thin(points)
-    assert len(kept) <= 402 and kept[0] == points[0] and kept[-1] == points[-1]

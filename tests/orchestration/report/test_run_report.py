@@ -56,6 +56,8 @@ def page(small_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Page:
             "loss": 9.0 - s,
             "by_kind": {"text": 8.0 - s, "image/1": 7.0, "image/2": 6.0},
             "tokens_per_second": 100.0 * s,
+            "labels": 60 * s,
+            "seconds": 1.0,
         }
         for s in (1, 2, 3)
     ]
@@ -107,7 +109,8 @@ def test_tokens_packs_and_text(page: Page) -> None:
 def test_training_tokenizer_and_generation(page: Page) -> None:
     assert "12.50 dB over 1 images" in page.sections["tokenizer"] and "13.00 dB" in page.sections["tokenizer"]
     training = page.sections["training"]
-    assert "Steps 3" in training and "250 predicted tokens/s" in training and "Last text loss 5.000" in training
+    assert "Steps 3" in training and "Median speed 250 tokens/s" in training and "Last text loss 5.000" in training
+    assert "Of them predicted 150 tokens/s" in training
     assert "Last image, mean of scales loss 6.500" in training
     assert "“a <b>red</b> square”" in page.sections["generated"] and "<b>red</b>" not in page.html
     assert "6.000" in page.sections[""] and "from 8.000, steps 1 to 3" in page.sections[""]

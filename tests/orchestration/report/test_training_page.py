@@ -16,8 +16,8 @@ import pytest
 from nextflow_orchestration.cli import app
 from nextflow_orchestration.generation import make_samples
 from nextflow_orchestration.report import training_page
-from nextflow_orchestration.report.charts import lines, powers
-from nextflow_orchestration.report.from_training_folder import BUCKETS, page_of, span, thinned
+from nextflow_orchestration.report.charts import BUCKETS, lines, powers, thinned
+from nextflow_orchestration.report.from_training_folder import page_of, span
 from nextflow_orchestration.report.model import Curve
 from nextflow_orchestration.report.training_page import write_training_page
 from PIL import Image
@@ -35,6 +35,7 @@ STEPS = 20_000
 def row(step: int, **more: Any) -> str:
     kinds = {"text": 3.0, **{f"image/{k}": 5.0 + 0.001 * step / k for k in range(1, 19)}}
     values = {"step": step, "loss": 4.0, "by_kind": kinds, "grad_norm": 0.5, "lr": 1e-4, "seconds": 2.0}
+    values |= {"terms": {"text": 1.0, "image": 2.9, "z_loss": 0.1}}
     values |= {"tokens_per_second": 1e6, "tflops": 400.0, "mfu": 0.4} | more
     return json.dumps(values) + "\n"
 
@@ -97,10 +98,11 @@ def test_a_long_run_in_one_small_file_without_anything_from_elsewhere(long_run: 
     loads = [value for _, attrs in read.tags for name, value in attrs.items() if name in ("src", "href", "data", "action")]
     assert all(value is not None and value.startswith(("data:image/", "#")) for value in loads)
     assert "default-src 'none'" in text and ("meta", {"http-equiv": "refresh", "content": "30"}) in read.tags
-    titles = ("Loss", "Image loss by scale", "Gradient norm", "Throughput", "Arithmetic", "Learning rate")
+    titles = ("Loss", "Terms of the loss", "Image loss by scale", "Gradient norm", "Throughput", "Learning rate")
     assert all(f"<h3>{title}</h3>" in text for title in titles)
     assert all(f"scale {k}" in read.text for k in range(1, 19))
-    for words in ("50 % of 40,000", "2.0 h so far", "40 % of the peak (MFU)", "8 × H100", "8.32", "3.4 MB", "TP 2 × PP 1"):
+    assert "z_loss" in read.text
+    for words in ("50 % of 40,000", "2.0 h so far", "40 % of the peak (MFU)", "8 × H100", "8.32", "3.4 MB", "tp 2 × dp 4"):
         assert words in read.text, words
     assert "step 10000" in read.text and "step-00010000-2.png is not shown" in read.text
     assert "and 21 before these" in read.text and "saved 79" in read.text and "saved 20" not in read.text

@@ -50,7 +50,7 @@ def test_training_says_what_came_of_it(trained, mnf) -> None:  # type: ignore[no
     again = mnf("train", images.parent / "recipe.yaml", "--set", "vision_tokenizer.training.steps=4")
     assert again.exit_code == 0 and "train: kept" in again.output
     other = mnf("train", images.parent / "recipe.yaml")
-    assert other.exit_code == 1 and "trained with other settings" in other.output
+    assert other.exit_code == 2 and "trained with other settings" in other.output
 
 
 @pytest.mark.slow
@@ -62,7 +62,7 @@ def test_two_processes_from_the_command_line(trained, mnf, tmp_path) -> None:  #
     assert said.exit_code == 0, said.output
     assert (tmp_path / "two" / "tokenizer" / "weights.safetensors").is_file()
     odd = mnf("train", images.parent / "recipe.yaml", "--set", f"output={tmp_path / 'three'}", "--processes", 3)
-    assert odd.exit_code == 1 and "cannot be" in odd.output and not (tmp_path / "three").exists()
+    assert odd.exit_code == 2 and "cannot be" in odd.output and not (tmp_path / "three").exists()
 
 
 def test_evaluation_by_level_and_ratio(trained, mnf, tmp_path) -> None:  # type: ignore[no-untyped-def]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from nextflow_pipelines.contract import progress
 from nextflow_pipelines.contract.progress import UnitProgress
-from nextflow_pipelines.contract.stage import StagePlan, damaged_files
+from nextflow_pipelines.contract.stage import StagePlan
 from nextflow_pipelines.contract.tables import UnitTables
 from nextflow_pipelines.contract.units import unit_output
 from nextflow_pipelines.contract.work import StageWork, open_stage
@@ -80,7 +80,7 @@ def count(payload: Any, out: UnitTables) -> None:
         out.progress(images=2)
 
 
-def test_a_stage_shows_them_and_notes_them_in_its_metrics(tmp_path: Path, session: Any) -> None:
+def test_a_stage_shows_them_and_notes_them_in_its_metrics(damaged_files: Any, tmp_path: Path, session: Any) -> None:
     seen: list[str] = []
     ctx = RunContext(tmp_path, progress=lambda done, total, note: seen.append(note))
 

@@ -24,7 +24,6 @@ from nextflow_pipelines.contract.stage import (
     StageBusy,
     StageError,
     StagePlan,
-    damaged_files,
     find_committed,
     merge_counts,
     read_manifest,
@@ -87,7 +86,7 @@ def test_nan_is_no_parameter() -> None:
         _ = StagePlan("a", 1, {"x": float("nan")}, {}).fingerprint
 
 
-def test_a_stage_is_invisible_until_its_manifest_is_written(tmp_path: Path) -> None:
+def test_a_stage_is_invisible_until_its_manifest_is_written(damaged_files: Any, tmp_path: Path) -> None:
     with open_stage(tmp_path, PLAN) as work:
         units = [do_unit(work, number) for number in range(3)]
         assert find_committed(tmp_path, "toy") == []
@@ -175,7 +174,7 @@ def test_a_committed_stage_with_a_damaged_file_is_refused(tmp_path: Path, damage
         pass
 
 
-def test_verify_names_what_is_wrong(tmp_path: Path) -> None:
+def test_verify_names_what_is_wrong(damaged_files: Any, tmp_path: Path) -> None:
     folder = commit(tmp_path)
     flipped = folder / "data" / "part-00002.txt"
     content = bytearray(flipped.read_bytes())
@@ -241,7 +240,9 @@ def drive(root: Path, die_in: int = -1, after: str = "never") -> subprocess.Comp
 
 
 @pytest.mark.parametrize(("after", "kept"), [("writing", 3), ("done", 4)])
-def test_a_killed_stage_goes_on_and_ends_in_the_same_bytes(tmp_path: Path, after: str, kept: int) -> None:
+def test_a_killed_stage_goes_on_and_ends_in_the_same_bytes(
+    damaged_files: Any, tmp_path: Path, after: str, kept: int
+) -> None:
     drive(tmp_path / "whole").check_returncode()
     assert drive(tmp_path / "killed", 3, after).returncode == -signal.SIGKILL
     assert find_committed(tmp_path / "killed", "toy") == []
@@ -253,7 +254,7 @@ def test_a_killed_stage_goes_on_and_ends_in_the_same_bytes(tmp_path: Path, after
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "missing", "record"])
-def test_a_kept_unit_whose_files_do_not_match_is_redone(tmp_path: Path, damage: str) -> None:
+def test_a_kept_unit_whose_files_do_not_match_is_redone(damaged_files: Any, tmp_path: Path, damage: str) -> None:
     drive(tmp_path, 3, "done")
     file = PLAN.folder(tmp_path) / "data" / "part-00001.txt"
     if damage == "flipped":
@@ -294,6 +295,7 @@ def test_two_runs_of_one_stage_do_not_meet_and_a_killed_one_holds_no_lock(tmp_pa
 
 
 def test_a_full_disk_says_what_was_kept_and_the_run_goes_on_once_there_is_space(
+    damaged_files: Any,
     mounted_disk: Callable[[str], Path],
 ) -> None:
     small_disk = mounted_disk("512k")

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from nextflow_data.whole_files import file_sha256
-from nextflow_pipelines.contract.stage import DiskFull, StageError, StagePlan, damaged_files
+from nextflow_pipelines.contract.stage import DiskFull, StageError, StagePlan
 from nextflow_pipelines.contract.tables import UnitTables, read_table
 from nextflow_pipelines.contract.units import unit_record
 from nextflow_pipelines.contract.work import open_stage
@@ -61,7 +61,7 @@ def fail_once(marks: str, payload: Any, out: UnitTables) -> None:
     squares(payload, out)
 
 
-def test_a_task_that_fails_is_tried_again(tmp_path: Path) -> None:
+def test_a_task_that_fails_is_tried_again(damaged_files: Any, tmp_path: Path) -> None:
     (tmp_path / "marks").mkdir()
     ctx = RunContext(tmp_path)
     with open_stage(tmp_path, PLAN) as work:

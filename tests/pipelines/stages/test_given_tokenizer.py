@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from nextflow_data.whole_files import file_sha256
-from nextflow_pipelines.contract.stage import StageError, damaged_files, read_manifest
+from nextflow_pipelines.contract.stage import StageError, read_manifest
 from nextflow_pipelines.contract.tables import read_table
 from nextflow_pipelines.registry import run_stage
 from nextflow_pipelines.sources import bind_sources
@@ -37,7 +37,7 @@ def take(root: Path, path: Path, chain: ModuleType, results: Results) -> StageRe
 
 
 def test_a_given_tokenizer_is_copied_scored_and_used_as_one_trained_here(
-    results: Results, chain: ModuleType, home: Path
+    damaged_files: Any, results: Results, chain: ModuleType, home: Path
 ) -> None:
     trained = results["vision_tokenizer"]
     given = take(home, trained.dir / "tokenizer", chain, results)

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from nextflow_pipelines.contract.stage import damaged_files, read_manifest
+from nextflow_pipelines.contract.stage import read_manifest
 from nextflow_pipelines.contract.tables import dataset_files
 from nextflow_pipelines.registry import run_stage
 from nextflow_pipelines.sources import bind_sources
@@ -45,7 +45,9 @@ def test_codes_have_the_smallest_type_for_the_codebook(results: Results) -> None
         tokenized_schema((1 << 32) + 1)
 
 
-def test_images_and_their_speed_are_in_the_metrics_and_not_in_the_output(results: Results, root: Path) -> None:
+def test_images_and_their_speed_are_in_the_metrics_and_not_in_the_output(
+    damaged_files: Any, results: Results, root: Path
+) -> None:
     (line,) = (root / "metrics" / "tokenize.jsonl").read_text().splitlines()
     metrics, result = json.loads(line), results["tokenize"]
     assert metrics["images"] == result.counts["tokens"]["images"] > 0

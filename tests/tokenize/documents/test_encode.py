@@ -5,10 +5,11 @@ import hashlib
 import io
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from nextflow_data.config import IngestConfig
-from nextflow_data.document import text_node, to_table
+from nextflow_data.document import text_node
 from nextflow_tokenize.config.tokenize import TextTokenizerConfig, TokenizeConfig
 from nextflow_tokenize.config.vision import SelfCorrectionConfig, VisionTokenizerConfig
 from nextflow_tokenize.documents.encode import tokenize_documents
@@ -178,7 +179,7 @@ def test_images_given_as_input_are_not_learnt(text, vision):
 
 def test_rows_fit_the_schema(text, vision):
     rows = [row for row, _, _ in run(DOCUMENTS, text, vision)]
-    table = to_table(rows, tokenized_schema(64))
+    table = pa.Table.from_pylist(rows, schema=tokenized_schema(64))
     assert table.to_pylist() == rows
 
 

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nextflow_tokenize.config.pack import CostModel
-from nextflow_tokenize.packing.cost import attended_pairs, cost_of, flops_per_pair, flops_per_slot, pack_slots
+from nextflow_tokenize.packing.cost import attended_pairs, cost_of, flops_per_pair, flops_per_slot
 from nextflow_tokenize.schedule import FINAL_GRIDS, canonical_final, grids
-from nextflow_tokenize.segments import Segment, slots
+from nextflow_tokenize.segments import Segment, slots, slots_of
 from pydantic import ValidationError
 
 
@@ -62,23 +62,23 @@ segments_strategy = st.lists(
 @given(segments_strategy)
 def test_attended_pairs_are_the_cells_of_the_mask(segments: list[Segment]) -> None:
     mask = dense_mask(segments)
-    assert pack_slots(segments) == len(mask)
+    assert slots_of(segments) == len(mask)
     assert attended_pairs(segments) == int(mask.sum())
 
 
 @pytest.mark.parametrize(("scales", "tokens"), [(12, 900), (16, 3684), (18, 10084)])
 def test_a_square_image_takes_the_papers_tokens_and_one_slot_more(scales: int, tokens: int) -> None:
     segment = image("d", (64, 64), scales)
-    assert slots(segment) == pack_slots([segment]) == tokens + 1
+    assert slots(segment) == slots_of([segment]) == tokens + 1
 
 
 def test_the_papers_inference_cost_is_the_same_count_of_pairs() -> None:
     """NextFlow prints 122,208 h² + 256,215,912 h a layer for 100 text tokens and an 18-scale image, from 12·s_q·h² and
     4·s_q·s_kv·h. Its prefill counts all 100² pairs and it has no ⟨eoi⟩; the rest must be ours."""
     segments = [text("d", 100), image("d", (64, 64), 18)]
-    ours = pack_slots(segments) - 1  # ⟨eoi⟩
+    ours = slots_of(segments) - 1  # ⟨eoi⟩
     assert 12 * ours == 122_208
-    causal_prefill, eoi = 100 * 101 // 2, pack_slots(segments)
+    causal_prefill, eoi = 100 * 101 // 2, slots_of(segments)
     assert 4 * (attended_pairs(segments) - causal_prefill + 100 * 100 - eoi) == 256_215_912
 
 

@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nextflow_tokenize.config.pack import CostModel, PackConfig
 from nextflow_tokenize.documents.tokenized import TokenizedDocument
-from nextflow_tokenize.packing.cost import attended_pairs, cost_of, pack_slots, text_pairs
+from nextflow_tokenize.packing.cost import attended_pairs, cost_of, text_pairs
 from nextflow_tokenize.packing.pieces import DocumentShape, SegmentShape, budget, shape_of
 from nextflow_tokenize.packing.plan import Packing, PackPlan, assign_shards, plan
 from nextflow_tokenize.schedule import FINAL_GRIDS, canonical_final, grids
-from nextflow_tokenize.segments import Segment
+from nextflow_tokenize.segments import Segment, slots_of
 from pydantic import ValidationError
 
 SMALL = CostModel(hidden_size=32, ffn_hidden_size=64, layers=2, heads=2, query_groups=2, vocabulary=100)
@@ -69,8 +69,8 @@ def check(found: Packing, shapes: list[DocumentShape], config: PackConfig) -> No
     for pack in found.packs:
         segments = segments_of(pack, by_id)
         assert segments
-        assert pack.slots == pack_slots(segments) <= config.max_length
-        assert pack.cost == cost_of(pack_slots(segments), attended_pairs(segments), config.cost) <= limit
+        assert pack.slots == slots_of(segments) <= config.max_length
+        assert pack.cost == cost_of(slots_of(segments), attended_pairs(segments), config.cost) <= limit
         assert len({piece.doc_id for piece in pack.pieces}) == len(pack.pieces)
         for piece in pack.pieces:
             assert piece.number not in pieces.setdefault(piece.doc_id, {})

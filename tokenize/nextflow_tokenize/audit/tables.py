@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nextflow_tokenize.audit.statistics import Statistics
-from nextflow_tokenize.segments import slots
+from nextflow_tokenize.segments import slots, slots_of
 from nextflow_tokenize.shards.manifest import ShardManifest, Tokens, packing_of, schedule_record, sum_by
 from nextflow_tokenize.shards.sample_format import Sample
 
@@ -66,7 +66,7 @@ def piece_rows(shard: str, sample: Sample) -> list[Row]:
     first_segment = first_slot = 0
     for doc, group in groupby(sample.segments, key=lambda segment: segment["doc"]):
         mine = list(group)
-        taken = sum(slots(segment) for segment in mine)
+        taken = slots_of(mine)
         images = [segment for segment in mine if segment["kind"] == "image"]
         rows.append(
             {

@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from nextflow_data.errors import RequestError
 from nextflow_data.whole_files import replace_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -55,13 +56,13 @@ class TextTokenizer:
         try:
             tokenizer = Tokenizer.from_str(content.decode("utf-8"))
         except Exception as error:  # the library raises bare Exception
-            raise ValueError(f"{path} is not a tokenizer.json: {error}") from error
+            raise RequestError(f"{path} is not a tokenizer.json: {error}") from error
         # The file may ask to pad or cut; a document must do neither.
         tokenizer.no_padding()
         tokenizer.no_truncation()
         eod = tokenizer.token_to_id(end_of_text)
         if eod is None:
-            raise ValueError(f"{path} has no token {end_of_text!r}: name its end-of-text token in `end_of_text`")
+            raise RequestError(f"{path} has no token {end_of_text!r}: name its end-of-text token in `end_of_text`")
         return cls(tokenizer, eod, hashlib.sha256(content).hexdigest())
 
     def encode(self, text: str) -> list[int]:

@@ -13,8 +13,8 @@ from functools import lru_cache
 from itertools import groupby
 
 from nextflow_tokenize.config.pack import CostModel
-from nextflow_tokenize.schedule import Grid, schedule_of, token_count
-from nextflow_tokenize.segments import Segment
+from nextflow_tokenize.schedule import Grid, schedule_of
+from nextflow_tokenize.segments import Segment, slots
 
 
 def flops_per_slot(model: CostModel) -> int:
@@ -32,12 +32,6 @@ def flops_per_slot(model: CostModel) -> int:
 def flops_per_pair(model: CostModel) -> int:
     """FLOPs of one (query, key) pair over all layers and heads: 2 for score and 2 for value a channel, times `passes`."""
     return 4 * model.passes * model.layers * model.heads * model.channels
-
-
-@lru_cache(maxsize=4096)
-def image_slots(grid: Grid, scales: int) -> int:
-    """Slots of an image: its codes + 1 (see `nextflow_tokenize.segments.slots`)."""
-    return token_count(schedule_of(grid, scales)) + 1
 
 
 @lru_cache(maxsize=4096)
@@ -69,22 +63,16 @@ def attended_pairs(segments: Iterable[Segment]) -> int:
         offset = 0
         for segment in document:
             if segment["kind"] == "text":
-                slots, own = segment["tokens"], text_pairs(segment["tokens"])
+                own = text_pairs(segment["tokens"])
             else:
                 h, w = segment["grid"]
-                slots, own = image_slots((h, w), segment["scales"]), image_pairs((h, w), segment["scales"])
-            pairs += own + offset * slots
-            offset += slots
+                own = image_pairs((h, w), segment["scales"])
+            taken = slots(segment)
+            pairs += own + offset * taken
+            offset += taken
     return pairs
 
 
-def pack_slots(segments: Iterable[Segment]) -> int:
-    """Slots of a pack."""
-    return sum(
-        s["tokens"] if s["kind"] == "text" else image_slots((s["grid"][0], s["grid"][1]), s["scales"]) for s in segments
-    )
-
-
-def cost_of(slots: int, pairs: int, model: CostModel) -> int:
-    """FLOPs of `slots` slots and `pairs` attended pairs, an exact integer."""
-    return slots * flops_per_slot(model) + pairs * flops_per_pair(model)
+def cost_of(taken: int, pairs: int, model: CostModel) -> int:
+    """FLOPs of `taken` slots and `pairs` attended pairs, an exact integer."""
+    return taken * flops_per_slot(model) + pairs * flops_per_pair(model)

@@ -14,7 +14,8 @@ from nextflow_data.stage_names import PACK
 
 from nextflow_tokenize.config.pack import PackConfig
 from nextflow_tokenize.documents.tokenized import TokenizedDocument
-from nextflow_tokenize.packing.cost import cost_of, flops_per_pair, flops_per_slot, image_pairs, image_slots, text_pairs
+from nextflow_tokenize.packing.cost import cost_of, flops_per_pair, flops_per_slot, image_pairs, text_pairs
+from nextflow_tokenize.segments import slots_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,7 @@ class SegmentShape:
     @property
     def slots(self) -> int:
         """Slots the segment takes."""
-        return self.text if self.grid is None else image_slots(self.grid, self.scales)
+        return self.text if self.grid is None else slots_at(self.grid, self.scales)
 
     @property
     def pairs(self) -> int:

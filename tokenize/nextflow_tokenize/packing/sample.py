@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from nextflow_tokenize.documents.tokenized import TokenizedDocument
 from nextflow_tokenize.packing.pieces import Piece
 from nextflow_tokenize.packing.plan import PackPlan
-from nextflow_tokenize.segments import Segment, slots
+from nextflow_tokenize.segments import Segment, slots, slots_of
 
 
 class PieceRow(Section):
@@ -111,7 +111,7 @@ def _row(piece: Piece, document: TokenizedDocument, segments: list[Segment], fir
         first_segment=first,
         last_segment=len(segments),
         first_slot=slot,
-        last_slot=slot + sum(slots(segment) for segment in mine),
+        last_slot=slot + slots_of(mine),
         text_tokens=sum(segment["tokens"] for segment in mine if segment["kind"] == "text"),
         image_codes=sum(slots(image) - 1 for image in images),
         images=len(images),

@@ -21,7 +21,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from nextflow_tokenize.shards.manifest import (
-    DOCUMENTS,
     MANIFEST,
     MAX_MANIFEST_BYTES,
     SAMPLES,
@@ -117,15 +116,6 @@ class ShardSet:
         shard, place = self.locate(number)
         return f"{shard.number:06d}-{place:06d}"
 
-    def number_of(self, key: str) -> int:
-        """Number of the sample with this key. Raises ShardError for a key that the set does not have."""
-        head, _, tail = key.partition("-")
-        if len(head) == len(tail) == 6 and (head + tail).isdecimal() and (head + tail).isascii():
-            shard, place = int(head), int(tail)
-            if shard < len(self.manifest.shards) and place < self.manifest.shards[shard].samples:
-                return int(self.starts[shard]) + place
-        raise ShardError(f"the set has no sample '{key}'; keys are like 000000-000012, shard and place", key=key)
-
     def read(self, number: int) -> Sample:
         """Sample `number`, verified. Raises IndexError outside the set and ShardError, naming shard and key, for damage."""
         shard, place = self.locate(number)
@@ -171,17 +161,6 @@ class ShardSet:
         if len(data) != size or sha256(data).hexdigest() != digest:
             raise ShardError(f"{name} is not the file that {MANIFEST} states; restore it or write the set again", name)
         return pq.read_table(pa.BufferReader(data))
-
-    def pieces_of(self, doc_id: str) -> list[dict]:
-        """Where a document is: its rows of `documents.parquet` (`shard_tables.DOCUMENTS_SCHEMA`), by piece; [] if nowhere.
-
-        The table is sorted by document, so only the row group that can hold it is read.
-        """
-        import pyarrow.parquet as pq
-
-        with self._open(DOCUMENTS) as stream:
-            found = pq.read_table(stream, filters=[("doc_id", "=", doc_id)])
-        return cast("list[dict]", found.to_pylist())
 
     def _open(self, name: str) -> BinaryIO:
         try:

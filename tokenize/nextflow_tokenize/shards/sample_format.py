@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from pydantic import Field, StringConstraints, TypeAdapter, ValidationError
 
 from nextflow_tokenize.npy import TEXT_DTYPE, NpyError, code_dtype, from_npy
-from nextflow_tokenize.packing.cost import attended_pairs, cost_of, pack_slots
+from nextflow_tokenize.packing.cost import attended_pairs, cost_of
 from nextflow_tokenize.schedule import schedule_of
-from nextflow_tokenize.segments import ImageSegment, Segment, TextSegment, slots
+from nextflow_tokenize.segments import ImageSegment, Segment, TextSegment, slots, slots_of
 from nextflow_tokenize.shards.manifest import Sha256, ShardManifest, canonical, strict_json
 
 BLOCK = 512
@@ -78,7 +78,7 @@ class Sample:
     @property
     def slots(self) -> int:
         """Slots the pack takes in a sequence."""
-        return sum(slots(segment) for segment in self.segments)
+        return slots_of(self.segments)
 
 
 def parse_sample(data: bytes, key: str, manifest: ShardManifest) -> Sample:
@@ -195,7 +195,7 @@ def _array(member: Member, dtype: np.dtype, count: int, limit: int, what: str, o
 
 
 def _budget(segments: tuple[Segment, ...], cost: float, manifest: ShardManifest, member: Member) -> None:
-    used = pack_slots(segments)
+    used = slots_of(segments)
     if used > manifest.budget.max_length:
         raise member.error(f"the pack takes {used} slots, more than the budget of {manifest.budget.max_length}")
     expected = float(cost_of(used, attended_pairs(segments), manifest.budget.cost_model))

@@ -13,6 +13,7 @@ from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
+from nextflow_data.errors import RequestError
 from nextflow_data.whole_files import file_sha256
 
 from nextflow_tokenize.config.vision import VisionTokenizerConfig
@@ -75,9 +76,9 @@ def read_config(directory: Path | str) -> dict[str, object]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}): the tokenizer was not saved whole, train it again") from error
+        raise RequestError(f"{path} is not JSON ({error}): the tokenizer was not saved whole, train it again") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT or not isinstance(content.get("model"), dict):
-        raise ValueError(f"{path} is not a vision tokenizer of format {FORMAT}: it was written by another version")
+        raise RequestError(f"{path} is not a vision tokenizer of format {FORMAT}: it was written by another version")
     return dict(content["model"])
 
 

@@ -15,12 +15,13 @@ from math import isqrt
 from pathlib import Path
 
 import torch
+from nextflow_data.errors import RequestError
 from torch import Tensor, nn
 
 from nextflow_tokenize.config.vision import SelfCorrectionConfig, SiglipShape, VisionTokenizerConfig
 from nextflow_tokenize.schedule import PIXELS_PER_TOKEN, Grid, token_count
 from nextflow_tokenize.vision.codes.quantizer import Codes, MultiScaleQuantizer, draws
-from nextflow_tokenize.vision.identity import CONFIG_FILE, FORMAT, WEIGHTS_FILE, identity, read_config
+from nextflow_tokenize.vision.identity import CONFIG_FILE, FORMAT, WEIGHTS_FILE, identity
 from nextflow_tokenize.vision.networks.patch import (
     PixelDecoder,
     PixelEncoder,
@@ -32,6 +33,7 @@ from nextflow_tokenize.vision.networks.patch import (
 from nextflow_tokenize.vision.networks.siglip import SiglipSemanticDecoder, SiglipSemanticEncoder, SiglipTeacher, shape_of
 from nextflow_tokenize.vision.networks.teacher import CLASSICAL_DIM, ClassicalTeacher, SemanticTeacher
 from nextflow_tokenize.vision.networks.vqgan import VqganDecoder, VqganEncoder
+from nextflow_tokenize.vision.usable import read_tokenizer_config
 
 
 @contextmanager
@@ -117,7 +119,7 @@ class VisionTokenizer(nn.Module):
     def teacher(self) -> SemanticTeacher:
         """The semantic teacher. Raises ValueError where it is a SigLIP that is not attached."""
         if self._teacher is None:
-            raise ValueError("the teacher of this tokenizer is a SigLIP, which is not stored with it: give teacher_path")
+            raise RequestError("the teacher of this tokenizer is a SigLIP, which is not stored with it: give teacher_path")
         return self._teacher
 
     @property
@@ -132,10 +134,10 @@ class VisionTokenizer(nn.Module):
         for a SigLIP of another shape, and what `SiglipTeacher` raises.
         """
         if self.config.siglip is None:
-            raise ValueError("this tokenizer's teacher is classical, which needs no folder: leave teacher_path out")
+            raise RequestError("this tokenizer's teacher is classical, which needs no folder: leave teacher_path out")
         teacher = SiglipTeacher(folder)
         if teacher.shape != self.config.siglip:
-            raise ValueError(f"{folder} holds {teacher.shape!r}; the tokenizer was made for {self.config.siglip!r}")
+            raise RequestError(f"{folder} holds {teacher.shape!r}; the tokenizer was made for {self.config.siglip!r}")
         if initialise and isinstance(self.semantic_encoder, SiglipSemanticEncoder):
             self.semantic_encoder.tower.load_state_dict(teacher.tower.state_dict())
         self._teacher = teacher
@@ -242,12 +244,11 @@ class VisionTokenizer(nn.Module):
         missing or does not fit."""
         from safetensors.torch import load_file
 
-        config = VisionTokenizerConfig.model_validate(read_config(directory))
-        tokenizer = cls(config)
+        tokenizer = cls(read_tokenizer_config(directory))
         try:
             tokenizer.load_state_dict(load_file(Path(directory) / WEIGHTS_FILE))
         except RuntimeError as error:
-            raise ValueError(f"the weights in {directory} do not fit its {CONFIG_FILE}: {error}") from error
+            raise RequestError(f"the weights in {directory} do not fit its {CONFIG_FILE}: {error}") from error
         tokenizer.identity = identity(directory)
         return tokenizer.eval().to(device)
 
@@ -255,7 +256,7 @@ class VisionTokenizer(nn.Module):
 def _siglip_shape(config: VisionTokenizerConfig) -> SiglipShape:
     """The SigLIP's shape, checked against the grids that it must give."""
     if config.siglip is None and config.teacher_path is None:
-        raise ValueError("teacher: siglip needs teacher_path, the folder of the SigLIP model, or its shape under siglip")
+        raise RequestError("teacher: siglip needs teacher_path, the folder of the SigLIP model, or its shape under siglip")
     shape = config.siglip or shape_of(str(config.teacher_path))
     patch = shape.patch_size
     if config.sides is not None:
@@ -263,11 +264,11 @@ def _siglip_shape(config: VisionTokenizerConfig) -> SiglipShape:
         pixels = PIXELS_PER_TOKEN * side if config.image_side is None else config.image_side
         fits = pixels == patch * side if shape.family == "siglip2" else pixels // patch == side == isqrt(shape.num_patches)
     elif shape.family == "siglip":
-        raise ValueError("this SigLIP has one square grid: give its scales as sides (and image_side), or a siglip2 (NaFlex)")
+        raise RequestError("this SigLIP has one square grid: give its scales as sides (and image_side), or a siglip2")
     else:
         fits = patch == PIXELS_PER_TOKEN
     if not fits:
-        raise ValueError(
+        raise RequestError(
             f"SigLIP's patches of {patch} pixels do not make the final grid: without sides they must be {PIXELS_PER_TOKEN} "
             "wide; with sides, image_side must hold as many as the last of them (and a siglip's num_patches be its square)"
         )

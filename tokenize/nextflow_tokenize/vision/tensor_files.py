@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from nextflow_data.errors import RequestError
 from torch import Tensor, nn
 
 SUFFIXES = (".safetensors", ".pth", ".pt")
@@ -31,7 +32,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     content = _read(path)
     tensors = _tensors(content)
     if tensors is None:
-        raise ValueError(f"{path} is not a state dict: it holds {_described(content)}; give a file with the weights alone")
+        raise RequestError(f"{path} is not a state dict: it holds {_described(content)}; give a file with the weights alone")
     return tensors
 
 
@@ -47,13 +48,13 @@ def state_dict_of(path: Path, key: str | None = None) -> dict[str, Tensor]:
         fitting = [name for name in WRAPPERS if _tensors(inside.get(name)) is not None]
         if len(fitting) != 1:
             trouble = f"has weights under each of {fitting}" if fitting else f"has no weights under any of {list(WRAPPERS)}"
-            raise ValueError(f"{path} {trouble} (it holds {_described(content)}): name the key of the weights")
+            raise RequestError(f"{path} {trouble} (it holds {_described(content)}): name the key of the weights")
         key = fitting[0]
     if not isinstance(content, Mapping) or key not in content:
-        raise ValueError(f"{path} has no key {key!r}: it holds {_described(content)}; name another key or none")
+        raise RequestError(f"{path} has no key {key!r}: it holds {_described(content)}; name another key or none")
     tensors = _tensors(content[key])
     if tensors is None:
-        raise ValueError(f"{path} holds under {key!r} {_described(content[key])}, not a state dict; name another key")
+        raise RequestError(f"{path} holds under {key!r} {_described(content[key])}, not a state dict; name another key")
     return tensors
 
 
@@ -73,18 +74,18 @@ def fill(
             name = (keys or {}).get(own, own)
             if name not in tensors:
                 some = ", ".join(list(tensors)[:3])
-                raise ValueError(f"{path} has no tensor {name!r} (it starts with {some}): give {expected}")
+                raise RequestError(f"{path} has no tensor {name!r} (it starts with {some}): give {expected}")
             found = tensors[name]
             if found.shape != slot.shape:
-                raise ValueError(f"{path}: {name} is {list(found.shape)}, not {list(slot.shape)}: give {expected}")
+                raise RequestError(f"{path}: {name} is {list(found.shape)}, not {list(slot.shape)}: give {expected}")
             if not found.is_floating_point() or not bool(torch.isfinite(found).all()):
-                raise ValueError(f"{path}: {name} is not finite numbers of floating point: get the file again, {expected}")
+                raise RequestError(f"{path}: {name} is not finite numbers of floating point: get the file again, {expected}")
             slot.copy_(found)
 
 
 def _read(path: Path) -> object:
     if path.suffix not in SUFFIXES:
-        raise ValueError(f"{path} is not a file of weights by its suffix: give one of {', '.join(SUFFIXES)}")
+        raise RequestError(f"{path} is not a file of weights by its suffix: give one of {', '.join(SUFFIXES)}")
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist or is not a file: give the path of the weights")
     if path.suffix == ".safetensors":
@@ -94,7 +95,7 @@ def _read(path: Path) -> object:
         try:
             return load_file(path)
         except SafetensorError as error:
-            raise ValueError(f"{path} is not a safetensors file ({error}): get it again") from error
+            raise RequestError(f"{path} is not a safetensors file ({error}): get it again") from error
     _limit(path)
     try:
         with torch.serialization.safe_globals([Namespace]):
@@ -103,13 +104,13 @@ def _read(path: Path) -> object:
         unsafe = re.search(r"GLOBAL ([\w.]+)|[Uu]nsupported (?:global|class)|unrecognized function", str(error))
         if unsafe:
             named = f" ({unsafe.group(1)})" if unsafe.group(1) else ""
-            raise ValueError(
+            raise RequestError(
                 f"{path} is refused because it holds code or classes beside its tensors{named}: get the weights alone, "
                 "best as .safetensors"
             ) from error
-        raise ValueError(f"{path} is not a file that torch can read: get it again, or give a .safetensors") from error
+        raise RequestError(f"{path} is not a file that torch can read: get it again, or give a .safetensors") from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}): get it again") from error
+        raise RequestError(f"{path} is damaged ({type(error).__name__}: {error}): get it again") from error
 
 
 def _limit(path: Path) -> None:
@@ -120,9 +121,9 @@ def _limit(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())
     except zipfile.BadZipFile as error:
-        raise ValueError(f"{path} is damaged ({error}): get it again") from error
+        raise RequestError(f"{path} is damaged ({error}): get it again") from error
     if unpacked > path.stat().st_size:
-        raise ValueError(f"{path} is refused because it is compressed, which torch's files never are: get it again")
+        raise RequestError(f"{path} is refused because it is compressed, which torch's files never are: get it again")
 
 
 def _tensors(content: object) -> dict[str, Tensor] | None:

@@ -16,6 +16,7 @@ from math import isqrt
 from pathlib import Path
 
 import torch
+from nextflow_data.errors import RequestError
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -106,7 +107,7 @@ def _siglip_variant(checkpoint: Path, weights: Mapping[str, Tensor]) -> None:
     if any(re.match(_SIGLIP + r"embeddings\.patch_embedding\.weight$", name) for name in semantic):
         scaling = [weights[name] for name in weights if name.startswith("scaling_layer.")]
         if any(not torch.allclose(value.float(), torch.tensor(0.5)) for value in scaling):
-            raise ValueError(f"{checkpoint}: scaling_layer is not SigLIP's 0.5 and 0.5: the images would be seen otherwise")
+            raise RequestError(f"{checkpoint}: scaling_layer is not SigLIP's 0.5 and 0.5: images would be seen otherwise")
         return
     kinds = {
         "class_embedding": "CLIP",
@@ -118,7 +119,7 @@ def _siglip_variant(checkpoint: Path, weights: Mapping[str, Tensor]) -> None:
     parts = [name.removeprefix("encoder_vqkd.").removeprefix("visual.") for name in semantic]
     found = next((kind for part in parts for start, kind in kinds.items() if part.startswith(start)), None)
     what = f"TokenFlow's {found} variant" if found else f"no TokenFlow checkpoint (it has {', '.join(list(weights)[:3])}, …)"
-    raise ValueError(f"{checkpoint} is {what}: only the SigLIP variant, tokenflow_siglip_32k, can be converted")
+    raise RequestError(f"{checkpoint} is {what}: only the SigLIP variant, tokenflow_siglip_32k, can be converted")
 
 
 def _config(
@@ -136,7 +137,7 @@ def _config(
             weights[key] for key in (name, name.replace("encoder_vqkd.", "encoder_vqkd.vision_model.")) if key in weights
         ]
         if not found:
-            raise ValueError(f"{checkpoint} has no tensor {name}: it is no whole TokenFlow checkpoint")
+            raise RequestError(f"{checkpoint} has no tensor {name}: it is no whole TokenFlow checkpoint")
         return found[0].shape
 
     def count(pattern: str) -> int:
@@ -154,9 +155,9 @@ def _config(
         "encoder_vqkd.post_layernorm.weight"
     )  # unused, but without it the last layer may be missing too: which is the last?
     if siglip_heads is None and hidden % SIGLIP_HEAD:
-        raise ValueError(f"{checkpoint}: SigLIP is {hidden} wide, no multiple of {SIGLIP_HEAD}: give siglip_heads")
+        raise RequestError(f"{checkpoint}: SigLIP is {hidden} wide, no multiple of {SIGLIP_HEAD}: give siglip_heads")
     if not sides or sides[-1] ** 2 != patches or image_side // patch != sides[-1]:
-        raise ValueError(
+        raise RequestError(
             f"{checkpoint}: its SigLIP has {isqrt(patches)}×{isqrt(patches)} patches of {patch} pixels, which do not fit "
             f"scales {sides} of images of {image_side} pixels: give the right sides and image_side"
         )
@@ -214,15 +215,15 @@ def _renamed(weights: Mapping[str, Tensor], last_layer: int) -> dict[str, Tensor
 def _fit(checkpoint: Path, given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
     missing, unknown = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
     if missing or unknown:
-        raise ValueError(
+        raise RequestError(
             f"{checkpoint} is not the TokenFlow that its sizes say: missing {_some(missing)}; unknown {_some(unknown)} "
             "(by this package's names, where they have one)"
         )
     for name, tensor in own.items():
         if given[name].shape != tensor.shape:
-            raise ValueError(f"{checkpoint}: {name} has shape {list(given[name].shape)}, not {list(tensor.shape)}")
+            raise RequestError(f"{checkpoint}: {name} has shape {list(given[name].shape)}, not {list(tensor.shape)}")
         if not bool(torch.isfinite(given[name]).all()):
-            raise ValueError(f"{checkpoint}: {name} has values that are no numbers: get the checkpoint again")
+            raise RequestError(f"{checkpoint}: {name} has values that are no numbers: get the checkpoint again")
 
 
 def _some(names: list[str]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from nextflow_data.errors import RequestError
 from pydantic import ValidationError
 
 from nextflow_tokenize.config.vision import VisionTokenizerConfig
@@ -30,14 +31,14 @@ def read_tokenizer_config(directory: Path | str) -> VisionTokenizerConfig:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "model"
-        raise ValueError(f"{Path(directory) / CONFIG_FILE} holds no tokenizer's settings: {where}: {first['msg']}") from None
+        raise RequestError(f"{Path(directory) / CONFIG_FILE} is no tokenizer's settings: {where}: {first['msg']}") from None
     try:
         shape = load_codebook(directory).shape
     except SafetensorError as error:
-        raise ValueError(f"{Path(directory) / WEIGHTS_FILE} holds no tokenizer's weights ({error}): copy it anew") from None
+        raise RequestError(f"{Path(directory) / WEIGHTS_FILE} holds no tokenizer's weights ({error}): copy it") from None
     wanted = (config.codebook_size, config.semantic_dim + config.pixel_dim)
     if shape != wanted:
-        raise ValueError(
+        raise RequestError(
             f"{directory} holds a codebook of {shape}, its {CONFIG_FILE} says {wanted}: they are of two tokenizers"
         )
     return config
@@ -47,13 +48,13 @@ def check_levels(config: VisionTokenizerConfig, levels: Sequence[int]) -> None:
     """Raises ValueError where images cannot be encoded at all of `levels`: a level was not trained, or the tokenizer has one
     fixed square schedule, for which there is no choosing a grid by an image's ratio."""
     if config.sides is not None:
-        raise ValueError(
+        raise RequestError(
             f"the vision tokenizer has one square schedule of sides {list(config.sides)}: documents need one that was "
             "trained on levels, which keeps each image's ratio"
         )
     untrained = [level for level in levels if level not in config.levels]
     if untrained:
-        raise ValueError(
+        raise RequestError(
             f"levels {untrained} were not trained: the vision tokenizer has {list(config.levels)}; set tokenize.level and "
             "tokenize.lower_levels to some of these"
         )

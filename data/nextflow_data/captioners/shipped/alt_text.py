@@ -9,6 +9,7 @@ from pydantic import Field
 
 from nextflow_data.captioners.captioner import Caption, Captioner, CaptionRequest, captioner
 from nextflow_data.decisions import Finding
+from nextflow_data.excerpts import shorten
 from nextflow_data.nodes import BLOCK_SEPARATOR
 from nextflow_data.pages.blocks import PAGE_CAPTIONER
 from nextflow_data.section import Section
@@ -82,12 +83,3 @@ def nearby_text(before: str, after: str) -> str | None:
     last = before.rstrip().rsplit(BLOCK_SEPARATOR, 1)[-1]
     first = after.lstrip().split(BLOCK_SEPARATOR, 1)[0]
     return " ".join((last or first).split()) or None
-
-
-def shorten(text: str, limit: int) -> str:
-    """`text` in one line of at most `limit` characters, cut at a word."""
-    line = " ".join(text.split())
-    if len(line) <= limit:
-        return line
-    cut = line[: limit - 1]
-    return (cut.rsplit(" ", 1)[0] if " " in cut else cut).rstrip(" ,;:") + "…"

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from nextflow_data.json_lines import read_rows
 from nextflow_tokenize.config.vision import VisionTokenizerConfig, VisionTrainingConfig
 from nextflow_tokenize.schedule import grids
 from nextflow_tokenize.vision.codes.codebook import GradientCodes, RunningMeans, place, place_semantic
@@ -196,9 +197,17 @@ def test_a_stopped_training_goes_on_exactly(tmp_path, more):
     train_one_stage(IMAGES, config, tmp_path / "whole")
     stopped(config, tmp_path / "parts", tmp_path / "work", 10)
     assert [path.name for path in training_state.found(tmp_path / "work")] == ["checkpoint-00000010.pt"]
+    shown, left = tmp_path / "work" / "metrics.jsonl", tmp_path / "work" / ".checkpoint-00000020.pt.1f.writing"
+    with open(shown, "a") as record:
+        record.write('{"step": 20}\n{"st')  # as after a kill, later than the last checkpoint
+    left.touch()
     seen = []
-    train_one_stage(IMAGES, config, tmp_path / "parts", lambda done, *_: seen.append(done), work=tmp_path / "work")
-    assert seen == [20, 25]
+
+    def look(done, steps, metrics):
+        seen.append([row["step"] for row in read_rows(shown)])
+
+    train_one_stage(IMAGES, config, tmp_path / "parts", look, work=tmp_path / "work")
+    assert seen == [[10, 20], [10, 20, 25]] and not left.exists()
     assert tree(tmp_path / "parts") == tree(tmp_path / "whole")
     assert not (tmp_path / "work").exists()
 

@@ -88,7 +88,7 @@ class RunningMeans(nn.Module):
         self.register_buffer("total", quantizer.codebook.clone())
 
     def loss(self, trace: Trace) -> Tensor:
-        """None is needed: 0."""
+        """0: the codebook follows running means, so no gradient has to move it."""
         return self.total.new_zeros(())
 
     @torch.no_grad()

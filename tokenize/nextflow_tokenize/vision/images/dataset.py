@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 from nextflow_data.config import IngestConfig
+from nextflow_data.errors import RequestError
 from PIL import Image
 
 from nextflow_tokenize.schedule import LEVEL_OF, PIXELS_PER_TOKEN, Grid, choose_grids
@@ -28,7 +29,7 @@ TRIES = 20
 """Images that may fail to load, one after the other, before a crop gives up."""
 
 
-class NoImages(ValueError):
+class NoImages(RequestError):
     """Nothing to train on: no image, or none that loads and is large enough; the message gives the first reasons."""
 
 

@@ -168,8 +168,3 @@ class SemanticDecoder(nn.Module):
         """[B, inputs, H, W] to [B, teacher_dim, H, W]."""
         out: Tensor = self.head(self.block(self.inputs(features)))
         return out
-
-
-def count_parameters(module: nn.Module) -> int:
-    """Trainable parameters of a module."""
-    return sum(p.numel() for p in module.parameters() if p.requires_grad)

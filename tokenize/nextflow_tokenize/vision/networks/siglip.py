@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from nextflow_data.errors import RequestError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -44,15 +45,15 @@ def shape_of(folder: Path | str) -> SiglipShape:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}): get the model again") from error
+        raise RequestError(f"{path} is not JSON ({error}): get the model again") from error
     kind = content.get("model_type") if isinstance(content, dict) else None
     family = FAMILIES.get(str(kind))
     if family is None:
-        raise ValueError(f"{path} describes a model of type {kind!r}: the teacher must be one of {', '.join(FAMILIES)}")
+        raise RequestError(f"{path} describes a model of type {kind!r}: the teacher must be one of {', '.join(FAMILIES)}")
     section = content.get("vision_config", {}) if kind in ("siglip", "siglip2") else content
     found: Any = (Siglip2VisionConfig if family == "siglip2" else SiglipVisionConfig).from_dict(section)
     if found.num_channels != 3 or not isinstance(found.patch_size, int):
-        raise ValueError(f"{path}: num_channels {found.num_channels}, patch_size {found.patch_size}; need 3 and one number")
+        raise RequestError(f"{path}: num_channels {found.num_channels}, patch_size {found.patch_size}; want 3, one number")
     patches = found.num_patches if family == "siglip2" else (int(found.image_size) // found.patch_size) ** 2
     return SiglipShape(
         family="siglip2" if family == "siglip2" else "siglip",
@@ -158,7 +159,7 @@ def _tensors(folder: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
                     if own is not None:
                         found[own] = stored.get_tensor(name)
         except (SafetensorError, OSError) as error:
-            raise ValueError(f"{folder / file} cannot be read ({error}): get it again") from error
+            raise RequestError(f"{folder / file} cannot be read ({error}): get it again") from error
     return found
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from nextflow_data.errors import RequestError
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -106,7 +107,7 @@ def evaluate(
     """
     unknown = set(levels or ()) - set(tokenizer.config.levels)
     if unknown:
-        raise ValueError(f"levels {sorted(unknown)} were not trained: the tokenizer has {list(tokenizer.config.levels)}")
+        raise RequestError(f"levels {sorted(unknown)} were not trained: the tokenizer has {list(tokenizer.config.levels)}")
     pictures: list[Picture] = []
     failed: dict[str, str] = {}
     side = 2 * (tokenizer.config.image_side or max(tokenizer.config.levels, default=1024))
@@ -122,7 +123,7 @@ def evaluate(
             continue
         pictures.append(picture)
     if not pictures:
-        raise ValueError(f"none of {len(images)} images can be evaluated; first reasons: {list(failed.values())[:3]}")
+        raise RequestError(f"none of {len(images)} images can be evaluated; first reasons: {list(failed.values())[:3]}")
     return evaluate_pictures(tokenizer, pictures, failed, levels, judges)
 
 
@@ -160,7 +161,7 @@ def evaluate_pictures(
                 counts[scale] = counts.get(scale, torch.zeros(size, dtype=torch.long)) + seen
                 offset += h * w
     if not counts:
-        raise ValueError(f"none of {len(pictures)} images can be evaluated; first reasons: {list(failed.values())[:3]}")
+        raise RequestError(f"none of {len(pictures)} images can be evaluated; first reasons: {list(failed.values())[:3]}")
     total = torch.stack(list(counts.values())).sum(0)
     overall = _group(scores, 0, None)
     return EvalReport(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from nextflow_data.errors import RequestError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -183,7 +184,7 @@ class InceptionFeatures(nn.Module):
         classifier = tensors.get("fc.weight")
         if classifier is None or classifier.shape != (CLASSES, DIM):
             found = "missing" if classifier is None else str(list(classifier.shape))
-            raise ValueError(f"{path}: fc.weight is {found}, not [{CLASSES}, {DIM}]: these are not FID's; give {EXPECTED}")
+            raise RequestError(f"{path}: fc.weight is {found}, not [{CLASSES}, {DIM}]: these are not FID's; give {EXPECTED}")
         model = cls()
         fill(model, tensors, path, EXPECTED)
         return model

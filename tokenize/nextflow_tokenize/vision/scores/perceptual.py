@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from nextflow_data.errors import RequestError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -136,6 +137,6 @@ def _linear_keys(weights: Mapping[str, Tensor], path: Path) -> dict[str, str]:
         name = next((name for name in names if name in weights), None)
         if name is None:
             some = ", ".join(list(weights)[:3])
-            raise ValueError(f"{path} has no tensor {' or '.join(names)} (it starts with {some}): give {LINEAR_EXPECTED}")
+            raise RequestError(f"{path} has no tensor {' or '.join(names)} (it starts with {some}): give {LINEAR_EXPECTED}")
         keys[f"{i}.weight"] = name
     return keys

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from contextlib import suppress
 
+from nextflow_data.errors import RequestError
 from PIL import Image, ImageDraw
 from torch import Tensor
 
@@ -48,7 +49,7 @@ def preview(tokenizer: VisionTokenizer, image: Image.Image, level: int | None = 
     ValueError for a level the tokenizer was not trained on.
     """
     if level is not None and level not in tokenizer.config.levels:
-        raise ValueError(f"level {level} was not trained: the tokenizer has {list(tokenizer.config.levels)}")
+        raise RequestError(f"level {level} was not trained: the tokenizer has {list(tokenizer.config.levels)}")
     highest = level or max(tokenizer.config.levels, default=0)
     schedule = schedule_for(tokenizer, (image.height, image.width), [highest], math.inf)
     assert schedule is not None

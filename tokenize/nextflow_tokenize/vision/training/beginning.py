@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from nextflow_data.errors import RequestError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -38,7 +39,7 @@ def inherit(tokenizer: VisionTokenizer, folder: Path, stage: str) -> bool:
     before = read_config(folder)
     anew = tokenizer.config.branches == "dual" and before.get("branches") == "pixel"
     if anew and stage != "joint":
-        raise ValueError(
+        raise RequestError(
             f"{folder} was left by a pixel stage, so its semantic codes mean nothing yet: put a joint stage before stage "
             f"{stage}"
         )
@@ -48,12 +49,12 @@ def inherit(tokenizer: VisionTokenizer, folder: Path, stage: str) -> bool:
     own = tokenizer.state_dict()
     lost = [name for name in given if name not in own and not (stage == "decoder" and name.startswith("pixel_decoder."))]
     if lost:
-        raise ValueError(f"{folder} does not fit the stage that is to go on from it: there is no {lost[0]} here")
+        raise RequestError(f"{folder} does not fit the stage that is to go on from it: there is no {lost[0]} here")
     if stage == "decoder":
         own_config = tokenizer.config.model_dump(mode="json")
         changed = [name for name in DECIDE_CODES if before.get(name) != own_config[name]]
         if changed:
-            raise ValueError(
+            raise RequestError(
                 f"stage decoder keeps all codes, and {changed[0]} decides them: it is {before.get(changed[0])} in {folder} "
                 f"and {own_config[changed[0]]} here"
             )
@@ -62,7 +63,7 @@ def inherit(tokenizer: VisionTokenizer, folder: Path, stage: str) -> bool:
     wrong = [name for name in fresh if not name.startswith(may) and not (anew and not name.startswith(FROM_PIXEL))]
     if wrong:
         had = f"shape {tuple(given[wrong[0]].shape)}" if wrong[0] in given else "none"
-        raise ValueError(
+        raise RequestError(
             f"{folder} does not fit the stage that is to go on from it: {wrong[0]} has shape "
             f"{tuple(own[wrong[0]].shape)} here and {had} there; only the pixel decoder may change, in the decoder stage"
         )

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from nextflow_data.errors import RequestError
 from nextflow_data.whole_files import replacing
 
 from nextflow_tokenize.config.vision import VisionTokenizerConfig
@@ -29,7 +30,7 @@ OPERATIONAL = frozenset({"cache_mib", "workers", "checkpoint_interval", "picture
 """Training settings that decide how a training is carried out, not what is learnt (but for sums' last bits)."""
 
 
-class OtherTraining(ValueError):
+class OtherTraining(RequestError):
     """A checkpoint belongs to another training: other settings, or other images."""
 
 
@@ -54,7 +55,7 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
 def tidy(folder: Path | None) -> None:
     """Removes what a kill in the middle of a save has left."""
     if folder is not None:
-        for path in folder.glob("checkpoint-*.partial"):
+        for path in folder.glob(".checkpoint-*.writing"):
             path.unlink()
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from nextflow_data.signal_handlers import ignore
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
@@ -259,8 +260,7 @@ class _Numbers(torch.utils.data.Sampler[int]):
 
 def _deaf(worker: int) -> None:
     """A loader's process leaves signals to the training process, which needs it for its last step; it ends with that one."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    ignore(signal.SIGINT, signal.SIGTERM)
 
 
 def _as_it_is(loaded: Any) -> Any:

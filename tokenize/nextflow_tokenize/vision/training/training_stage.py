@@ -7,7 +7,9 @@ weights are given; there is no adversarial term by default. The cost is sharpnes
 reconstruction after a minute on two cores. The published losses and widths are settings (recipes/tokenizer_nextflow.yaml).
 
 The output folder holds the tokenizer's two files, metrics.jsonl, evaluation.json (the scores of the held-out images) and
-held_out.png (a sheet of them); it is written beside and renamed. Checkpoints lie in a work folder of their own.
+held_out.png (a sheet of them); it is written beside and renamed. Checkpoints lie in a work folder of their own, and while
+the training goes on metrics.jsonl too, a row a logged step. A checkpoint holds the rows up to its step, so a training that
+goes on begins the file anew and no step is in it twice.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from nextflow_data.errors import RequestError
+from nextflow_data.whole_files import replace_file
 
 from nextflow_tokenize.config.vision import VisionTokenizerConfig
 from nextflow_tokenize.vision import processes
@@ -97,17 +101,11 @@ def train_one_stage(
     if settings.stage == "pixel":
         config = config.model_copy(update={"branches": "pixel"})
     if settings.stage == "decoder" and init is None:
-        raise ValueError(
+        raise RequestError(
             "stage decoder trains a decoder for finished codes: give the tokenizer of a joint stage to go on from"
         )
-    pool = load_pool(
-        images,
-        config.levels,
-        settings.held_out,
-        settings.max_images,
-        settings.seed,
-        settings.cache_mib // max(1, settings.workers),
-    )
+    each = settings.cache_mib // max(1, settings.workers)
+    pool = load_pool(images, config.levels, settings.held_out, settings.max_images, settings.seed, each)
     if not pool.training:
         raise NoImages(f"none of {len(images)} images can be trained on; first reasons: {list(pool.failed.values())[:3]}")
     partial, first = out.with_name(out.name + ".partial"), processes.rank() == 0
@@ -119,6 +117,8 @@ def train_one_stage(
     with cpu_threads(settings.threads), torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         training = _Training(config, pool, work, init, torch.device(device))
+        if first:
+            training.record((work or partial) / METRICS_FILE)
         done = training.steps(progress if first else None, log_dir if first else None, started, stop)
         report = training.finish(partial, done, started) if first else None
     if first:
@@ -143,7 +143,7 @@ class _Training:
         anew = inherit(tokenizer, init, self.settings.stage) if init is not None else True
         if config.teacher == "siglip" and self.settings.stage == "joint":
             if config.teacher_path is None:
-                raise ValueError("stage joint with teacher: siglip needs teacher_path, the folder of the SigLIP model")
+                raise RequestError("stage joint with teacher: siglip needs teacher_path, the folder of the SigLIP model")
             tokenizer.attach_teacher(Path(config.teacher_path), initialise=anew and state is None)
         self.trainer = TokenizerTrainer(tokenizer, pool.training, self.settings)
         if state is None:
@@ -157,6 +157,13 @@ class _Training:
             self.trainer.restore(state)
         self.logged: list[str] = [] if state is None else list(state["logged"])
         self.sums: dict[str, float] = {} if state is None else dict(state["sums"])
+        self._record: Path | None = None
+
+    def record(self, path: Path) -> None:
+        """Has `path` hold the rows logged so far, and from here on each as it comes."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, "".join(self.logged), durable=False)
+        self._record = path
 
     def steps(self, progress: Progress | None, log_dir: Path | None, started: float, stop: Callable[[], bool]) -> int:
         """All steps that are left; returns how many are done in all."""
@@ -201,6 +208,9 @@ class _Training:
         averages["psnr"] = 10 * math.log10(4 / max(averages["l2"], 1e-12))
         averages |= {"usage": self.trainer.means.usage(), "perplexity": self.trainer.means.perplexity()}
         self.logged.append(json.dumps({"step": done, **{k: round(v, 6) for k, v in averages.items()}}) + "\n")
+        if self._record is not None:
+            with suppress(OSError), open(self._record, "a", encoding="utf-8") as rows:  # the output folder gets them all
+                rows.write(self.logged[-1])
         return averages
 
     def checkpoint(self) -> None:

@@ -15,8 +15,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
@@ -24,6 +23,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import yaml
+from nextflow_data.signal_handlers import Handlers, default
 from pydantic import ValidationError
 
 from nextflow_tokenize.config.vision import VisionTokenizerConfig
@@ -82,7 +82,7 @@ def train_by_recipe(
         say(f"{len(images)} distinct images{reasons}: {listing}")
     outcomes: list[StageOutcome] = []
     init = recipe.init
-    with _stop_signals() as asked:
+    with _Asked() as asked:
         for number, (entry, config) in enumerate(zip(recipe.stages, recipe.resolved(), strict=True), start=1):
             folder = recipe.output / f"{number}-{entry.name}"
             callback = progress(entry.name) if progress is not None and first else None
@@ -134,26 +134,22 @@ def _stage(
     return StageOutcome(name, tokenizer, False, report)
 
 
-@contextmanager
-def _stop_signals() -> Iterator[Callable[[], bool]]:
-    """A function that says whether SIGTERM or SIGINT has come; a second one ends the process as ever."""
-    received: list[int] = []
+class _Asked(Handlers):
+    """Whether SIGTERM or SIGINT has come; a second one ends the process, as if nobody handled it."""
 
-    def handle(number: int, frame: FrameType | None) -> None:
-        if received:
-            signal.signal(number, signal.SIG_DFL)
+    def __init__(self) -> None:
+        super().__init__((signal.SIGINT, signal.SIGTERM))
+        self._received = False
+
+    def __call__(self) -> bool:
+        return self._received
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """Remembers the first; the second is sent again with nobody to take it."""
+        if self._received:
+            default(number)
             os.kill(os.getpid(), number)
-        received.append(number)
-
-    try:
-        previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: whoever started it handles signals
-        previous = {}
-    try:
-        yield lambda: bool(received)
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        self._received = True
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

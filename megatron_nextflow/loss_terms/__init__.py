@@ -1,0 +1,1 @@
+"""What the objective is a sum of: one file a term."""
