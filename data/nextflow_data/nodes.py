@@ -52,8 +52,14 @@ def task_of(nodes: list[Node]) -> Task:
 
 
 def with_nodes(document: Document, nodes: list[Node]) -> Document:
-    """`document` with other nodes, its task set by what they are."""
-    return {**document, "nodes": nodes, "task": task_of(nodes)}
+    """`document` with other nodes. A task that its source gave it (a pair, an edit) stays while all its images do; else the
+    task is set by what the nodes are."""
+    whole = document["task"] not in ("text", "interleaved") and _images(nodes) == _images(document["nodes"])
+    return {**document, "nodes": nodes, "task": document["task"] if whole else task_of(nodes)}
+
+
+def _images(nodes: list[Node]) -> int:
+    return sum(node["kind"] == "image" for node in nodes)
 
 
 def recurrence_key(address: str, image: Image) -> str:

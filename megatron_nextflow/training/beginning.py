@@ -37,12 +37,13 @@ _TOLD = ("rope_extent", "max_length", "train_codebook")
 @dataclass(frozen=True)
 class Origin:
     """Where a training begins, checked but not read: `fresh` is its state at step 0, `checkpoint` where its weights are and
-    what they are, None where initial ones are drawn; `resumed` where that is one of its own; `said` is for people."""
+    what they are, None where initial ones are drawn; `resumed` where that is one of its own."""
 
     fresh: CheckpointState
     checkpoint: tuple[Path, CheckpointManifest] | None = None
     resumed: bool = False
     said: str = ""
+    """What is to be told of the shards of a training that begins; "" where there is nothing."""
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,8 @@ def begin(origin: Origin, trainer: Trainer) -> Beginning:
         return Beginning(fresh, said=origin.said)
     path, manifest = origin.checkpoint
     if not origin.resumed:
-        said = (_inherit(path, manifest, fresh, trainer), origin.said)
-        return Beginning(fresh, said="\n".join(line for line in said if line))
+        inherited = _inherit(path, manifest, fresh, trainer)
+        return Beginning(fresh, said="\n".join(line for line in (inherited, origin.said) if line))
     load(trainer, path, manifest)
     kept = {name: getattr(manifest.state, name) for name in ("step", "consumed", "skipped", "losses")}
     return Beginning(fresh.model_copy(update=kept), resumed=True, said=_changed(manifest.state.run, trainer))

@@ -15,10 +15,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 from nextflow_data.section import Section
+from nextflow_data.sources.base import SourceConfig
 
 from nextflow_pipelines.spark.context import RunContext, StageResult
 
@@ -52,14 +52,14 @@ def run_stage(
     ctx: RunContext,
     sections: Mapping[str, Section],
     inputs: Mapping[str, StageResult],
-    sources: Sequence[Path] = (),
+    sources: Sequence[SourceConfig] = (),
 ) -> StageResult:
     """Runs a stage, or finds it committed (`StageResult.skipped`).
 
     `sections` and `inputs` may hold more than the stage needs; a missing one is a KeyError that names it. `sources` are the
-    input files, which only "ingest" reads. Raises FileNotFoundError for a missing source, ValueError for settings that do
-    not fit together, and the errors of `contract.stage` (StageBusy, DiskFull, Corrupt, StageError). After any of
-    them, and after KeyboardInterrupt, what was finished is kept and the same call goes on from there.
+    entries that name the input files, which only "ingest" reads. Raises FileNotFoundError for a missing source, ValueError
+    for settings that do not fit together, and the errors of `contract.stage` (StageBusy, DiskFull, Corrupt, StageError).
+    After any of them, and after KeyboardInterrupt, what was finished is kept and the same call goes on from there.
     """
     definition = STAGES[name]
     for kind, wanted, given in (("section", definition.sections, sections), ("input", definition.inputs, inputs)):

@@ -4,11 +4,16 @@ import gzip
 import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from nextflow_data.config import IngestConfig
 from nextflow_data.document import Document, doc_id
+from nextflow_data.range_opener import LocalFiles
+from nextflow_data.records import Unusable, put_aside
+from nextflow_data.sources.base import Found, Source
+from nextflow_data.sources.warc import WarcConfig, WarcSource
 from PIL import Image
 
 SITE = "https://site.example"
@@ -77,6 +82,34 @@ def write(tmp_path: Path) -> Callable[..., str]:
         return str(path)
 
     return write_parts
+
+
+@pytest.fixture
+def ingest() -> Callable[..., list[tuple[Any, Any, Any]]]:
+    """What the ingest stage does, in one process: documents, decisions and asides of a file, record by record."""
+
+    def made(uri: str, config: IngestConfig, source: Source[Any] | None = None) -> list[tuple[Any, Any, Any]]:
+        source, files = source or WarcSource(WarcConfig(files=(uri,)), config), LocalFiles()
+        images, rejected, making, found = {}, {}, [], []
+        for record in source.records(uri, files):
+            if "reason" in record:
+                found.append((None, [], [record]))
+            elif record["kind"] == "image":
+                try:
+                    images[record["address"]] = source.image(record, source.payload(record, files))
+                except Unusable as error:
+                    rejected[record["address"]] = error.reason
+            elif record["kind"] != "other":
+                making.append(record)
+        for record in making:
+            try:
+                one = source.document(record, source.payload(record, files), Found(images, rejected))
+                found.append((one.document, one.decisions, one.asides))
+            except Unusable as error:
+                found.append((None, [], [put_aside(record, error)]))
+        return found
+
+    return made
 
 
 class Build:

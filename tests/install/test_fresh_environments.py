@@ -26,7 +26,7 @@ from nextflow_pipelines.spark.context import RunContext
 recipe = load_recipe(Path(sys.argv[1]), [])
 context, results = RunContext(recipe.root, recipe.spark), {}
 for name in list(STAGES)[: list(STAGES).index("caption") + 1]:
-    results[name] = run_stage(name, context, recipe.sections(), results, [Path(path) for path in recipe.input])
+    results[name] = run_stage(name, context, recipe.sections(), results, recipe.entries())
 print(results["caption"].counts["rows"]["documents"])
 """
 

@@ -18,6 +18,7 @@ from nextflow_data.captioners.config import CaptionConfig
 from nextflow_data.config import DedupConfig, IngestConfig
 from nextflow_data.rules.config import FilterConfig
 from nextflow_data.section import Section
+from nextflow_data.sources.warc import WarcConfig
 from nextflow_pipelines.registry import STAGES, run_stage
 from nextflow_pipelines.spark.config import SparkConfig
 from nextflow_pipelines.spark.context import Progress, RunContext, StageResult, no_progress
@@ -55,10 +56,11 @@ def run_chain(
 ) -> dict[str, StageResult]:
     """All stages; `progress` may name a callback for a stage. Leaves the Spark session running."""
     spark = SparkConfig(files=files, partitions=partitions)
+    entries = [WarcConfig(files=tuple(str(source) for source in sources))]
     results: dict[str, StageResult] = {}
     for name in STAGES:
         ctx = RunContext(root, spark, progress=(progress or {}).get(name, no_progress))
-        results[name] = run_stage(name, ctx, SECTIONS, results, sources)
+        results[name] = run_stage(name, ctx, SECTIONS, results, entries)
     return results
 
 

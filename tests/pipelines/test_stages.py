@@ -18,7 +18,7 @@ from nextflow_data.whole_files import file_sha256
 from nextflow_pipelines.contract.stage import StageError, find_committed, read_manifest
 from nextflow_pipelines.contract.tables import read_table
 from nextflow_pipelines.registry import STAGES, run_stage
-from nextflow_pipelines.sources import SOURCES, bind_sources, image_loader
+from nextflow_pipelines.sources import SOURCES_FOLDER, bind_sources, image_loader
 from nextflow_pipelines.spark.config import SparkConfig
 from nextflow_pipelines.spark.context import RunContext, StageResult
 
@@ -86,7 +86,7 @@ def test_references_lead_to_the_bytes_from_any_place(results: Results, root: Pat
     load = image_loader(root, chain.SECTIONS["ingest"])
     seen = 0
     for document in rows(results["caption"], "documents"):
-        assert document["source"]["uri"].startswith(f"{SOURCES}/")
+        assert document["source"]["uri"].startswith(f"{SOURCES_FOLDER}/")
         for node in document["nodes"]:
             if node["image"] is not None:
                 assert node["image"]["ref"]["uri"] == document["source"]["uri"]

@@ -20,10 +20,10 @@ from nextflow_data.config import DedupConfig, IngestConfig
 from nextflow_data.decisions import Decision, Finding, Subject, decision
 from nextflow_data.dedup.clusters import connected_components
 from nextflow_data.document import Document
-from nextflow_data.images.measure import ImageRejected, open_rgb
+from nextflow_data.images.measure import open_rgb
 from nextflow_data.nodes import with_nodes, without
+from nextflow_data.records import Unusable
 from nextflow_data.stage_names import DEDUP
-from nextflow_data.warc.records import RecordError
 
 SHARED_BLOCKS = 2
 ImageEdge = tuple[str, str, float]
@@ -104,7 +104,7 @@ def confirm(
         if sha256 not in thumbnails:
             try:
                 thumbnails[sha256] = thumbnail(load(sha256), config, ingest)
-            except (ImageRejected, RecordError):
+            except Unusable:
                 thumbnails[sha256] = None
         return thumbnails[sha256]
 

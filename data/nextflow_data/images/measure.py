@@ -18,7 +18,9 @@ from PIL import ImageOps, UnidentifiedImageError
 from scipy import fft, ndimage
 
 from nextflow_data.config import IngestConfig
+from nextflow_data.document import Image, Ref
 from nextflow_data.images.sniff import sniff_image
+from nextflow_data.records import Unusable
 
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "AVIF")
 """Decoders that are ever tried: each one more is attack surface."""
@@ -48,14 +50,12 @@ class ImageMeasures(TypedDict):
     colourfulness: float
 
 
-class ImageRejected(Exception):
+class ImageRejected(Unusable):
     """An image that cannot be used: `reason` of the closed set RejectReason, `detail` in words."""
 
     def __init__(self, reason: RejectReason, detail: str = "") -> None:
         assert reason in get_args(RejectReason)
-        super().__init__(f"{reason}: {detail}" if detail else reason)
-        self.reason: RejectReason = reason
-        self.detail = detail
+        super().__init__(reason, detail)
 
 
 def open_rgb(payload: bytes, config: IngestConfig, max_side: int | None = None) -> Pillow.Image:
@@ -82,6 +82,11 @@ def measure(payload: bytes, config: IngestConfig) -> ImageMeasures:
         "edge_density": round(_edge_density(grey), 6),
         "colourfulness": round(_colourfulness(rgb), 6),
     }
+
+
+def measured_image(ref: Ref, address: str | None, payload: bytes, config: IngestConfig) -> Image:
+    """An image node's content without words: alt and caption come from the document that shows it. Raises ImageRejected."""
+    return {"ref": ref, "address": address, **measure(payload, config), "alt": None, "caption": None, "captioner": None}
 
 
 def perceptual_hash(image: Pillow.Image) -> str:

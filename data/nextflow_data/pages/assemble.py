@@ -2,42 +2,39 @@
 
 Images are looked up by canonical address among the records of the same source. One that is not there, or that is there and
 cannot be decoded, leaves the document with a decision that says so. A `data:` image has no record of its own: its reference
-is the page's record and its address is the page's with `#data-image-N`, N counting the page's data: images; `image_bytes`
-parses the page again to get at it. That is slow and rare; the gain is one kind of reference for every image, and no pixels
-in documents.
+is the page's record and its address is the page's with `#data-image-N`, N counting the page's data: images; to get at it
+(`data_image`) the page is parsed again. That is slow and rare; the gain is one kind of reference for every image, and no
+pixels in documents.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 
 from nextflow_data.config import IngestConfig
 from nextflow_data.decisions import Aside, Decision, Finding, Subject, aside, decision
-from nextflow_data.document import Document, Image, Node, Ref, doc_id, image_node, text_node
-from nextflow_data.images.measure import ImageMeasures, ImageRejected, measure
+from nextflow_data.document import Document, Image, Node, doc_id, image_node, text_node
+from nextflow_data.images.measure import ImageRejected, measured_image
 from nextflow_data.nodes import BLOCK_SEPARATOR, task_of
 from nextflow_data.pages.blocks import PAGE_CAPTIONER, ImageCandidate, ParsedPage, TextBlock
-from nextflow_data.pages.parse import PageRejected, parse_page
+from nextflow_data.records import RecordInfo, ref_of, source_of
 from nextflow_data.stage_names import INGEST
-from nextflow_data.warc.records import RecordError, RecordInfo, read, ref_of
 
 DATA_FRAGMENT = "#data-image-"
-
-
-def make_image(ref: Ref, address: str | None, measures: ImageMeasures) -> Image:
-    """An image node's content without words: alt and caption come from the page that shows it."""
-    return {"ref": ref, "address": address, **measures, "alt": None, "caption": None, "captioner": None}
-
-
-def measured_image(record: RecordInfo, payload: bytes, config: IngestConfig) -> Image:
-    """The image of one image record. Raises ImageRejected."""
-    return make_image(ref_of(record), record["address"], measure(payload, config))
 
 
 def image_addresses(parsed: ParsedPage) -> list[str]:
     """Every canonical address at which an image of the page may be found, in document order, each once."""
     return list(dict.fromkeys(a for block in parsed.blocks if isinstance(block, ImageCandidate) for a in block.addresses))
+
+
+def data_image(parsed: ParsedPage, address: str) -> bytes | None:
+    """The bytes of the `data:` image of that address, None where the page has none of its number."""
+    number = address.partition(DATA_FRAGMENT)[2]
+    for block in parsed.blocks:
+        if isinstance(block, ImageCandidate) and block.data is not None and str(block.data_index) == number:
+            return block.data
+    return None
 
 
 def assemble(
@@ -78,48 +75,14 @@ def assemble(
         return None, [], asides
     document: Document = {
         "doc_id": subject.doc_id,
-        "source": {
-            "address": record["address"],
-            "uri": record["uri"],
-            "offset": record["offset"],
-            "length": record["length"],
-            "kind": "warc",
-            "date": record["date"],
-        },
+        "source": source_of(record),
         "nodes": nodes,
         "task": task_of(nodes),
-        "licence": record["licence"] or parsed.licence,
+        "licence": record.get("licence") or parsed.licence,
         "consent": None,
         "lang": None,
     }
     return document, decisions, asides
-
-
-def image_bytes(image: Image, config: IngestConfig) -> bytes:
-    """The encoded bytes of any image node, as they were when it was measured.
-
-    Raises RecordError: what `read` raises, "not-found-in-page" where a page no longer holds its data: image, and
-    "content-changed" where the bytes are not those that were measured.
-    """
-    address = image["address"] or ""
-    inline = DATA_FRAGMENT in address
-    payload = _from_page(image, config) if inline else read(image["ref"], config, config.max_image_bytes)
-    found = hashlib.sha256(payload).hexdigest()
-    if found != image["sha256"]:
-        raise RecordError("content-changed", f"{address} has sha256 {found}, {image['sha256']} was measured")
-    return payload
-
-
-def _from_page(image: Image, config: IngestConfig) -> bytes:
-    page_address, _, number = (image["address"] or "").partition(DATA_FRAGMENT)
-    try:
-        parsed = parse_page(read(image["ref"], config, config.max_page_bytes), page_address, None, config)
-    except PageRejected as error:
-        raise RecordError("not-found-in-page", str(error)) from None
-    for block in parsed.blocks:
-        if isinstance(block, ImageCandidate) and block.data is not None and str(block.data_index) == number:
-            return block.data
-    raise RecordError("not-found-in-page", image["address"] or "")
 
 
 def _resolve(
@@ -137,7 +100,7 @@ def _resolve(
     if found is None and block.data is not None:
         address = f"{record['address']}{DATA_FRAGMENT}{block.data_index}"
         try:
-            found = make_image(ref_of(record), address, measure(block.data, config))
+            found = measured_image(ref_of(record), address, block.data, config)
         except ImageRejected as error:
             asides.append(aside(INGEST, error.reason, address, ref_of(record), error.detail))
             decisions.append(_decide(subject, Finding("image-unusable", detail=f"{address}: {error.reason}")))

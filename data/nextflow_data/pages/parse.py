@@ -16,19 +16,15 @@ from nextflow_data.config import IngestConfig
 from nextflow_data.pages.blocks import ParsedPage, Removed
 from nextflow_data.pages.charset import decode_page
 from nextflow_data.pages.walk import PageWalk
+from nextflow_data.records import Unusable
 
 _INVISIBLE = re.compile(r"[\x00-\x08\x0e-\x1b\x7f\u00ad\u200b\u200e\u200f\u2060\ufeff\ufffe\uffff\ud800-\udfff]")
 MAX_DEPTH = 2048
 """Depth at which libxml2 stops parsing; a page that deep is rejected, since the rest of it is missing."""
 
 
-class PageRejected(Exception):
+class PageRejected(Unusable):
     """A page that is not parsed: `reason` is page-too-large, empty-page or markup-too-deep."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
-        self.detail = detail
 
 
 def parse_page(payload: bytes, address: str, content_type: str | None, config: IngestConfig) -> ParsedPage:

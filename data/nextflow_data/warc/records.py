@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from pathlib import Path
-from typing import BinaryIO, Literal, TypedDict, get_args
+from typing import Literal, get_args
 
 from fastwarc.warc import ArchiveIterator, WarcRecord, WarcRecordType
 
@@ -22,6 +21,8 @@ from nextflow_data.config import IngestConfig
 from nextflow_data.decisions import Aside, aside
 from nextflow_data.document import Ref
 from nextflow_data.images.sniff import sniff_image
+from nextflow_data.range_opener import RangeOpener
+from nextflow_data.records import RecordInfo, Unusable
 from nextflow_data.stage_names import INGEST
 from nextflow_data.warc.content import ContentError, decode_content
 from nextflow_data.warc.members import GZIP_MAGIC, Member, content_length, inflate_member, members
@@ -32,7 +33,6 @@ Reason = Literal[
     "empty-file", "missing-file", "unsupported-compression", "not-warc", "gzip-corrupt", "gzip-truncated",
     "record-too-large", "warc-header", "content-length", "several-records-in-member", "not-http", "http-header",
     "http-status", "http-body-short", "revisit", "segmented", "content-encoding", "payload-too-large",
-    "content-changed", "not-found-in-page",
 ]  # fmt: skip
 """Why a record or its payload cannot be used. The set is closed: reports and tests may list it."""
 
@@ -41,58 +41,24 @@ _HTML = ("text/html", "application/xhtml+xml")
 _VAGUE = ("", "text/plain", "application/octet-stream", "binary/octet-stream", "application/unknown", "unknown/unknown")
 
 
-class RecordInfo(TypedDict):
-    """One usable record. `uri`, `offset`, `length` make a Ref; `address` is canonical (`nextflow_data.addresses`)."""
-
-    address: str
-    uri: str
-    offset: int
-    length: int
-    kind: Literal["page", "image", "other"]
-    mime: str
-    charset: str | None
-    status: int
-    record_id: str
-    date: str | None
-    licence: str | None
-
-
-class RecordError(Exception):
+class RecordError(Unusable):
     """A record that cannot be read: `reason` of the closed set `Reason`, `detail` in words."""
 
     def __init__(self, reason: Reason, detail: str = "") -> None:
         assert reason in get_args(Reason)
-        super().__init__(f"{reason}: {detail}" if detail else reason)
-        self.reason: Reason = reason
-        self.detail = detail
+        super().__init__(reason, detail)
 
 
-def open_binary(uri: str) -> BinaryIO:
-    """The one opener of source files: a seekable stream of a local path or file: address.
-
-    Raises OSError as `open` does. Other schemes are refused with a ValueError that says so.
-    """
-    if uri.startswith("file://"):
-        uri = uri.removeprefix("file://")
-    if "://" in uri:
-        raise ValueError(f"{uri}: only local paths can be opened")
-    return Path(uri).open("rb")
-
-
-def ref_of(record: RecordInfo) -> Ref:
-    """Where a record's bytes lie."""
-    return {"uri": record["uri"], "offset": record["offset"], "length": record["length"]}
-
-
-def scan(uri: str, config: IngestConfig) -> Iterator[RecordInfo | Aside]:
-    """Every record of a WARC in file order; one that cannot be used as an Aside of stage "ingest".
+def scan(uri: str, config: IngestConfig, opener: RangeOpener) -> Iterator[RecordInfo | Aside]:
+    """Every record of a WARC in file order; one that cannot be used as an Aside of stage "ingest". Addresses are canonical
+    (`nextflow_data.addresses`).
 
     warcinfo, request, metadata and conversion records are passed over in silence: they hold no page or image of their own.
     """
     whole: Ref = {"uri": uri, "offset": 0, "length": 0}
     try:
-        stream = open_binary(uri)
-    except (OSError, ValueError) as error:
+        stream = opener.open(uri)
+    except OSError as error:
         yield aside(INGEST, "missing-file", None, whole, f"cannot be opened: {type(error).__name__}")
         return
     with stream:
@@ -106,14 +72,14 @@ def scan(uri: str, config: IngestConfig) -> Iterator[RecordInfo | Aside]:
             yield aside(INGEST, "empty-file", None, whole, "the file has no bytes")
 
 
-def read(ref: Ref, config: IngestConfig, max_bytes: int | None = None) -> bytes:
+def read(ref: Ref, config: IngestConfig, opener: RangeOpener, max_bytes: int | None = None) -> bytes:
     """The payload of one record: HTTP transfer and content encodings undone.
 
     `max_bytes` bounds the decoded payload (default: `config.max_record_bytes`). Raises RecordError; never anything else for
     bad data.
     """
     limit = config.max_record_bytes if max_bytes is None else min(max_bytes, config.max_record_bytes)
-    record = _load(ref, config)
+    record = _load(ref, config, opener)
     http = record.http_headers
     raw = record.reader.read(limit + 1)
     encodings = http.get("Content-Encoding", "") if http is not None else ""
@@ -125,24 +91,21 @@ def read(ref: Ref, config: IngestConfig, max_bytes: int | None = None) -> bytes:
         raise RecordError("payload-too-large" if error.too_large else "content-encoding", str(error)) from None
 
 
-def _load(ref: Ref, config: IngestConfig) -> WarcRecord:
+def _load(ref: Ref, config: IngestConfig, opener: RangeOpener) -> WarcRecord:
+    # A compressed member that inflates to the limit may itself be a little larger than it.
+    most = config.max_record_bytes + config.max_record_bytes // 256 + 1024
     try:
-        with open_binary(ref["uri"]) as stream:
-            stream.seek(ref["offset"])
-            gzipped = stream.read(3) == GZIP_MAGIC
-            stream.seek(ref["offset"])
-            if gzipped:
-                member = inflate_member(stream, ref["offset"], config.max_record_bytes, config.max_record_bytes)
-                if member.problem is not None:
-                    reasons: dict[str, Reason] = {reason: reason for reason in get_args(Reason)}
-                    raise RecordError(reasons[member.problem], f"at offset {ref['offset']}")
-                data = member.head
-            elif ref["length"] > config.max_record_bytes:
-                raise RecordError("record-too-large", f"{ref['length']} bytes")
-            else:
-                data = stream.read(ref["length"])
-    except (OSError, ValueError) as error:
+        data = opener.read(ref["uri"], ref["offset"], min(ref["length"], most))
+    except OSError as error:
         raise RecordError("missing-file", f"{type(error).__name__}") from None
+    if data.startswith(GZIP_MAGIC):
+        member = inflate_member(io.BytesIO(data), 0, config.max_record_bytes, config.max_record_bytes)
+        if member.problem is not None:
+            reasons: dict[str, Reason] = {reason: reason for reason in get_args(Reason)}
+            raise RecordError(reasons[member.problem], f"at offset {ref['offset']}")
+        data = member.head
+    elif ref["length"] > config.max_record_bytes:
+        raise RecordError("record-too-large", f"{ref['length']} bytes")
     try:
         return _parse(data, config)
     except OSError as error:

@@ -20,7 +20,7 @@ def dry_run(recipe: Recipe, which: Parts, command: Sequence[str]) -> Iterator[st
     """A line a part. Raises Corrupt for a commit that is damaged, and RecipeError as `require_before` does."""
     found = look(recipe, which.needed)
     require_before(recipe, which, command, found)
-    if found.files is None:
+    if found.entries is None:
         yield _line(INPUT, RUNS, f"the sample would be made in {recipe.root / 'input'}, of packages that it downloads")
     else:
         yield _line(INPUT, "", ", ".join(f"{path} ({_size(path.stat().st_size)})" for path in found.files))
@@ -46,7 +46,7 @@ def _stage(name: str, found: Look) -> str:
     definition = STAGES[name]
     reads = [_source(found, stage) for stage in definition.inputs]
     if name == "ingest":
-        reads = ["the input" if found.files is None else _size(sum(path.stat().st_size for path in found.files))]
+        reads = ["the input" if found.entries is None else _size(sum(path.stat().st_size for path in found.files))]
     elif "ingest" in definition.sections:  # which bounds what is decoded
         reads.append("images of the input")
     return _line(name, RUNS, f"{_writes(name, found)}; reads {', '.join(reads)}")

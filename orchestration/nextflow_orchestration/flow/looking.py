@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from nextflow_data.sources.base import SourceConfig
 from nextflow_pipelines.registry import STAGES, run_stage
 from nextflow_pipelines.spark.context import NotKnown, RunContext, StageResult
 
@@ -28,14 +29,19 @@ INPUT = "input"
 
 @dataclass
 class Look:
-    """`files` are the input files, None where they are not there; `stages` what is known of them, committed or not;
+    """`entries` are the sources, None where a file is not there; `stages` what is known of the stages, committed or not;
     `unknown` leads from a part to the one that must run before it can be known."""
 
-    files: list[Path] | None
+    entries: list[SourceConfig] | None
     stages: dict[str, StageResult] = field(default_factory=dict)
     unknown: dict[str, str] = field(default_factory=dict)
     training: Path | None = None
     step: int = 0
+
+    @property
+    def files(self) -> list[Path]:
+        """The input files, as far as they are there."""
+        return [Path(name) for entry in self.entries or () for name in entry.files]
 
     def kept(self, part: str, steps: int = 0) -> bool:
         """Whether a part is committed; a training, where it has gone `steps` steps."""
@@ -68,11 +74,11 @@ def look(recipe: Recipe, names: Iterable[str]) -> Look:
 
 def _look_for_stage(recipe: Recipe, context: RunContext, name: str, found: Look) -> None:
     before = [found.unknown[stage] for stage in STAGES[name].inputs if stage in found.unknown]
-    if name == "ingest" and found.files is None:
+    if name == "ingest" and found.entries is None:
         before = [INPUT]
     if not before:
         try:
-            found.stages[name] = run_stage(name, context, recipe.sections(), found.stages, found.files or [])
+            found.stages[name] = run_stage(name, context, recipe.sections(), found.stages, found.entries or [])
             return
         except NotKnown as error:
             before = [error.stage]

@@ -17,11 +17,15 @@ from nextflow_data.captioners.config import CaptionConfig
 from nextflow_data.config import DedupConfig, IngestConfig
 from nextflow_data.rules.config import FilterConfig
 from nextflow_data.section import Section
+from nextflow_data.sources.base import SourceConfig
+from nextflow_data.sources.entry import AnySource
+from nextflow_data.sources.warc import WarcConfig
 from nextflow_pipelines.spark.config import SparkConfig
 from nextflow_tokenize.config.pack import PackConfig
 from nextflow_tokenize.config.tokenize import TextTokenizerConfig, TokenizeConfig
 from nextflow_tokenize.config.vision import VisionTokenizerConfig, missing_weights
-from nextflow_tokenize.schedule import LEVEL_SCALES, grids, token_count
+from nextflow_tokenize.schedule import LEVEL_SCALES, grids
+from nextflow_tokenize.segments import image_slots
 from nextflow_tokenize.vision.usable import check_levels, read_tokenizer_config
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
@@ -77,8 +81,10 @@ class Recipe(Section):
     """Shown in reports, in Prefect and in messages."""
     root: Path
     """Folder of the run's outputs."""
-    input: list[str] = Field(min_length=1)
-    """WARC files, or "sample": pages and photographs that ship in PyPI packages."""
+    input: list[str] | None = Field(default=None, min_length=1)
+    """WARC files, or "sample": pages and photographs that ship in PyPI packages. Short for `sources`."""
+    sources: list[AnySource] | None = Field(default=None, min_length=1)
+    """Entries of one kind of files each: kind, files, and the kind's own settings."""
     spark: SparkConfig = SparkConfig()
     flow: FlowConfig = FlowConfig()
     ingest: IngestConfig = IngestConfig()
@@ -99,6 +105,13 @@ class Recipe(Section):
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _one_way_in(self) -> Recipe:
+        if (self.input is None) == (self.sources is None):
+            both = "both `input` and `sources` are set" if self.input else "neither `input` nor `sources` is set"
+            raise ValueError(f"{both}; set `sources`, or `input` where all is WARC")
+        return self
 
     @model_validator(mode="after")
     def _fits(self, info: ValidationInfo) -> Recipe:
@@ -142,7 +155,7 @@ class Recipe(Section):
                 f"generate.level {level} has {scales} scales, train.model.max_scales is {model.max_scales}: the model could "
                 "not make the run's image", "generate", "level"
             )  # fmt: skip
-        if token_count(grids((64, 64), scales)) > model.max_length:
+        if image_slots(grids((64, 64), scales)) > model.max_length:
             said = f"an image of generate.level {level} does not fit train.model.max_length {model.max_length}"
             raise Misfit(said, "generate", "level")
 
@@ -150,13 +163,19 @@ class Recipe(Section):
         """The sections by name, as the stages take them."""
         return {name: value for name in type(self).model_fields if isinstance(value := getattr(self, name), Section)}
 
+    def entries(self) -> list[SourceConfig]:
+        """What `sources` says, or `input` in its place: one entry of kind warc (where SAMPLE may stand for a file)."""
+        return self.sources or [WarcConfig(files=tuple(self.input or ()))]
+
     def check_inputs(self, which: Parts | None = None) -> None:
         """RecipeError where an input file is missing, naming it, and where the vision tokenizer cannot be used for the parts
         that are needed (None: all that the recipe has)."""
         needed = (which or parts(None, None, self.train is not None)).needed
-        missing = [name for name in self.input if name != SAMPLE and not Path(name).is_file()]
+        named = [name for entry in self.entries() for name in entry.files]
+        missing = [name for name in named if not (name == SAMPLE and self.input) and not Path(name).is_file()]
         if missing:
-            raise RecipeError("\n".join(f"input file not found: {name}; correct `input` in the recipe" for name in missing))
+            key = "input" if self.input else "sources"
+            raise RecipeError("\n".join(f"input file not found: {name}; correct `{key}` in the recipe" for name in missing))
         if "vision_tokenizer" not in needed:
             return
         wrong = missing_weights(self.vision_tokenizer)

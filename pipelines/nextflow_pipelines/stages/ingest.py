@@ -1,12 +1,14 @@
 """ingest: source files to documents, in four steps of which each shuffles only keys.
 
 1. scan: every source file is read once from end to end; its records (address, place, kind) become rows.
-2. links: every page is parsed for the image addresses it names.
+2. links: every page is read for the image addresses it names.
 3. measure: every image record that some page names is decoded and measured, once.
-4. assemble: pages meet the measured images of their addresses and become documents.
+4. assemble: pages meet the measured images of their addresses and become documents; records that make a document by
+   themselves go from step 1 straight to this one.
 
-A page is parsed in step 2 and again in step 4: the parsed page, with its `data:` images, would be the largest thing ever
-shuffled, and parsing costs about 1.5 ms.
+What a record is and how it is read is its source's to say (`nextflow_data.sources`). A page is read and parsed in step 2
+and again in step 4: the parsed page, with its `data:` images, would be the largest thing ever shuffled, and parsing costs
+about 1.5 ms.
 
 Data sets: documents, decisions, asides, records (what each source holds), images (each image record that a page names, with
 its measures or the reason why it cannot be used).
@@ -21,22 +23,18 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 from nextflow_data.config import IngestConfig
-from nextflow_data.decisions import Aside, aside
-from nextflow_data.document import IMAGE, Image, Ref, doc_id
-from nextflow_data.images.measure import ImageRejected
-from nextflow_data.pages.assemble import assemble, image_addresses, measured_image
-from nextflow_data.pages.blocks import ParsedPage
-from nextflow_data.pages.parse import PageRejected, parse_page
+from nextflow_data.document import IMAGE, doc_id
+from nextflow_data.records import RecordInfo, Unusable, put_aside
+from nextflow_data.sources.base import Found, SourceConfig
 from nextflow_data.stage_names import INGEST as NAME
-from nextflow_data.warc.records import RecordError, read, ref_of, scan
 
 from nextflow_pipelines.contract.stage import StagePlan
 from nextflow_pipelines.contract.tables import SCHEMAS, UnitTables
 from nextflow_pipelines.contract.work import StageWork
-from nextflow_pipelines.sources import bind_sources, local_ref
+from nextflow_pipelines.sources import BoundSources
 from nextflow_pipelines.spark.context import RunContext, StageResult, run_contract
 from nextflow_pipelines.spark.runner import Unit, bucket_of, run_frame, run_units
-from nextflow_pipelines.stages.common import read_parquet
+from nextflow_pipelines.stages.common import read_parquet, rows_of
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -74,26 +72,25 @@ LINKS = pa.schema(
 _LINKS = "_work/links"
 
 
-def carry_out(ctx: RunContext, config: IngestConfig, paths: Sequence[Path]) -> StageResult:
-    """Ingests source files. Raises FileNotFoundError for a missing one, before any work."""
+def carry_out(ctx: RunContext, config: IngestConfig, entries: Sequence[SourceConfig]) -> StageResult:
+    """Ingests source files. Raises, before any work, FileNotFoundError for a missing one, ValueError for one that two
+    entries name."""
     ctx.progress(0, None, "hashing the sources")
-    sources = bind_sources(ctx.root, paths, link_them=not ctx.look)
-    plan = StagePlan(
-        NAME,
-        VERSION,
-        {"ingest": config.identity(), "files": ctx.spark.files, "sources": [s.uri for s in sources]},
-        {source.uri: source.sha256 for source in sources},
-    )
-    return run_contract(ctx, plan, partial(_work, ctx, config, [s.uri for s in sources]))
+    sources = BoundSources.bind(ctx.root, config, entries, link_them=not ctx.look)
+    uris = list(sources.sha256)
+    parameters: dict[str, Any] = {"ingest": config.identity(), "files": ctx.spark.files, "sources": uris}
+    settings = sources.settings()
+    plan = StagePlan(NAME, VERSION, parameters | ({"source_settings": settings} if settings else {}), dict(sources.sha256))
+    return run_contract(ctx, plan, partial(_work, ctx, sources))
 
 
-def _work(ctx: RunContext, config: IngestConfig, uris: list[str], work: StageWork) -> tuple[list[str], Mapping[str, Any]]:
-    root, files, progress = ctx.root.resolve(), ctx.spark.files, ctx.progress
+def _work(ctx: RunContext, sources: BoundSources, work: StageWork) -> tuple[list[str], Mapping[str, Any]]:
+    files, progress = ctx.spark.files, ctx.progress
     scans = run_units(
         ctx.session,
         work,
-        [Unit(f"scan-{number:05d}", uri) for number, uri in enumerate(uris)],
-        partial(_scan, root, config),
+        [Unit(f"scan-{number:05d}", uri) for number, uri in enumerate(sources.sha256)],
+        partial(_scan, sources),
         {"records": RECORDS, "asides": SCHEMAS["asides"]},
         progress,
         "1/4 listing records",
@@ -104,9 +101,9 @@ def _work(ctx: RunContext, config: IngestConfig, uris: list[str], work: StageWor
         work,
         "links",
         files,
-        partial(_pages, records, files),
+        partial(_of_kind, records, ("page",), files),
         ["doc_id", "uri", "offset"],
-        partial(_find_links, root, config),
+        partial(_find_links, sources),
         {_LINKS: LINKS},
         progress,
         "2/4 reading pages",
@@ -118,7 +115,7 @@ def _work(ctx: RunContext, config: IngestConfig, uris: list[str], work: StageWor
         files,
         partial(_named_images, records, work.files(links, _LINKS), files),
         ["address", "uri", "offset"],
-        partial(_measure, root, config),
+        partial(_measure, sources),
         {"images": IMAGES, "asides": SCHEMAS["asides"]},
         progress,
         "3/4 measuring images",
@@ -130,7 +127,7 @@ def _work(ctx: RunContext, config: IngestConfig, uris: list[str], work: StageWor
         files,
         partial(_pages_with_images, records, work.files(links, _LINKS), work.files(images, "images"), files),
         ["doc_id", "uri", "offset"],
-        partial(_assemble, root, config),
+        partial(_assemble, sources),
         SCHEMAS,
         progress,
         "4/4 assembling documents",
@@ -138,14 +135,14 @@ def _work(ctx: RunContext, config: IngestConfig, uris: list[str], work: StageWor
     return [*scans, *images, *documents], {}
 
 
-def _scan(root: Path, config: IngestConfig, uri: str, out: UnitTables) -> None:
+def _scan(sources: BoundSources, uri: str, out: UnitTables) -> None:
     records: list[Any] = []
     asides: list[Any] = []
-    for found in scan(str(root / uri), config):
+    for found in sources.source(uri).records(uri, sources.opener):
         if "reason" in found:
-            asides.append({**found, "uri": uri})
+            asides.append(found)
         else:
-            records.append({**found, "uri": uri, "doc_id": doc_id(found["address"], found["record_id"])})
+            records.append({**found, "doc_id": doc_id(found["address"], found["record_id"])})
             out.out.count("records", found["kind"])
         if len(records) >= 1024:
             out.write("records", records)
@@ -154,34 +151,20 @@ def _scan(root: Path, config: IngestConfig, uri: str, out: UnitTables) -> None:
     out.write("asides", asides)
 
 
-def _pages(records: list[Path], files: int, spark: SparkSession) -> DataFrame:
-    pages = read_parquet(spark, records).where("kind = 'page'")
-    return pages.withColumn("bucket", bucket_of(pages["doc_id"], files))
+def _of_kind(records: list[Path], kinds: Sequence[str], files: int, spark: SparkSession) -> DataFrame:
+    found = read_parquet(spark, records)
+    found = found.where(found["kind"].isin(*kinds))
+    return found.withColumn("bucket", bucket_of(found["doc_id"], files))
 
 
-def _ref(root: Path, row: Any) -> Ref:
-    return local_ref(root, {"uri": row["uri"], "offset": row["offset"], "length": row["length"]})
-
-
-def _parse(root: Path, config: IngestConfig, row: Any) -> ParsedPage:
-    """Raises RecordError and PageRejected."""
-    try:
-        payload = read(_ref(root, row), config, config.max_page_bytes)
-    except RecordError as error:
-        if error.reason == "payload-too-large":
-            raise PageRejected("page-too-large", error.detail) from None
-        raise
-    return parse_page(payload, row["address"], row["charset"], config)
-
-
-def _find_links(root: Path, config: IngestConfig, bucket: int, tables: Iterator[pa.Table], out: UnitTables) -> None:
-    for table in tables:
-        for row in table.to_pylist():
-            try:
-                addresses = image_addresses(_parse(root, config, row))
-            except (RecordError, PageRejected):
-                continue  # step 4 meets it again and puts it aside
-            out.write(_LINKS, [{"doc_id": row["doc_id"], "uri": row["uri"], "address": address} for address in addresses])
+def _find_links(sources: BoundSources, bucket: int, tables: Iterator[pa.Table], out: UnitTables) -> None:
+    for row in rows_of(tables):
+        source = sources.source(row["uri"])
+        try:
+            addresses = source.links(_record(row), source.payload(_record(row), sources.opener))
+        except Unusable:
+            continue  # step 4 meets it again and puts it aside
+        out.write(_LINKS, [{"doc_id": row["doc_id"], "uri": row["uri"], "address": address} for address in addresses])
 
 
 def _named_images(records: list[Path], links: list[Path], files: int, spark: SparkSession) -> DataFrame:
@@ -191,24 +174,23 @@ def _named_images(records: list[Path], links: list[Path], files: int, spark: Spa
     return found.withColumn("bucket", bucket_of(found["address"], files))
 
 
-def _measure(root: Path, config: IngestConfig, bucket: int, tables: Iterator[pa.Table], out: UnitTables) -> None:
-    for table in tables:
-        for row in table.to_pylist():
-            measured: dict[str, Any] = {k: row[k] for k in ("address", "uri", "offset")}
-            try:
-                image = measured_image(row, read(_ref(root, row), config, config.max_image_bytes), config)
-                measured["image"] = image
-            except (ImageRejected, RecordError) as error:
-                measured["rejected"] = error.reason
-                out.write("asides", [_put_aside(row, error.reason, error.detail)])
-            out.out.count("images", "unusable" if "rejected" in measured else "measured")
-            out.write("images", [measured])
+def _measure(sources: BoundSources, bucket: int, tables: Iterator[pa.Table], out: UnitTables) -> None:
+    for row in rows_of(tables):
+        measured: dict[str, Any] = {k: row[k] for k in ("address", "uri", "offset")}
+        source = sources.source(row["uri"])
+        try:
+            measured["image"] = source.image(_record(row), source.payload(_record(row), sources.opener))
+        except Unusable as error:
+            measured["rejected"] = error.reason
+            out.write("asides", [put_aside(_record(row), error)])
+        out.out.count("images", "unusable" if "rejected" in measured else "measured")
+        out.write("images", [measured])
 
 
 def _pages_with_images(
     records: list[Path], links: list[Path], images: list[Path], files: int, spark: SparkSession
 ) -> DataFrame:
-    """A row a page with `found`: the image record for each address, of the page's own source if that has it."""
+    """A row a document with `found`: the image record for each address, of the page's own file if that has it."""
     from pyspark.sql import functions as F
 
     measured = read_parquet(spark, images).withColumnsRenamed({"uri": "image_uri", "offset": "image_offset"})
@@ -219,32 +201,37 @@ def _pages_with_images(
     found = chosen.groupBy("doc_id", "uri").agg(
         F.collect_list(F.struct("address", "best.rejected", "best.image")).alias("found")
     )
-    return _pages(records, files, spark).join(found, ["doc_id", "uri"], "left")
+    return _of_kind(records, ("page", "document"), files, spark).join(found, ["doc_id", "uri"], "left")
 
 
-def _assemble(root: Path, config: IngestConfig, bucket: int, tables: Iterator[pa.Table], out: UnitTables) -> None:
+def _assemble(sources: BoundSources, bucket: int, tables: Iterator[pa.Table], out: UnitTables) -> None:
     last = None
-    for table in tables:
-        for row in table.to_pylist():
-            if row["doc_id"] == last:
-                out.write("asides", [_put_aside(row, "duplicate-record", "another source holds the same record")])
-                continue
-            last = row["doc_id"]
-            found = row.pop("found") or []
-            try:
-                parsed = _parse(root, config, row)
-            except (RecordError, PageRejected) as error:
-                out.write("asides", [_put_aside(row, error.reason, getattr(error, "detail", str(error)))])
-                continue
-            usable: dict[str, Image] = {f["address"]: f["image"] for f in found if f["image"] is not None}
-            rejected = {f["address"]: f["rejected"] for f in found if f["rejected"] is not None}
-            document, decisions, asides = assemble(row, parsed, usable, config, rejected)
-            if document is not None:
-                out.write("documents", [document])
-                out.out.count("images", "in documents", by=sum(n["kind"] == "image" for n in document["nodes"]))
-            out.write("decisions", decisions)
-            out.write("asides", asides)
+    for row in rows_of(tables):
+        record = _record(row)
+        if row["doc_id"] == last:
+            repeated = Unusable("duplicate-record", "another source holds the same record")
+            out.write("asides", [put_aside(record, repeated)])
+            continue
+        last = row["doc_id"]
+        named = row["found"] or []
+        found = Found(
+            {one["address"]: one["image"] for one in named if one["image"] is not None},
+            {one["address"]: one["rejected"] for one in named if one["rejected"] is not None},
+        )
+        source = sources.source(row["uri"])
+        try:
+            made = source.document(record, source.payload(record, sources.opener), found)
+        except Unusable as error:
+            out.write("asides", [put_aside(record, error)])
+            continue
+        if made.document is not None:
+            out.write("documents", [made.document])
+            out.out.count("images", "in documents", by=sum(n["kind"] == "image" for n in made.document["nodes"]))
+        out.write("decisions", made.decisions)
+        out.write("asides", made.asides)
 
 
-def _put_aside(row: Any, reason: str, detail: str) -> Aside:
-    return aside(NAME, reason, row["address"], ref_of(row), detail)
+def _record(row: Any) -> RecordInfo:
+    """A row of RECORDS as the source listed it."""
+    record: Any = {name: row[name] for name in RECORDS.names if name != "doc_id"}
+    return record

@@ -7,28 +7,18 @@ import pytest
 from nextflow_data.config import IngestConfig
 from nextflow_data.decisions import ASIDE_SCHEMA, DECISION_SCHEMA
 from nextflow_data.document import DOCUMENT_SCHEMA, doc_id
-from nextflow_data.images.measure import ImageRejected
 from nextflow_data.nodes import recurrence_key
-from nextflow_data.pages.assemble import assemble, image_addresses, image_bytes, measured_image
+from nextflow_data.pages.assemble import image_addresses
 from nextflow_data.pages.parse import parse_page
-from nextflow_data.warc.records import RecordError, read, ref_of, scan
+from nextflow_data.range_opener import LocalFiles
+from nextflow_data.records import Unusable
+from nextflow_data.sources.base import read_image
+
+FILES = LocalFiles()
 
 
-def ingest(uri, config):
-    """What the ingest stage does, in one process."""
-    images, rejected, pages = {}, {}, []
-    for record in scan(uri, config):
-        if record.get("kind") == "image":
-            try:
-                images[record["address"]] = measured_image(record, read(ref_of(record), config), config)
-            except ImageRejected as error:
-                rejected[record["address"]] = error.reason
-        elif record.get("kind") == "page":
-            pages.append(record)
-    return [
-        assemble(p, parse_page(read(ref_of(p), config), p["address"], p["charset"], config), images, config, rejected)
-        for p in pages
-    ]
+def image_bytes(image, config):
+    return read_image(image, FILES, config)
 
 
 @pytest.fixture
@@ -47,7 +37,7 @@ def site(build, write):
     )
 
 
-def test_document_of_a_page(site, build, config):
+def test_document_of_a_page(site, build, config, ingest):
     (document, decisions, asides), (nothing, _, empty) = ingest(site, config)
     assert [n["text"] or n["image"]["address"] for n in document["nodes"]] == [
         "Title\n\nFirst",
@@ -70,7 +60,7 @@ def test_document_of_a_page(site, build, config):
     assert nothing is None and [a["reason"] for a in empty] == ["empty-page"]
 
 
-def test_rows_fit_the_schemas(site, config):
+def test_rows_fit_the_schemas(site, config, ingest):
     (document, decisions, asides), (_, _, empty) = ingest(site, config)
     table = pa.Table.from_pylist([document], schema=DOCUMENT_SCHEMA)
     assert table.to_pylist() == [document]
@@ -78,24 +68,24 @@ def test_rows_fit_the_schemas(site, config):
     assert pa.Table.from_pylist(asides + empty, schema=ASIDE_SCHEMA).num_rows == 2
 
 
-def test_every_image_node_leads_back_to_its_bytes(site, build, config):
+def test_every_image_node_leads_back_to_its_bytes(site, build, config, ingest):
     document = ingest(site, config)[0][0]
     found = [image_bytes(n["image"], config) for n in document["nodes"] if n["image"]]
     assert found == [build.png(seed=1), build.png(70, 70, seed=9), build.png(seed=2)]
 
 
-def test_bytes_that_are_not_those_measured_are_refused(site, config):
+def test_bytes_that_are_not_those_measured_are_refused(site, config, ingest):
     document = ingest(site, config)[0][0]
     for node in (document["nodes"][1], document["nodes"][3]):
-        with pytest.raises(RecordError) as error:
+        with pytest.raises(Unusable) as error:
             image_bytes({**node["image"], "sha256": "0" * 64}, config)
         assert error.value.reason == "content-changed"
-    with pytest.raises(RecordError) as error:
+    with pytest.raises(Unusable) as error:
         image_bytes({**document["nodes"][3]["image"], "address": "https://x/#data-image-7"}, config)
     assert error.value.reason == "not-found-in-page"
 
 
-def test_second_candidate_is_used_where_the_first_was_not_saved(build, write, config):
+def test_second_candidate_is_used_where_the_first_was_not_saved(build, write, config, ingest):
     page = b'<p>text</p><img srcset="/big.png 1600w, /small.png 400w" src="/tiny.png">'
     uri = write(
         build.member(build.record(f"{build.site}/p", page)),
@@ -117,7 +107,7 @@ def test_recurrence_is_counted_by_site():
     assert recurrence_key("https://a.example/x", image) != recurrence_key("https://b.example/x", image)
 
 
-def test_limits_reach_the_page(build, write):
+def test_limits_reach_the_page(build, write, ingest):
     tight = IngestConfig(max_data_address_bytes=10)
     page = ("<p>t<img src='data:image/png;base64," + base64.b64encode(build.png()).decode() + "'>").encode()
     (document, decisions, _), *_ = ingest(write(build.member(build.record(f"{build.site}/p", page))), tight)

@@ -9,9 +9,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nextflow_data.config import IngestConfig
-from nextflow_data.warc.records import RecordError, read, ref_of, scan
+from nextflow_data.range_opener import LocalFiles
+from nextflow_data.records import ref_of
+from nextflow_data.warc import records
+from nextflow_data.warc.records import RecordError
 
+FILES = LocalFiles()
 PAGE = b"<html><body><p>Hello, reader.</p></body></html>"
+
+
+def scan(uri, config):
+    return records.scan(uri, config, FILES)
+
+
+def read(ref, config, max_bytes=None):
+    return records.read(ref, config, FILES, max_bytes)
 
 
 def rows(uri, config=None):

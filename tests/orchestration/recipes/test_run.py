@@ -197,3 +197,37 @@ def test_every_recipe_of_the_repository_is_valid() -> None:
     for path in recipes:
         kinds = {"tokenizer": TokenizerRecipe, "nextflow": TrainingRecipe}
         load(kinds.get(path.name.partition("_")[0], Recipe), path)
+
+
+def test_sources_are_entries_of_their_kind_and_input_is_short_for_one(tmp_path: Path) -> None:
+    text = "name: tiny\nroot: a\nsources:\n  - {kind: warc, files: a.warc}\n  - {kind: jsonl, files: [b, c], licence: MIT}\n"
+    recipe = load_recipe(write(tmp_path, text))
+    assert [(entry.kind, entry.files) for entry in recipe.entries()] == [("warc", ("a.warc",)), ("jsonl", ("b", "c"))]
+    assert recipe.entries()[1].identity() == {"task": None, "licence": "MIT"}
+    with pytest.raises(RecipeError, match=r"input file not found: b; correct `sources`"):
+        recipe.check_inputs()
+    short = load_recipe(write(tmp_path, "name: tiny\nroot: a\ninput: a.warc\n"))
+    assert short.entries() == recipe.entries()[:1]
+    for one in (recipe, short):
+        again = Recipe.model_validate(one.model_dump(mode="json"))
+        assert again == one and again.entries() == one.entries()
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("kind: jsonl\n    files: [a]\n    licens: MIT", "r.yaml:6: sources.0.licens: unknown key; did you mean 'licence'?"),
+        ("kind: jsonl\n    files: [a]\n    task: edit", "r.yaml:6: sources.0.task: Input should be 'text', "),
+        ("kind: jsonk\n    files: [a]", "r.yaml:4: sources.0.kind: there is no source 'jsonk'; did you mean 'jsonl'?"),
+        ("kind: warc", "r.yaml:4: sources.0.files: "),
+        ("[a.warc]", "r.yaml:4: sources.0: an entry is a mapping with kind and files; known kinds: jsonl, warc"),
+    ],
+)
+def test_a_mistake_in_an_entry_is_told_with_its_line(entry: str, message: str, tmp_path: Path) -> None:
+    assert message in refuse(tmp_path, f"name: tiny\nroot: a\nsources:\n  - {entry}\n")
+
+
+def test_a_run_has_one_way_in(tmp_path: Path) -> None:
+    assert "neither `input` nor `sources` is set" in refuse(tmp_path, "name: tiny\nroot: a\n")
+    both = "name: tiny\nroot: a\ninput: sample\nsources: [{kind: warc, files: a}]\n"
+    assert "both `input` and `sources` are set" in refuse(tmp_path, both)

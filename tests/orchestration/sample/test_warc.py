@@ -149,11 +149,15 @@ def test_every_page_can_be_read_back_by_the_pipeline(tmp_path: Path, wheels: tup
     config = pytest.importorskip("nextflow_data.config").IngestConfig()
     warc = pytest.importorskip("nextflow_data.warc.records")
     info = build(tmp_path / "out.warc.gz", tmp_path / "cache", wheels=wheels)
-    found = list(warc.scan(str(info.path), config))
+    range_opener = pytest.importorskip("nextflow_data.range_opener")
+    files = range_opener.LocalFiles()
+    found = list(warc.scan(str(info.path), config, files))
     assert [r["kind"] for r in found].count("page") == info.pages
     expected = _records(info.path)
     for record in found:
-        assert warc.read(warc.ref_of(record), config) == expected[record["address"]][1]
+        assert (
+            warc.read({n: record[n] for n in ("uri", "offset", "length")}, config, files) == expected[record["address"]][1]
+        )
         assert record["licence"] == expected[record["address"]][0]
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from nextflow_data.config import IngestConfig
 from nextflow_data.document import text_node
+from nextflow_data.records import Unusable
 from nextflow_tokenize.config.tokenize import TextTokenizerConfig, TokenizeConfig
 from nextflow_tokenize.config.vision import SelfCorrectionConfig, VisionTokenizerConfig
 from nextflow_tokenize.documents.encode import tokenize_documents
@@ -51,7 +52,10 @@ def document(name, *nodes, task="interleaved"):
 
 
 def load(image):
-    return FILES[image["sha256"]]
+    payload = FILES[image["sha256"]]
+    if hashlib.sha256(payload).hexdigest() != image["sha256"]:
+        raise Unusable("content-changed")  # as `read_image` does
+    return payload
 
 
 @pytest.fixture(scope="module")

@@ -42,7 +42,7 @@ def inputs(case: Case) -> Finding:
         except (RecipeError, ValueError, OSError) as error:
             return bad(str(error), "correct the recipe, or put the file there")
     if isinstance(recipe, Recipe):
-        files += [Path(name) for name in recipe.input if name != SAMPLE]
+        files += [Path(name) for entry in recipe.entries() for name in entry.files if name != SAMPLE]
     if isinstance(recipe, TrainingRecipe):
         data = recipe.train.data
         if data.shards is None:

@@ -20,6 +20,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 from nextflow_data.config import IngestConfig
+from nextflow_data.range_opener import LocalFiles
 from nextflow_data.whole_files import replacing
 
 from nextflow_tokenize.vision.images.dataset import EncodedImage
@@ -33,6 +34,8 @@ SCHEMA = pa.schema(
     ]
 )  # fmt: skip
 """`kind`: file, tar or warc. `reason` is null for an image that can be used; sizes are those of the picture upright."""
+
+_FILES = LocalFiles()
 
 Progress = Callable[[int], None]
 """Called with how many images have been read."""
@@ -105,7 +108,7 @@ def _rows(file: Path) -> Iterator[dict[str, object]]:
         yield _row(file, kind, 0, file.stat().st_size, None, None)
     elif kind == "tar":
         try:
-            with tarfile.open(file, "r:") as archive:
+            with _FILES.open(str(file)) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
                 for member in archive:
                     if member.isreg() and member.name.lower().endswith(SUFFIXES):
                         yield _row(file, kind, member.offset_data, member.size, member.name, None)
@@ -115,7 +118,7 @@ def _rows(file: Path) -> Iterator[dict[str, object]]:
     else:
         from nextflow_data.warc.records import scan
 
-        for record in scan(str(file), IngestConfig()):
+        for record in scan(str(file), IngestConfig(), _FILES):
             if record.get("kind") == "image":
                 yield _row(file, kind, int(record["offset"] or 0), int(record["length"] or 0), record["address"], None)
 
@@ -153,13 +156,11 @@ def _load(file: str, kind: str, offset: int, length: int, sha256: str | None) ->
     if kind == "warc":
         from nextflow_data.warc.records import read
 
-        payload = read({"uri": file, "offset": offset, "length": length}, IngestConfig(), limit)
+        payload = read({"uri": file, "offset": offset, "length": length}, IngestConfig(), _FILES, limit)
     else:
         if length > limit:
             raise ValueError(f"{length:,} bytes are more than {limit:,}")
-        with open(file, "rb") as stream:
-            stream.seek(offset)
-            payload = stream.read(length)
+        payload = _FILES.read(file, offset, length)
     if sha256 is not None and hashlib.sha256(payload).hexdigest() != sha256:
         raise ValueError(f"{file} has changed since it was indexed")
     return payload

@@ -1,0 +1,64 @@
+"""Records: what a source lists, in one shape for every kind of source, and how one says that it cannot be used.
+
+A record is the unit that is found again by (uri, offset, length): a WARC record, a row, a tar's member, a whole video. The
+offset and length are bytes wherever a file has them; a columnar file counts rows.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NotRequired, TypedDict
+
+from nextflow_data.decisions import Aside, aside
+from nextflow_data.document import Ref, Source
+from nextflow_data.range_opener import kind_and_place
+from nextflow_data.stage_names import INGEST
+
+RecordKind = Literal["page", "document", "image", "other"]
+"""What a record is good for: "page" makes a document that may show images of other records, by their address; "document"
+makes one from itself alone; "image" is there for those that name it; "other" is only listed."""
+
+
+class RecordInfo(TypedDict):
+    """One usable record. `uri`, `offset`, `length` make a Ref; `address` is what others name it by, and with `record_id` the
+    identity of its document: neither may hold a path of this machine."""
+
+    address: str
+    uri: str
+    offset: int
+    length: int
+    kind: RecordKind
+    record_id: str
+    mime: NotRequired[str | None]
+    charset: NotRequired[str | None]
+    status: NotRequired[int | None]
+    date: NotRequired[str | None]
+    licence: NotRequired[str | None]
+
+
+class Unusable(Exception):
+    """A record, page, row or image that cannot be used: `reason` in one hyphened word for counting, `detail` in words."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
+        self.detail = detail
+
+
+def ref_of(record: RecordInfo) -> Ref:
+    """Where a record's bytes lie."""
+    return {"uri": record["uri"], "offset": record["offset"], "length": record["length"]}
+
+
+def source_of(record: RecordInfo) -> Source:
+    """What a document says of the record that it was made from; its `kind` is the source's, which the uri names."""
+    return {
+        "address": record["address"],
+        **ref_of(record),
+        "kind": kind_and_place(record["uri"])[0],
+        "date": record.get("date"),
+    }
+
+
+def put_aside(record: RecordInfo, error: Unusable) -> Aside:
+    """The row of a listed record that turned out to be unusable."""
+    return aside(INGEST, error.reason, record["address"], ref_of(record), error.detail)

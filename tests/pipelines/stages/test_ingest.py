@@ -1,0 +1,70 @@
+"""The ingest stage with two kinds of source: rows whose images are in a WARC, and the way back to every image."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from nextflow_data.config import IngestConfig
+from nextflow_data.sources.jsonl import JsonlConfig
+from nextflow_data.sources.warc import WarcConfig
+from nextflow_pipelines.contract.stage import damaged_files, read_manifest
+from nextflow_pipelines.contract.tables import read_table
+from nextflow_pipelines.registry import run_stage
+from nextflow_pipelines.sources import image_loader
+from nextflow_pipelines.spark.config import SparkConfig
+from nextflow_pipelines.spark.context import RunContext
+from PIL import Image
+
+
+def png(colour: str) -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (80, 80), colour).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def test_rows_and_a_warc_become_documents_together(session: Any, tmp_path: Path) -> None:
+    red, blue = png("red"), png("blue")
+    head = "WARC/1.1\r\nWARC-Type: resource\r\nWARC-Target-URI: https://a.example/blue.png\r\nContent-Type: image/png\r\n"
+    archive, rows = tmp_path / "a.warc", tmp_path / "rows.jsonl"
+    archive.write_bytes(f"{head}Content-Length: {len(blue)}\r\n\r\n".encode() + blue + b"\r\n\r\n")
+    inside, outside = {"data": base64.b64encode(red).decode()}, {"uri": "https://a.example/blue.png"}
+    lines: list[Any] = [
+        {"text": "A red square.", "images": [inside], "task": "text-to-image"},
+        {"text": "<image> Make it blue. <image>", "images": [inside, outside], "task": "editing"},
+        {"text": "Nothing to see.", "images": [{"uri": "https://a.example/none.png"}]},
+        {"text": 1},
+    ]
+    rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    entries = [WarcConfig(files=(str(archive),)), JsonlConfig(files=(str(rows),), licence="CC0-1.0")]
+    ctx, sections = RunContext(tmp_path / "run", SparkConfig(files=1, partitions=1)), {"ingest": IngestConfig()}
+    result = run_stage("ingest", ctx, sections, {}, entries)
+
+    documents = {row["task"]: row for row in read_table(result.dir, "documents").to_pylist()}
+    assert {task: [node["text"] for node in row["nodes"]] for task, row in documents.items()} == {
+        "text-to-image": ["A red square.", None],
+        "editing": [None, "Make it blue.", None],
+        "text": ["Nothing to see."],
+    }
+    load = image_loader(ctx.root, IngestConfig())
+    images = [node["image"] for node in documents["editing"]["nodes"] if node["image"]]
+    assert [load(image) for image in images] == [red, blue]
+    assert [image["ref"]["uri"].partition("sources/")[0] for image in images] == ["jsonl:", ""]
+    assert {(row["source"]["kind"], row["licence"]) for row in documents.values()} == {("jsonl", "CC0-1.0")}
+    assert [d["rule"] for d in read_table(result.dir, "decisions").to_pylist()] == ["image-not-in-source"]
+    assert [a["reason"] for a in read_table(result.dir, "asides").to_pylist()] == ["row-not-as-documented"]
+    assert result.counts["records"] == {"document": 1, "image": 1, "page": 2} and damaged_files(result.dir) == []
+
+    # What an entry says of its rows is in the fingerprint, where its files lie is not.
+    parameters = read_manifest(result.dir)["parameters"]
+    assert list(parameters["source_settings"].values()) == [{"task": None, "licence": "CC0-1.0"}]
+    (tmp_path / "elsewhere").mkdir()
+    moved = rows.rename(tmp_path / "elsewhere" / rows.name)
+    entries[1] = entries[1].model_copy(update={"files": (str(moved),)})
+    assert run_stage("ingest", ctx, sections, {}, entries).skipped
+    with pytest.raises(ValueError, match="entries 1 and 2 name the same jsonl file"):
+        run_stage("ingest", ctx, sections, {}, [entries[1], JsonlConfig(files=(str(moved),))])
