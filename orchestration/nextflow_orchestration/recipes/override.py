@@ -42,7 +42,7 @@ def _collection(text: str) -> Any:
     try:
         value = yaml.safe_load(text)
         beside = _unread(text)
-    except (yaml.YAMLError, ValueError, TypeError) as error:
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise ValueError(f"begins like a list or mapping of YAML and is none: {problem}; {advice}") from None
     if beside:
