@@ -37,6 +37,7 @@ from megatron_nextflow.step.trainer import DivergedError, Trainer
 from megatron_nextflow.training.agreed_batch import Trouble, UnreadableError, read
 from megatron_nextflow.training.beginning import Beginning, begin, find_origin
 from megatron_nextflow.training.figures import Figures
+from megatron_nextflow.training.reporting import open_reporter
 from megatron_nextflow.watch.health import BadBatch, Health
 from megatron_nextflow.watch.reporter import Reporter, Silence
 from megatron_nextflow.watch.stragglers import Stragglers
@@ -69,7 +70,7 @@ def prepare(config: TrainConfig, device: torch.device, end: End | None = None) -
     beginning = begin(origin, trainer)
     state = beginning.state
     trainer.set_step(state.step)
-    reporter = _reporter(config, state.step)
+    reporter = open_reporter(config, state.step)
     figures = Figures(config, source, trainer, dist.get_world_size())
     reporter.say(figures.opening())
     if beginning.said:
@@ -282,21 +283,3 @@ class Training:
         finally:
             if self.end:
                 self.end(reason)
-
-
-def _reporter(config: TrainConfig, step: int) -> Reporter | Silence:
-    """The reporter, on the process that holds the loss; what keeps it from beginning is raised on all."""
-    made: Reporter | Silence = Silence()
-    problem = ""
-    if (
-        parallel_state.is_pipeline_last_stage(ignore_virtual=True)
-        and parallel_state.get_tensor_model_parallel_rank() == 0
-        and parallel_state.get_data_parallel_rank(with_context_parallel=True) == 0
-    ):
-        try:
-            made = Reporter(config, step)
-        except (OSError, ValueError) as error:
-            problem = str(error)
-    if problems := [one for one in of_all(problem) if one]:
-        raise ValueError("; ".join(problems))
-    return made

@@ -31,7 +31,7 @@ from megatron_nextflow.runtime import training_folder
 from megatron_nextflow.runtime.training_folder import CheckpointError
 from megatron_nextflow.step.process_groups import start_parallel
 from megatron_nextflow.step.trainer import Trainer
-from megatron_nextflow.training.beginning import begin
+from megatron_nextflow.training.beginning import begin, find_origin
 
 Config = Callable[..., TrainConfig]
 CPU = torch.device("cpu")
@@ -44,7 +44,7 @@ class Run:
         start_parallel(config)
         source = inputs.open_inputs(config)
         self.trainer = Trainer(config, source.vocabulary, source.codebook, CPU)
-        self.state = begin(config, self.trainer, source).state
+        self.state = begin(find_origin(config, source), self.trainer).state
         self.trainer.set_step(self.state.step)
         self.feed = Feed(source.packs, config, source.vocabulary, Share(), self.state.consumed)
         self.saver = Saver(self.trainer, config)

@@ -7,6 +7,7 @@ import resource
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -97,19 +98,27 @@ def test_tensorboard_has_every_curve(run: Path) -> None:
 
 def _records(output: Path) -> list[tuple[str, dict[str, Any]]]:
     """(run id, values) of each logged step in the offline files, oldest first."""
-    from wandb.proto.wandb_internal_pb2 import Record
-    from wandb.sdk.internal.datastore import DataStore
-
     found = []
     for file in sorted((output / "wandb").glob("offline-run-*/*.wandb")):
-        store = DataStore()
-        store.open_for_scan(str(file))
-        while (data := store.scan_data()) is not None:
-            record = Record()
-            record.ParseFromString(data)
+        deadline = time.monotonic() + 60
+        while not (read := _read(file)) or not read[-1].HasField("exit"):  # its process writes on after the run is finished
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        for record in read:
             if record.HasField("history"):
                 values = {i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in record.history.item}
                 found.append((file.stem, values))
+    return found
+
+
+def _read(file: Path) -> list[Any]:
+    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.sdk.internal.datastore import DataStore
+
+    store, found = DataStore(), []
+    store.open_for_scan(str(file))
+    while (data := store.scan_data()) is not None:
+        found.append(Record.FromString(data))
     return found
 
 
