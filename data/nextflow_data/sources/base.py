@@ -79,7 +79,7 @@ class Source(ABC, Generic[P]):
     Whatever is wrong with a record is an `Unusable`, which is put aside; anything else that is raised stops the stage.
     """
 
-    config_class: ClassVar[type[SourceConfig]] = SourceConfig
+    Config: ClassVar[type[SourceConfig]] = SourceConfig
     """The section of its entries."""
 
     def __init__(self, config: SourceConfig, limits: IngestConfig) -> None:

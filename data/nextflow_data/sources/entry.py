@@ -10,8 +10,9 @@ from difflib import get_close_matches
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, SerializeAsAny, ValidationError
-from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic_core import InitErrorDetails
 
+from nextflow_data.part_errors import mistake
 from nextflow_data.sources.base import SOURCES, SourceConfig
 
 
@@ -22,9 +23,9 @@ def source_config(value: Any) -> SourceConfig:
     if not isinstance(value, dict) or not isinstance(value.get("kind"), str):
         raise ValueError(f"an entry is a mapping with kind and files; known kinds: {', '.join(SOURCES.names())}")
     try:
-        section = SOURCES.get(value["kind"]).config_class
+        section = SOURCES.get(value["kind"]).Config
     except ValueError as error:
-        raise _mistakes([_mistake(("kind",), value["kind"], str(error))]) from None
+        raise _mistakes([mistake(("kind",), str(error), value["kind"])]) from None
     try:
         return section.model_validate(value)
     except ValidationError as error:
@@ -42,11 +43,7 @@ def _plainer(finding: Any, section: type[SourceConfig]) -> InitErrorDetails:
         near = get_close_matches(str(finding["loc"][-1]), list(section.model_fields), n=1, cutoff=0.5)
         known = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(section.model_fields)}"
         message = f"unknown key; {known}"
-    return _mistake(finding["loc"], finding["input"], message)
-
-
-def _mistake(loc: tuple[int | str, ...], value: Any, message: str) -> InitErrorDetails:
-    return InitErrorDetails(type=PydanticCustomError("source", "{message}", {"message": message}), loc=loc, input=value)
+    return mistake(finding["loc"], message, finding["input"])
 
 
 def _mistakes(found: list[InitErrorDetails]) -> ValidationError:

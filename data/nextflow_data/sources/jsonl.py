@@ -87,7 +87,7 @@ class JsonlConfig(SourceConfig):
 class JsonlSource(Source[Row]):
     """A document a row. Rows that name images elsewhere are "page" records, the others "document"."""
 
-    config_class = JsonlConfig
+    Config = JsonlConfig
 
     def records(self, uri: str, opener: RangeOpener) -> Iterator[RecordInfo | Aside]:
         try:

@@ -26,7 +26,7 @@ class WarcConfig(SourceConfig):
 class WarcSource(Source[bytes]):
     """Pages, and the images that they name; a page is parsed once for its links and once for its document."""
 
-    config_class = WarcConfig
+    Config = WarcConfig
 
     def records(self, uri: str, opener: RangeOpener) -> Iterator[RecordInfo | Aside]:
         from nextflow_data.warc.records import scan
