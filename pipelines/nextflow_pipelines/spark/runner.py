@@ -27,10 +27,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+from nextflow_data.whole_files import replace_file
 
 from nextflow_pipelines.contract.stage import StageError
 from nextflow_pipelines.contract.tables import UnitTables
-from nextflow_pipelines.contract.units import unit_output, unit_record
+from nextflow_pipelines.contract.units import WORK, unit_output, unit_record
 from nextflow_pipelines.contract.work import StageWork, is_disk_full
 from nextflow_pipelines.spark.context import Progress, no_progress
 from nextflow_pipelines.spark.gpus import TaskGpus
@@ -89,8 +90,8 @@ def run_units(
     pending = set(work.pending(names))
     todo = [unit for unit in units if unit.name in pending]
     if todo:
-        payloads = [(unit.name, json.dumps(unit.payload)) for unit in todo]
-        task = partial(_unit_task, work.dir, payloads, function, dict(schemas))
+        lines = _Lines.write(work.dir / f"{WORK}/units-{uuid.uuid4().hex}.jsonl", [[unit.name, unit.payload] for unit in todo])
+        task = partial(_unit_task, work.dir, lines, function, dict(schemas))
         spark = session()
         profile = None if gpus is None else gpus.profile()
         frame = spark.range(0, len(todo), 1, len(todo)).mapInArrow(task, _REPORT, profile=profile)
@@ -98,20 +99,41 @@ def run_units(
     return names
 
 
+@dataclass(frozen=True)
+class _Lines:
+    """Units' names and payloads in a file of lines of one length, so that a task finds its own without knowing the others:
+    carried inside the job, each task would be sent all of them."""
+
+    path: Path
+    width: int
+
+    @classmethod
+    def write(cls, path: Path, values: Sequence[Any]) -> _Lines:
+        lines = [json.dumps(value).encode() for value in values]
+        width = max(map(len, lines)) + 1
+        replace_file(path, b"".join(line.ljust(width - 1) + b"\n" for line in lines), durable=False)
+        return cls(path, width)
+
+    def read(self, number: int) -> Any:
+        with self.path.open("rb") as file:
+            file.seek(number * self.width)
+            return json.loads(file.read(self.width))
+
+
 def _unit_task(
     stage_dir: Path,
-    payloads: list[tuple[str, str]],
+    lines: _Lines,
     function: UnitFunction,
     schemas: dict[str, pa.Schema],
     batches: Iterator[pa.RecordBatch],
 ) -> Iterator[pa.RecordBatch]:
     for batch in batches:
         for index in batch.column(0).to_pylist():
-            name, payload = payloads[index]
+            name, payload = lines.read(index)
             if unit_record(stage_dir, name) is None:
                 with unit_output(stage_dir, name) as out:
                     tables = UnitTables(out, schemas, name)
-                    function(json.loads(payload), tables)
+                    function(payload, tables)
                     tables.close()
             yield pa.RecordBatch.from_pydict({"unit": [name]})
 
@@ -147,12 +169,13 @@ def run_frame(
     from pyspark.sql import functions as F
 
     names = bucket_names(prefix, buckets)
-    pending = [names.index(name) for name in work.pending(names)]
+    missing = set(work.pending(names))
+    pending = [bucket for bucket, name in enumerate(names) if name in missing]
     if pending:
         spark = session()
         partitions = min(len(pending), int(spark.conf.get("spark.sql.shuffle.partitions", "8") or 8))
         rows = frame(spark).where(F.col("bucket").isin(pending))
-        spread = _spread(rows, pending, partitions)
+        spread = _spread(rows, buckets, pending, partitions)
         task = partial(_frame_task, work.dir, prefix, function, dict(schemas))
         _run_job(spark, spread.sortWithinPartitions("bucket", *sort).mapInArrow(task, _REPORT), work, names, progress, note)
         for bucket in pending:
@@ -161,14 +184,19 @@ def run_frame(
     return names
 
 
-def _spread(rows: DataFrame, pending: list[int], partitions: int) -> DataFrame:
-    """Rows by bucket; where Spark can (4.1 and newer) buckets are dealt out evenly, else by hash, where some may meet."""
+def _spread(rows: DataFrame, buckets: int, pending: list[int], partitions: int) -> DataFrame:
+    """Rows by bucket; where Spark can (4.1 and newer) buckets are dealt out evenly, else by hash, where some may meet.
+
+    A row's partition is looked up in an array of all buckets, which Spark makes once.
+    """
     from pyspark.sql import functions as F
 
     if not hasattr(rows, "repartitionById"):
         return rows.repartition(partitions, "bucket")
-    deal = [F.lit(value) for rank, bucket in enumerate(pending) for value in (bucket, rank % partitions)]
-    return rows.repartitionById(partitions, F.element_at(F.create_map(*deal), F.col("bucket")))
+    deal = [0] * buckets
+    for rank, bucket in enumerate(pending):
+        deal[bucket] = rank % partitions
+    return rows.repartitionById(partitions, F.get(F.lit(deal), F.col("bucket")))
 
 
 def _frame_task(
