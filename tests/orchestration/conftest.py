@@ -189,6 +189,42 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return Run(root, {"kept": kept["doc_id"], "short": short["doc_id"], "copy": copy["doc_id"]})
 
 
+@pytest.fixture(scope="session")
+def losing_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A page for each stage that drops one, each with a text and an image; pack's and tokenize's decisions are their own."""
+    from nextflow_tokenize.config.pack import CostModel, PackConfig
+    from nextflow_tokenize.packing.pieces import shape_of
+    from nextflow_tokenize.packing.plan import plan
+
+    root = tmp_path_factory.mktemp("losing")
+    build = Builder(root, root / "quickstart.warc.gz")
+    picture = image(build.warc, SITE + "big.png", png(0))
+    names = ("filter", "dedup", "tokenize", "pack")
+    pages = {name: document(build, f"{name}.html", [text_node(f"For {name}."), image_node(picture)]) for name in names}
+    left = [pages[name] for name in names]
+    build.stage("ingest", {"documents": left, "decisions": []})
+    gone = decision(left[0], "filter", "quality.min_doc_words", "drop", 2.0, 20.0)
+    taken = decision(left[0], "filter", "image.min_side", "drop", 6.0, 64.0, scope="node", index=1)
+    build.stage("filter", {"documents": left[1:], "decisions": [taken, gone]})
+    copies = [
+        decision(left[1], "dedup", "dedup.image_exact", "drop", 0.0, 0.0, scope="node", index=1),
+        decision(left[1], "dedup", "dedup.nothing_left", "drop", 0.0, 1.0),
+    ]
+    build.stage("dedup", {"documents": left[2:], "decisions": copies})
+    build.stage("caption", {"documents": left[2:]})
+    unread = [
+        decision(left[2], "tokenize", "image-unreadable", "drop", None, None, scope="node", index=1),
+        decision(left[2], "tokenize", "tokenize.nothing_left", "drop", 0.0, 1.0),
+    ]
+    rows = [tokenized(left[3])]
+    schemas = {"tokenized": tokenized_schema(16), "decisions": DECISION_SCHEMA}
+    build.stage("tokenize", {"tokenized": rows, "decisions": unread}, schemas)
+    small = CostModel(hidden_size=8, ffn_hidden_size=8, layers=1, heads=1, query_groups=1, vocabulary=8)
+    found = plan(map(shape_of, rows), PackConfig(max_length=50, cost=small))
+    build.stage("pack", {"decisions": list(found.decisions)}, {"decisions": DECISION_SCHEMA})
+    return Run(root, {name: pages[name]["doc_id"] for name in names})
+
+
 def _bpe(folder: Path) -> bytes:
     from nextflow_tokenize.config.tokenize import TextTokenizerConfig
     from nextflow_tokenize.documents.text_tokenizer import train_bpe

@@ -90,7 +90,8 @@ def run_units(
     pending = set(work.pending(names))
     todo = [unit for unit in units if unit.name in pending]
     if todo:
-        lines = _Lines.write(work.dir / f"{WORK}/units-{uuid.uuid4().hex}.jsonl", [[unit.name, unit.payload] for unit in todo])
+        file = work.dir / WORK / f"units-{uuid.uuid4().hex}.jsonl"
+        lines = _Lines.write(file, [[unit.name, unit.payload] for unit in todo])
         task = partial(_unit_task, work.dir, lines, function, dict(schemas))
         spark = session()
         profile = None if gpus is None else gpus.profile()

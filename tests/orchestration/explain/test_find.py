@@ -55,6 +55,49 @@ def test_a_dropped_page_says_why(small_run: Any) -> None:
     assert found.placements == () and found.tokens == ()
 
 
+@pytest.mark.parametrize(
+    ("stage", "outcome", "part_words"),
+    [
+        (
+            "filter",
+            "Not in the shards: filter dropped it (quality.min_doc_words, too few words (measured 2, threshold 20); "
+            "dropped).",
+            "image.min_side, the image's shorter side is too small, in pixels (measured 6, threshold 64), node 1; the "
+            "node was taken out",
+        ),
+        (
+            "dedup",
+            "Not in the shards: dedup dropped it (dedup.nothing_left, it held nothing but copies (measured 0, threshold 1); "
+            "dropped).",
+            "dedup.image_exact, the same image as one that stays (measured 0, threshold 0), node 1; the node was taken out",
+        ),
+        (
+            "tokenize",
+            "Not in the shards: tokenize.nothing_left, no text and no image of it could be tokenised (measured 0, threshold "
+            "1); dropped.",
+            "image-unreadable, the image's bytes could not be read or decoded, node 1; the node was taken out",
+        ),
+        (
+            "pack",
+            "Not in the shards: pack.nothing_left, an image of it fits no pack; dropped: segment 1 fits no pack, and none "
+            f"is left out; longer-than-pack, it does not fit the length of a pack (measured {CODES + 1}, threshold 50), "
+            "segment 1; the segment was taken out: raise max_length or lower the image's level.",
+            "segment 1; the segment was taken out: raise max_length",
+        ),
+    ],
+)
+def test_a_drop_is_told_right_in_every_stage(losing_run: Any, stage: str, outcome: str, part_words: str) -> None:
+    (found,) = explain(losing_run.root, f"{SITE}{stage}.html").documents
+    assert found.outcome == outcome
+    here = [step for step in found.steps if step.stage == stage]
+    assert [(step.verdict, step.scope) for step in here if step.scope == "document"] == [("dropped", "document")]
+    (part,) = [step for step in here if step.scope != "document"]
+    assert part.verdict == "edited" and part.scope == ("segment" if stage == "pack" else "node")
+    assert part_words in part.words
+    # Only a node's number leads to a node: the image is shown, and of a segment nothing else in its place.
+    assert part.snippet == ("" if stage == "pack" else f"{SITE}big.png (96×96 png)")
+
+
 def test_a_copy_names_the_page_that_stays(small_run: Any) -> None:
     (found,) = explain(small_run.root, SITE + "copy.html").documents
     assert "dedup dropped it" in found.outcome and "measured 0.93, threshold 0.7" in found.outcome
