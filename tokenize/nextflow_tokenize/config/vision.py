@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, Self
 
-from nextflow_data.section import Section
+from nextflow_data.section import Section, operational
 from pydantic import Field, model_validator
 
 from nextflow_tokenize.schedule import LEVEL_SCALES, PIXELS_PER_TOKEN
@@ -113,10 +113,10 @@ class VisionTrainingConfig(Section):
     """Share of the images kept from training (at least one when there are two or more), chosen by their hash."""
     max_images: int = Field(default=2000, ge=1)
     """Images used at most, chosen by their hash."""
-    cache_mib: int = Field(default=1024, ge=0)
+    cache_mib: int = operational(1024, ge=0)
     """Memory of a training process for decoded images, shrunk to twice the highest level, shared out to its workers; what
     does not fit is decoded anew each time."""
-    workers: int = Field(default=0, ge=0)
+    workers: int = operational(0, ge=0)
     """Processes that decode and crop ahead of training; 0: the training process does. Changes speed, never weights."""
     crop: float = Field(default=0.9, gt=0, le=1)
     """Smallest share that a random training crop keeps of the largest one of its ratio. Small crops are zoomed in, and
@@ -134,9 +134,9 @@ class VisionTrainingConfig(Section):
     """CPU threads while training. Part of the result: sums split differently round differently. On two free cores, two are
     half as fast again as one; beside one other busy process they are four times slower or worse, since OpenMP's threads spin
     while they wait for each other. Hence one."""
-    checkpoint_interval: int = Field(default=100, ge=0)
+    checkpoint_interval: int = operational(100, ge=0)
     """Steps between checkpoints that a stopped run goes on from, exactly; 0: none. The last two stay."""
-    picture_interval: int = Field(default=0, ge=0)
+    picture_interval: int = operational(0, ge=0)
     """Steps between sheets of held-out reconstructions in TensorBoard; 0: none."""
     seed: int = Field(default=0, ge=0)
     """Of the initial weights, of which images are drawn, and of everything random in training."""

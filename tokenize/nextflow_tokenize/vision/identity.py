@@ -62,12 +62,25 @@ def content_of(folder: Path | str) -> str:
 
 
 def training_identity(config: VisionTokenizerConfig, exclude: frozenset[str] = frozenset()) -> dict[str, Any]:
-    """All settings that decide a training, folders of weights by their content and not their place; `exclude` names training
-    settings to leave out. Raises FileNotFoundError as `content_of`."""
+    """What of the settings decides a training (`Section.identity`), folders of weights by their content and not their place;
+    `exclude` names training settings to leave out. Raises FileNotFoundError as `content_of`."""
+    settings = config.identity()
+    settings.pop("teacher_path", None)
+    hidden = {"lpips_path", *exclude}
+    training = {name: value for name, value in settings.pop("training", {}).items() if name not in hidden}
+    return settings | {"training": training, "weights": _weights(config)}
+
+
+def older_training_identity(config: VisionTokenizerConfig, exclude: frozenset[str]) -> dict[str, Any]:
+    """The same as trainings of before stored it, every setting by its value, so that those can be gone on with."""
     left_out = {"teacher_path": True, "training": {"lpips_path", *exclude}}
-    given = {"teacher": config.teacher_path, "lpips": config.training.lpips_path}
     settings: dict[str, Any] = config.model_dump(mode="json", exclude=left_out)  # type: ignore[arg-type]
-    return settings | {"weights": {name: content_of(path) for name, path in given.items() if path is not None}}
+    return settings | {"weights": _weights(config)}
+
+
+def _weights(config: VisionTokenizerConfig) -> dict[str, str]:
+    given = {"teacher": config.teacher_path, "lpips": config.training.lpips_path}
+    return {name: content_of(path) for name, path in given.items() if path is not None}
 
 
 def read_config(directory: Path | str) -> dict[str, object]:

@@ -231,7 +231,11 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path):
         train_one_stage(IMAGES, settings(learning_rate=1e-3), tmp_path / "out", work=tmp_path / "work")
     with pytest.raises(training_state.OtherTraining):
         train_one_stage(IMAGES[:-1], settings(), tmp_path / "out", work=tmp_path / "work")
-    # What only says how to work may change.
+    # One of before is known by every setting's value; and what only says how to work may change.
+    pool = pool_of(settings())
+    now, before = training_state.fingerprints(settings(), pool, None)
+    state = training_state.load(tmp_path / "work", (now,))
+    training_state.save(tmp_path / "work", 10, state | {"fingerprint": before})
     train_one_stage(IMAGES, settings(checkpoint_interval=7, cache_mib=1), tmp_path / "out", work=tmp_path / "work")
 
 
@@ -240,7 +244,7 @@ def test_export_of_a_training_at_work(tmp_path):
     stopped(config, tmp_path / "out", tmp_path / "work", 10)
     assert training_state.export(tmp_path / "work", tmp_path / "exported") == 10
     # A run of ten steps with the same averages is the same tokenizer; its rate differs, so steps must be stopped, not fewer.
-    state = training_state.load(tmp_path / "work", training_state.fingerprint(config, pool_of(config), None))
+    state = training_state.load(tmp_path / "work", training_state.fingerprints(config, pool_of(config), None))
     loaded = VisionTokenizer.load(tmp_path / "exported")
     name = "pixel_decoder.body.first.weight"
     assert torch.equal(dict(loaded.named_parameters())[name], averaged_of(state, config, name))

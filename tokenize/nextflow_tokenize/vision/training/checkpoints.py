@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from nextflow_data.errors import RequestError
 from nextflow_data.whole_files import replacing
 
 from nextflow_tokenize.config.vision import VisionTokenizerConfig
-from nextflow_tokenize.vision.identity import training_identity
+from nextflow_tokenize.vision.identity import older_training_identity, training_identity
 from nextflow_tokenize.vision.images.dataset import Picture
 
 log = logging.getLogger(__name__)
@@ -34,11 +34,13 @@ class OtherTraining(RequestError):
     """A checkpoint belongs to another training: other settings, or other images."""
 
 
-def fingerprint(config: VisionTokenizerConfig, pictures: Sequence[Picture], init: str | None) -> str:
-    """What decides the weights: settings, images by hash, the identity of the weights it starts from."""
-    settings = training_identity(config, OPERATIONAL)
-    content = {"settings": settings, "images": sorted(picture.sha256 for picture in pictures), "init": init}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+def fingerprints(config: VisionTokenizerConfig, pictures: Sequence[Picture], init: str | None) -> tuple[str, str]:
+    """What decides the weights: settings, images by hash, the identity of the weights it starts from; and the same as
+    checkpoints of before have it."""
+    rest = {"images": sorted(picture.sha256 for picture in pictures), "init": init}
+    now, before = training_identity(config, OPERATIONAL), older_training_identity(config, OPERATIONAL)
+    texts = [json.dumps({"settings": settings, **rest}, sort_keys=True) for settings in (now, before)]
+    return hashlib.sha256(texts[0].encode()).hexdigest(), hashlib.sha256(texts[1].encode()).hexdigest()
 
 
 def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
@@ -64,10 +66,10 @@ def found(folder: Path) -> list[Path]:
     return sorted(folder.glob("checkpoint-*.pt"), reverse=True)
 
 
-def load(folder: Path, expected: str) -> dict[str, Any] | None:
+def load(folder: Path, expected: Collection[str]) -> dict[str, Any] | None:
     """The newest checkpoint that can be read, None where there is none. Raises OtherTraining for another fingerprint."""
     state = _newest(folder)
-    if state is not None and state["fingerprint"] != expected:
+    if state is not None and state["fingerprint"] not in expected:
         raise OtherTraining(
             f"{folder} holds checkpoints of a training with other settings or images: give this one another folder, "
             "or remove that one to begin anew"

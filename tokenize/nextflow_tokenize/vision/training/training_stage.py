@@ -137,9 +137,9 @@ class _Training:
     ) -> None:
         self.config, self.pool, self.settings, self.work = config, pool, config.training, work
         name = None if init is None else identity(init)
-        self.fingerprint = training_state.fingerprint(config, [*pool.training, *pool.held_out], name)
+        self.fingerprint, before = training_state.fingerprints(config, [*pool.training, *pool.held_out], name)
         tokenizer = VisionTokenizer(config).to(device)
-        state = None if work is None else training_state.load(work, self.fingerprint)
+        state = None if work is None else training_state.load(work, (self.fingerprint, before))
         anew = inherit(tokenizer, init, self.settings.stage) if init is not None else True
         if config.teacher == "siglip" and self.settings.stage == "joint":
             if config.teacher_path is None:

@@ -29,7 +29,7 @@ from pydantic import ValidationError
 from nextflow_tokenize.config.vision import VisionTokenizerConfig
 from nextflow_tokenize.config.vision_recipe import TokenizerRecipe
 from nextflow_tokenize.vision import processes
-from nextflow_tokenize.vision.identity import identity, training_identity
+from nextflow_tokenize.vision.identity import identity, older_training_identity, training_identity
 from nextflow_tokenize.vision.images.dataset import EncodedImage
 from nextflow_tokenize.vision.images.image_index import encoded_images, index, unusable
 from nextflow_tokenize.vision.training.checkpoints import OPERATIONAL, OtherTraining
@@ -116,8 +116,9 @@ def _stage(
         "init": None if init is None else identity(init),
         "images": hashlib.sha256("".join(sorted(image.sha256 for image in images)).encode()).hexdigest(),
     }
+    older = belongs | {"settings": older_training_identity(config, OPERATIONAL)}
     kept = tokenizer.is_dir()
-    if kept and json.loads((folder / STAGE).read_text(encoding="utf-8")) != belongs:
+    if kept and json.loads((folder / STAGE).read_text(encoding="utf-8")) not in (belongs, older):
         raise OtherTraining(
             f"{folder} holds a stage trained with other settings or images: give the recipe another `output`, "
             "or remove the folder to train it anew"
