@@ -33,6 +33,7 @@ from megatron_nextflow.config.generate import GenerateConfig
 from megatron_nextflow.config.train import TrainConfig
 from nextflow_orchestration.recipes import cost
 from nextflow_orchestration.recipes.errors import Misfit, RecipeError, explain
+from nextflow_orchestration.recipes.kinds import require_kind
 from nextflow_orchestration.recipes.parts import Parts, parts
 from nextflow_orchestration.recipes.written import Written, read
 
@@ -210,6 +211,7 @@ def load_run(
 
 def load_parts(written: Written, first: str | None = None, last: str | None = None) -> tuple[Recipe, Parts]:
     """`load_run` of what was read already."""
+    require_kind(written, "run")
     trains = written.tree.get("train") is not None
     which = parts(first, last, trains)
     findings = _findings(written.tree, which)

@@ -13,7 +13,9 @@ from nextflow_tokenize.config.vision_recipe import TokenizerRecipe
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from nextflow_orchestration.recipes.run import load
+from nextflow_orchestration.recipes.kinds import require_kind
+from nextflow_orchestration.recipes.run import validated
+from nextflow_orchestration.recipes.written import read
 
 RECIPE = "recipe.json"
 
@@ -24,7 +26,9 @@ class TokenizerTrainingFailed(RuntimeError):
 
 def train_tokenizer(recipe_path: Path, overrides: list[str], processes: int, device: str) -> None:
     """`mnf tokenizer train`. Raises RecipeError, TokenizerTrainingFailed, and what the stages raise."""
-    recipe = load(TokenizerRecipe, recipe_path, overrides)
+    written = read(recipe_path, overrides)
+    require_kind(written, "tokenizer")
+    recipe = validated(TokenizerRecipe, written)
     recipe.check_inputs()
     for number, config in enumerate(recipe.resolved()):
         if config.training.micro_batches % processes:

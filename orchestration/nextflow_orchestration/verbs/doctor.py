@@ -13,9 +13,10 @@ from rich.table import Table
 
 from nextflow_orchestration.doctor.check import Case, State, checks_of
 from nextflow_orchestration.doctor.examine import Result, examine
-from nextflow_orchestration.recipes.errors import RecipeError
-from nextflow_orchestration.recipes.run import Recipe, load
+from nextflow_orchestration.recipes.kinds import kind_of
+from nextflow_orchestration.recipes.run import Recipe, validated
 from nextflow_orchestration.recipes.training import TrainingRecipe, load_either
+from nextflow_orchestration.recipes.written import read
 
 MARKS = {State.OK: "[green]✓[/]", State.UNNEEDED: "[dim]–[/]", State.BAD: "[red]✗[/]"}
 
@@ -45,13 +46,8 @@ def doctor(recipe_path: Path | None, overrides: list[str], root: Path, s3: str |
 
 
 def _load(path: Path, overrides: list[str]) -> Recipe | TrainingRecipe | TokenizerRecipe:
-    try:
-        return load_either(path, overrides)
-    except RecipeError as first:
-        try:
-            return load(TokenizerRecipe, path, overrides)
-        except RecipeError:
-            raise first from None
+    written = read(path, overrides)
+    return validated(TokenizerRecipe, written) if kind_of(written) == "tokenizer" else load_either(path, overrides)
 
 
 def _root(recipe: Recipe | TrainingRecipe | TokenizerRecipe) -> Path:

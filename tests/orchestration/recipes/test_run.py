@@ -203,7 +203,7 @@ def test_sources_are_entries_of_their_kind_and_input_is_short_for_one(tmp_path: 
     text = "name: tiny\nroot: a\nsources:\n  - {kind: warc, files: a.warc}\n  - {kind: jsonl, files: [b, c], licence: MIT}\n"
     recipe = load_recipe(write(tmp_path, text))
     assert [(entry.kind, entry.files) for entry in recipe.entries()] == [("warc", ("a.warc",)), ("jsonl", ("b", "c"))]
-    assert recipe.entries()[1].identity() == {"task": None, "licence": "MIT"}
+    assert recipe.entries()[1].identity() == {"licence": "MIT"}
     with pytest.raises(RecipeError, match=r"input file not found: b; correct `sources`"):
         recipe.check_inputs()
     short = load_recipe(write(tmp_path, "name: tiny\nroot: a\ninput: a.warc\n"))
@@ -231,3 +231,17 @@ def test_a_run_has_one_way_in(tmp_path: Path) -> None:
     assert "neither `input` nor `sources` is set" in refuse(tmp_path, "name: tiny\nroot: a\n")
     both = "name: tiny\nroot: a\ninput: sample\nsources: [{kind: warc, files: a}]\n"
     assert "both `input` and `sources` are set" in refuse(tmp_path, both)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("name: t\noutput: o\nimages: [x]\n", "a vision tokenizer's recipe: mnf tokenizer train"),
+        ("name: t\ntrain: {steps: 4}\n", "a training's recipe, on shards that are there: mnf train"),
+    ],
+)
+def test_a_recipe_of_another_kind_is_told_where_it_belongs(tmp_path: Path, text: str, words: str) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path)
+    assert str(caught.value) == f"{path}: this is {words} {path}"
