@@ -208,7 +208,7 @@ def _() -> bool:
     return keys <= words(distributed) and "chained_optim_avoid_prefix" in words(optimizer)
 
 
-@seam("datatrove", "data/nextflow_data/rules/text_rules.py", "_line_splitter")
+@seam("datatrove", "data/nextflow_data/rules/shipped/repetition.py", "_line_splitter")
 def _() -> bool:
     from datatrove.pipeline.filters.gopher_repetition_filter import GopherRepetitionFilter
 

@@ -61,7 +61,7 @@ def test_rows_and_a_warc_become_documents_together(damaged_files: Any, session: 
 
     # What an entry says of its rows is in the fingerprint, where its files lie is not.
     parameters = read_manifest(result.dir)["parameters"]
-    assert list(parameters["source_settings"].values()) == [{"task": None, "licence": "CC0-1.0"}]
+    assert list(parameters["source_settings"].values()) == [{"licence": "CC0-1.0"}]
     (tmp_path / "elsewhere").mkdir()
     moved = rows.rename(tmp_path / "elsewhere" / rows.name)
     entries[1] = entries[1].model_copy(update={"files": (str(moved),)})

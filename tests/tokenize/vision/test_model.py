@@ -131,7 +131,7 @@ def test_broken_folders_are_named(tokenizer, tmp_path):
     content = json.loads((tmp_path / "config.json").read_text())
     content["model"]["codebook_size"] = 64
     (tmp_path / "config.json").write_text(json.dumps(content))
-    with pytest.raises(ValueError, match="do not fit"):
+    with pytest.raises(ValueError, match="two tokenizers"):
         VisionTokenizer.load(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match="not JSON"):
