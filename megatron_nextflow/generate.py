@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from nextflow_data.errors import exit_status
+from nextflow_data.common.errors import exit_status
 
 from megatron_nextflow.config.generate import GenerateConfig
 from megatron_nextflow.generation.generator import answer

@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from nextflow_data.section import Section
+from nextflow_data.common.section import Section
 
 MIB = 1 << 20
 

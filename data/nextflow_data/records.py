@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import Literal, NotRequired, TypedDict
 
+from nextflow_data.common.range_opener import kind_and_place
+from nextflow_data.common.stage_names import INGEST
 from nextflow_data.decisions import Aside, aside
 from nextflow_data.document import Ref, Source
-from nextflow_data.range_opener import kind_and_place
-from nextflow_data.stage_names import INGEST
 
 RecordKind = Literal["page", "document", "image", "other"]
 """What a record is good for: "page" makes a document that may show images of other records, by their address; "document"

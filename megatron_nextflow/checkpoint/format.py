@@ -16,7 +16,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from nextflow_data.section import Section
+from nextflow_data.common.section import Section
 from pydantic import Field, ValidationError, model_validator
 
 from megatron_nextflow.config.model import ModelConfig

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch.distributed as dist
-from nextflow_data.whole_files import file_problem
+from nextflow_data.common.whole_files import file_problem
 from safetensors.torch import load as from_safetensors
 
 from megatron_nextflow.checkpoint.format import CheckpointManifest, generator_file, read_manifest

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from megatron.core.dist_checkpointing.core import CONFIG_FNAME, CheckpointingConfig
-from nextflow_data.whole_files import file_sha256, replace_file, sync_folder, write_hashed
+from nextflow_data.common.whole_files import file_sha256, replace_file, sync_folder, write_hashed
 
 from megatron_nextflow.checkpoint import retention
 from megatron_nextflow.checkpoint.format import (

@@ -24,7 +24,7 @@ from megatron.core.dist_checkpointing.strategies.torch import (
     _replace_state_dict_keys_with_sharded_keys,
     mcore_to_pyt_state_dict,
 )
-from nextflow_data.whole_files import HashingFile, file_problem, write_hashed
+from nextflow_data.common.whole_files import HashingFile, file_problem, write_hashed
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 from torch.distributed.checkpoint.filesystem import _StorageInfo

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nextflow_data.whole_files import file_problem
+from nextflow_data.common.whole_files import file_problem
 
 from megatron_nextflow.checkpoint.format import TENSORS, CheckpointFile, CheckpointManifest, read_manifest
 from megatron_nextflow.runtime.training_folder import LATEST, CheckpointError, folder_name, steps

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
-from nextflow_data.errors import RequestError
-from nextflow_data.section import Section
+from nextflow_data.common.errors import RequestError
+from nextflow_data.common.section import Section
 from nextflow_tokenize.schedule import LEVEL_SCALES
 from pydantic import BeforeValidator, Field, PlainSerializer, ValidationError, field_validator, model_validator
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from nextflow_data.section import Section
+from nextflow_data.common.section import Section
 from pydantic import Field
 
 PATIENCE = 3.0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from nextflow_data.section import Section, operational
+from nextflow_data.common.section import Section, operational
 from pydantic import Field, SerializeAsAny, ValidationError, field_validator
 
 from megatron_nextflow.loss_terms.term import LossTerm, loss_terms

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from nextflow_data.section import Section
+from nextflow_data.common.section import Section
 from pydantic import Field, model_validator
 
 

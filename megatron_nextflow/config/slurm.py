@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from nextflow_data.section import Section
+from nextflow_data.common.section import Section
 from pydantic import Field, StringConstraints
 
 Word = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.,:=+@%/&|*()\[\]-]+$")]

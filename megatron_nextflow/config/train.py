@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from nextflow_data.section import Section, operational
+from nextflow_data.common.section import Section, operational
 from pydantic import Field, model_validator
 
 from megatron_nextflow.config import installed

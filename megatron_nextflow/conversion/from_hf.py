@@ -23,7 +23,7 @@ from typing import Any, Literal
 import torch
 import torch.distributed.checkpoint as dcp
 from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
-from nextflow_data.whole_files import file_sha256
+from nextflow_data.common.whole_files import file_sha256
 from nextflow_tokenize.documents.text_tokenizer import TextTokenizer
 from nextflow_tokenize.vision.identity import identity, load_codebook
 from torch import Tensor

@@ -13,7 +13,7 @@ import re
 from collections.abc import Sequence
 
 import torch
-from nextflow_data.errors import RequestError
+from nextflow_data.common.errors import RequestError
 from torch import Tensor
 
 from megatron_nextflow.config.model import ModelConfig

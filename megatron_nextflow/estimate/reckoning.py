@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from nextflow_data.errors import RequestError
+from nextflow_data.common.errors import RequestError
 from nextflow_tokenize.packing.cost import flops_per_pair, flops_per_slot
 from nextflow_tokenize.shards.manifest import MANIFEST, ShardManifest
 from pydantic import ValidationError

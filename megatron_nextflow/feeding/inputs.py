@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from nextflow_data.errors import RequestError
+from nextflow_data.common.errors import RequestError
 from nextflow_tokenize.shards.manifest import ShardManifest, VisionTokenizerRecord
 from nextflow_tokenize.shards.reader import ShardSet
 from nextflow_tokenize.vision.identity import identity, load_codebook

@@ -15,9 +15,9 @@ import socket
 from pathlib import Path
 from typing import IO, Literal
 
-from nextflow_data.errors import RequestError
-from nextflow_data.section import Section
-from nextflow_data.whole_files import replace_file
+from nextflow_data.common.errors import RequestError
+from nextflow_data.common.section import Section
+from nextflow_data.common.whole_files import replace_file
 from pydantic import ValidationError
 
 from megatron_nextflow.runtime.machine import Machine

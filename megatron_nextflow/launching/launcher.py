@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from nextflow_data.whole_files import replace_file
+from nextflow_data.common.whole_files import replace_file
 
 from megatron_nextflow.config.train import TrainConfig
 from megatron_nextflow.launching.exit_status import LAUNCHER, REFUSED, STATUS_FILE

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from nextflow_data.whole_files import replace_file
+from nextflow_data.common.whole_files import replace_file
 
 from megatron_nextflow.config.train import TrainConfig
 from megatron_nextflow.launching.launcher import with_absolute_paths

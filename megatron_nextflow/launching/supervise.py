@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 import psutil
-from nextflow_data.signal_handlers import Handlers
+from nextflow_data.common.signal_handlers import Handlers
 
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 """What asks to save and stop. SIGUSR1 is what a Slurm job's script can pass on: `srun` answers SIGTERM by killing."""

@@ -15,7 +15,7 @@ import signal
 import sys
 from pathlib import Path
 
-from nextflow_data.signal_handlers import ignore, swallow
+from nextflow_data.common.signal_handlers import ignore, swallow
 from torch.distributed import run
 from torch.distributed.elastic.multiprocessing.api import PContext
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure

@@ -19,8 +19,8 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from nextflow_data.section import Section
-from nextflow_data.sockets import Socket
+from nextflow_data.common.section import Section
+from nextflow_data.common.sockets import Socket
 
 if TYPE_CHECKING:
     from torch import Tensor

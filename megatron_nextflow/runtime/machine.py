@@ -12,7 +12,7 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
-from nextflow_data.section import Section
+from nextflow_data.common.section import Section
 
 PACKAGES = ("torch", "megatron-core", "transformer-engine", "transformer-engine-torch")
 

@@ -7,7 +7,7 @@ from types import FrameType
 
 import torch
 import torch.distributed as dist
-from nextflow_data.signal_handlers import Handlers
+from nextflow_data.common.signal_handlers import Handlers
 
 
 class Stop(Handlers):

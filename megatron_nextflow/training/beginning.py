@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from nextflow_data.whole_files import replace_file
+from nextflow_data.common.whole_files import replace_file
 from torch import Tensor
 
 from megatron_nextflow.checkpoint.format import CheckpointManifest, CheckpointState, RunRecord

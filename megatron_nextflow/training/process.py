@@ -18,8 +18,8 @@ import time
 from functools import partial
 from pathlib import Path
 
-from nextflow_data.excerpts import shorten
-from nextflow_data.signal_handlers import default
+from nextflow_data.common.excerpts import shorten
+from nextflow_data.common.signal_handlers import default
 from pydantic import ValidationError
 
 from megatron_nextflow.config.train import TrainConfig

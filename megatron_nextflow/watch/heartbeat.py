@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
-from nextflow_data.whole_files import replace_file
+from nextflow_data.common.whole_files import replace_file
 
 from megatron_nextflow.runtime.training_folder import HEARTBEAT
 

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from nextflow_data.json_lines import read_rows
+from nextflow_data.common.json_lines import read_rows
 from rich.console import Console
 from rich.markup import escape
 

@@ -3,8 +3,8 @@
 Nothing heavy is imported until a verb needs it, so `mnf --help` answers at once and works in a base install.
 
 Exit status: 0 done, also where a training was told to stop and saved; 1 failed, or what was examined is not right; 2
-refused, for a mistake in the request or for want of what it needs (`nextflow_data.errors` decides): trying again would not
-help; 130 interrupted.
+refused, for a mistake in the request or for want of what it needs (`nextflow_data.common.errors` decides): trying again
+would not help; 130 interrupted.
 """
 
 from __future__ import annotations

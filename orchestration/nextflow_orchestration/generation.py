@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nextflow_data.errors import REFUSED
+from nextflow_data.common.errors import REFUSED
 from nextflow_pipelines.contract.stage import StageError
 from rich.console import Console
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from nextflow_data.section import Section
+from nextflow_data.common.section import Section
 from nextflow_data.sources.base import SourceConfig
 
 from nextflow_pipelines.spark.context import RunContext, StageResult

@@ -3,7 +3,7 @@
 A document's references name `sources/<first 16 digits of the file's sha256>-<its name>`, relative to the run's root, where a
 symbolic link leads to the real file. So nothing that is hashed holds an absolute path, a file that moved is found again by
 running once more, and a file that changed under its name is another source. Before the name stands the kind of source,
-except for WARC (`nextflow_data.range_opener`). The cost: a reader needs the root to open a reference (`LocalFiles`).
+except for WARC (`nextflow_data.common.range_opener`). The cost: a reader needs the root to open a reference (`LocalFiles`).
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nextflow_data.common.range_opener import DEFAULT_KIND, LocalFiles, kind_and_place, uri_of
+from nextflow_data.common.whole_files import file_sha256
 from nextflow_data.config import IngestConfig
 from nextflow_data.document import Image
-from nextflow_data.range_opener import DEFAULT_KIND, LocalFiles, kind_and_place, uri_of
 from nextflow_data.sources.base import SOURCES, Source, SourceConfig, read_image
-from nextflow_data.whole_files import file_sha256
 
 SOURCES_FOLDER = "sources"
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from nextflow_data.common.range_opener import LocalFiles
 from nextflow_data.config import IngestConfig
 from nextflow_data.document import Document, doc_id
-from nextflow_data.range_opener import LocalFiles
 from nextflow_data.records import Unusable, put_aside
 from nextflow_data.sources.base import Found, Source
 from nextflow_data.sources.warc import WarcConfig, WarcSource

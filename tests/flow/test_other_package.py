@@ -16,7 +16,7 @@ from nextflow_pipelines.contract.tables import read_table
 CODE = '''
 from nextflow_data.captioners.captioner import Caption, Captioner, captioner
 from nextflow_data.rules.rule import TextRule, Verdict, rule
-from nextflow_data.section import Section
+from nextflow_data.common.section import Section
 from pydantic import Field
 
 

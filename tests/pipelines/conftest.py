@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from nextflow_data.whole_files import file_sha256
+from nextflow_data.common.whole_files import file_sha256
 from nextflow_pipelines.contract.stage import MANIFEST, StagePlan, check_sizes, read_manifest
 from nextflow_pipelines.spark.config import SparkConfig
 from nextflow_pipelines.spark.context import StageResult

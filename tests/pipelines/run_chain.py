@@ -15,9 +15,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from nextflow_data.captioners.config import CaptionConfig
+from nextflow_data.common.section import Section
 from nextflow_data.config import DedupConfig, IngestConfig
 from nextflow_data.rules.config import FilterConfig
-from nextflow_data.section import Section
 from nextflow_data.sources.warc import WarcConfig
 from nextflow_pipelines.registry import STAGES, run_stage
 from nextflow_pipelines.spark.config import SparkConfig

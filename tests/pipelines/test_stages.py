@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from nextflow_data.whole_files import file_sha256
+from nextflow_data.common.whole_files import file_sha256
 from nextflow_pipelines.contract.stage import StageError, find_committed, read_manifest
 from nextflow_pipelines.contract.tables import read_table
 from nextflow_pipelines.registry import STAGES, run_stage

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nextflow_data.captioners.captioner import Caption, Captioner, CaptionRequest
+from nextflow_data.common.stage_names import CAPTION
 from nextflow_data.decisions import Decision, Finding, Subject, decision
 from nextflow_data.document import Document, Image, Node
-from nextflow_data.stage_names import CAPTION
 
 MAX_WAITING = 1024
 """Documents held at most; a batch that is not full is then asked for. Our choice: some tens of megabytes."""

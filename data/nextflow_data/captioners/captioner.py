@@ -22,10 +22,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
+from nextflow_data.common.section import Section
+from nextflow_data.common.sockets import Socket
 from nextflow_data.decisions import Finding
 from nextflow_data.document import Image
-from nextflow_data.section import Section
-from nextflow_data.sockets import Socket
 
 C = TypeVar("C", bound=Section)
 K = TypeVar("K", bound="type[Captioner[Any]]")

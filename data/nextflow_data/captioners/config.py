@@ -13,8 +13,8 @@ from typing import Any
 from pydantic import ConfigDict, ValidationError, model_validator
 
 from nextflow_data.captioners.captioner import captioners
-from nextflow_data.part_errors import mistake, nested
-from nextflow_data.section import Section, operational
+from nextflow_data.common.part_errors import mistake, nested
+from nextflow_data.common.section import Section, operational
 
 DEFAULT = "alt-text"
 

@@ -16,6 +16,7 @@ from typing import TypedDict
 import numpy as np
 from PIL import Image as Pillow
 
+from nextflow_data.common.stage_names import DEDUP
 from nextflow_data.config import DedupConfig, IngestConfig
 from nextflow_data.decisions import Decision, Finding, Subject, decision
 from nextflow_data.dedup.clusters import connected_components
@@ -23,7 +24,6 @@ from nextflow_data.document import Document
 from nextflow_data.images.measure import open_rgb
 from nextflow_data.nodes import with_nodes, without
 from nextflow_data.records import Unusable
-from nextflow_data.stage_names import DEDUP
 
 SHARED_BLOCKS = 2
 ImageEdge = tuple[str, str, float]

@@ -13,13 +13,13 @@ from typing import TypedDict
 
 import numpy as np
 
+from nextflow_data.common.stage_names import DEDUP
 from nextflow_data.config import DedupConfig
 from nextflow_data.decisions import Decision, Finding, Subject, decision
 from nextflow_data.dedup.clusters import connected_components
 from nextflow_data.dedup.minhash import signature, similarity_of, text_hash
 from nextflow_data.document import Document
 from nextflow_data.nodes import text_of
-from nextflow_data.stage_names import DEDUP
 
 Edge = tuple[str, str, float]
 """(doc_id, doc_id, similarity 0…1); 1.0 for equal texts."""

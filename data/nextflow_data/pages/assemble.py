@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from nextflow_data.common.stage_names import INGEST
 from nextflow_data.config import IngestConfig
 from nextflow_data.decisions import Aside, Decision, Finding, Subject, aside, decision
 from nextflow_data.document import Document, Image, Node, doc_id, image_node, text_node
@@ -18,7 +19,6 @@ from nextflow_data.images.measure import ImageRejected, measured_image
 from nextflow_data.nodes import BLOCK_SEPARATOR, task_of
 from nextflow_data.pages.blocks import PAGE_CAPTIONER, ImageCandidate, ParsedPage, TextBlock
 from nextflow_data.records import RecordInfo, ref_of, source_of
-from nextflow_data.stage_names import INGEST
 
 DATA_FRAGMENT = "#data-image-"
 

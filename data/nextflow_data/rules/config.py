@@ -16,9 +16,9 @@ from typing import Any
 
 from pydantic import ConfigDict, ValidationError, model_validator
 
-from nextflow_data.part_errors import mistake, nested, unknown_key
+from nextflow_data.common.part_errors import mistake, nested, unknown_key
+from nextflow_data.common.section import Section
 from nextflow_data.rules.rule import Rule, rules
-from nextflow_data.section import Section
 
 ORDER = ("length", "language", "repetition", "quality", "c4", "fineweb", "image", "document")
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 
+from nextflow_data.common.stage_names import FILTER
 from nextflow_data.decisions import Action, Decision, Finding, Subject, decision
 from nextflow_data.document import Document, Node, text_node
 from nextflow_data.nodes import recurrence_key, text_of, with_nodes, without
 from nextflow_data.rules.config import FilterConfig
 from nextflow_data.rules.rule import DocumentRule, ImageRule, LineEdit, TextRule
-from nextflow_data.stage_names import FILTER
 
 
 def filter_document(

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from nextflow_data.section import Section, operational
+from nextflow_data.common.section import Section, operational
 
 MIB = 1 << 20
 

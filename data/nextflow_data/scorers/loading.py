@@ -36,10 +36,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from nextflow_data.common.section import Section
+from nextflow_data.common.sockets import Socket, UnknownPart
+from nextflow_data.common.whole_files import file_sha256
 from nextflow_data.scorers.protocol import PROTOCOL, canonical
-from nextflow_data.section import Section
-from nextflow_data.sockets import Socket, UnknownPart
-from nextflow_data.whole_files import file_sha256
 
 scorers: Socket[Any] = Socket("scorer", "nextflow_data.scorers.shipped", "nextflow.scorers")
 

@@ -28,8 +28,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from nextflow_data.common.whole_files import replace_file
 from nextflow_data.scorers.protocol import MAX_ANSWER_BYTES, canonical
-from nextflow_data.whole_files import replace_file
 
 ANSWERS, SCORER = "answers.jsonl", "scorer.json"
 _LENGTH_BITS = 24

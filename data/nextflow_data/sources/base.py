@@ -27,13 +27,13 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import Field, field_validator
 
+from nextflow_data.common.range_opener import RangeOpener, kind_and_place
+from nextflow_data.common.section import Section
+from nextflow_data.common.sockets import Socket
 from nextflow_data.config import IngestConfig
 from nextflow_data.decisions import Aside, Decision
 from nextflow_data.document import Document, Image
-from nextflow_data.range_opener import RangeOpener, kind_and_place
 from nextflow_data.records import RecordInfo, Unusable
-from nextflow_data.section import Section
-from nextflow_data.sockets import Socket
 
 P = TypeVar("P")
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, SerializeAsAny, ValidationError
 from pydantic_core import InitErrorDetails
 
-from nextflow_data.part_errors import mistake
+from nextflow_data.common.part_errors import mistake
 from nextflow_data.sources.base import SOURCES, SourceConfig
 
 

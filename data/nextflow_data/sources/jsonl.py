@@ -21,14 +21,14 @@ from typing import BinaryIO, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from nextflow_data.addresses import canonical_address
+from nextflow_data.common.range_opener import RangeOpener
+from nextflow_data.common.stage_names import INGEST
 from nextflow_data.config import IngestConfig
 from nextflow_data.decisions import Aside, Decision, Finding, Subject, aside, decision
 from nextflow_data.document import Document, Image, Node, Task, doc_id, image_node, text_node
 from nextflow_data.nodes import task_of, without
-from nextflow_data.range_opener import RangeOpener
 from nextflow_data.records import RecordInfo, Unusable, put_aside, ref_of, source_of
 from nextflow_data.sources.base import SOURCES, Found, Made, Source, SourceConfig
-from nextflow_data.stage_names import INGEST
 
 MARK = "<image>"
 """Where an image stands in a row's text."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
+from nextflow_data.common.range_opener import RangeOpener
 from nextflow_data.config import IngestConfig
 from nextflow_data.decisions import Aside
 from nextflow_data.document import Image
-from nextflow_data.range_opener import RangeOpener
 from nextflow_data.records import RecordInfo, Unusable, ref_of
 from nextflow_data.sources.base import SOURCES, Found, Made, Source, SourceConfig
 

@@ -17,13 +17,13 @@ from typing import Literal, get_args
 from fastwarc.warc import ArchiveIterator, WarcRecord, WarcRecordType
 
 from nextflow_data.addresses import canonical_address
+from nextflow_data.common.range_opener import RangeOpener
+from nextflow_data.common.stage_names import INGEST
 from nextflow_data.config import IngestConfig
 from nextflow_data.decisions import Aside, aside
 from nextflow_data.document import Ref
 from nextflow_data.images.sniff import sniff_image
-from nextflow_data.range_opener import RangeOpener
 from nextflow_data.records import RecordInfo, Unusable
-from nextflow_data.stage_names import INGEST
 from nextflow_data.warc.content import ContentError, decode_content
 from nextflow_data.warc.members import GZIP_MAGIC, Member, content_length, inflate_member, members
 

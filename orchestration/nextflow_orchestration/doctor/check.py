@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from nextflow_data.sockets import Socket
+from nextflow_data.common.sockets import Socket
 from nextflow_pipelines.spark.config import SparkConfig
 from nextflow_tokenize.config.vision_recipe import TokenizerRecipe
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nextflow_data.whole_files import file_sha256
+from nextflow_data.common.whole_files import file_sha256
 from nextflow_pipelines.contract.stage import StagePlan
 from nextflow_pipelines.contract.units import unit_output
 from nextflow_pipelines.contract.work import StageWork

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from nextflow_data.whole_files import replace_file
+from nextflow_data.common.whole_files import replace_file
 from nextflow_pipelines.registry import STAGES, run_stage
 from nextflow_pipelines.spark.context import RunContext, StageResult
 from nextflow_pipelines.spark.session import stop_session

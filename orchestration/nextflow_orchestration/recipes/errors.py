@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
-from nextflow_data.errors import RequestError
-from nextflow_data.section import Section
+from nextflow_data.common.errors import RequestError
+from nextflow_data.common.section import Section
 
 Keys = tuple[str | int, ...]
 """A setting's place in the tree: names of sections, numbers in lists."""

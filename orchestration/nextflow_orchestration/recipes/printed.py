@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import yaml
-from nextflow_data.section import Section
+from nextflow_data.common.section import Section
 
 WIDTH = 100
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from nextflow_data.captioners.config import CaptionConfig
+from nextflow_data.common.section import Section
 from nextflow_data.config import DedupConfig, IngestConfig
 from nextflow_data.rules.config import FilterConfig
-from nextflow_data.section import Section
 from nextflow_data.sources.base import SourceConfig
 from nextflow_data.sources.entry import AnySource
 from nextflow_data.sources.warc import WarcConfig

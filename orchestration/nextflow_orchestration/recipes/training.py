@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from nextflow_data.section import Section
+from nextflow_data.common.section import Section
 from pydantic import Field, model_validator
 
 from megatron_nextflow.config.train import TrainConfig

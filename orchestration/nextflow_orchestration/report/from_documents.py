@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc
-from nextflow_data.excerpts import shorten
-from nextflow_data.json_lines import read_rows
+from nextflow_data.common.excerpts import shorten
+from nextflow_data.common.json_lines import read_rows
 from nextflow_pipelines.contract.tables import dataset_files, iter_batches, read_decisions, read_table
 
 from nextflow_orchestration.report.model import Example, Fact, Kept, Rule, StageCount

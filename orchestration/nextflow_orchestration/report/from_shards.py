@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 from nextflow_data.addresses import site_of
-from nextflow_data.excerpts import beginning
+from nextflow_data.common.excerpts import beginning
 from nextflow_tokenize.segments import image_grids, slots
 from nextflow_tokenize.shards.manifest import DOCUMENTS, SAMPLES
 from nextflow_tokenize.shards.reader import ShardSet

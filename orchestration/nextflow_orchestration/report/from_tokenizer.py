@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from nextflow_data.json_lines import read_rows
+from nextflow_data.common.json_lines import read_rows
 from nextflow_tokenize.schedule import grids, schedule_of
 from nextflow_tokenize.vision.identity import VisionInfo, vision_info
 

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nextflow_data.whole_files import replace_file
+from nextflow_data.common.whole_files import replace_file
 from nextflow_pipelines.contract.tables import dataset_files, iter_batches
 from nextflow_tokenize.audit.result import AuditResult
 from nextflow_tokenize.audit.shard_set import audit

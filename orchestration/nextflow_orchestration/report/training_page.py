@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from nextflow_data.whole_files import replace_file
+from nextflow_data.common.whole_files import replace_file
 
 from megatron_nextflow.runtime.training_folder import MANIFEST, latest
 from nextflow_orchestration.report.charts import lines, shade

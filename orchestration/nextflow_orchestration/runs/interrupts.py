@@ -10,7 +10,7 @@ from __future__ import annotations
 import signal
 from types import FrameType
 
-from nextflow_data.signal_handlers import Handlers
+from nextflow_data.common.signal_handlers import Handlers
 
 
 class Interrupts(Handlers):

@@ -11,8 +11,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from nextflow_data.errors import RequestError
-from nextflow_data.whole_files import replace_file
+from nextflow_data.common.errors import RequestError
+from nextflow_data.common.whole_files import replace_file
 from nextflow_pipelines.contract.stage import MANIFEST, StageError, StageManifest, find_committed, read_manifest
 from nextflow_pipelines.registry import STAGES
 

@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from nextflow_data.signal_handlers import Handlers, ignore
+from nextflow_data.common.signal_handlers import Handlers, ignore
 
 DEFAULT_PORT = 4200
 START_TIMEOUT = 180.0

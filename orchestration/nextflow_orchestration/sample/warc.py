@@ -29,7 +29,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
-from nextflow_data.whole_files import replacing
+from nextflow_data.common.whole_files import replacing
 
 from nextflow_orchestration.sample.pages import Photograph, gallery_page, readme_photographs, skimage_photographs
 

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from nextflow_data.errors import RequestError
+from nextflow_data.common.errors import RequestError
 from nextflow_tokenize.config.vision_recipe import TokenizerRecipe
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn

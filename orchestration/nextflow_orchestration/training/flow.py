@@ -19,8 +19,8 @@ from types import FrameType
 from typing import Any
 from uuid import UUID
 
-from nextflow_data.signal_handlers import Handlers
-from nextflow_data.whole_files import replace_file
+from nextflow_data.common.signal_handlers import Handlers
+from nextflow_data.common.whole_files import replace_file
 from prefect import flow
 from prefect.artifacts import create_link_artifact, create_progress_artifact, update_progress_artifact
 from prefect.client.orchestration import get_client

@@ -1,8 +1,8 @@
 """Which folder a training has, and which checkpoint is its newest.
 
 A training folder is named after what decides the weights: the identity of the shard set, and the settings that are not
-operational (`nextflow_data.section`). How many steps, how often to save and how many processes are not in the name, so the
-same command with more steps, or another parallel layout, goes on from the last checkpoint; nor does it matter whether the
+operational (`nextflow_data.common.section`). How many steps, how often to save and how many processes are not in the name,
+so the same command with more steps, or another parallel layout, goes on from the last checkpoint; nor does it matter whether the
 shards were named or found. The checkpoints have manifests of their own (`megatron_nextflow.checkpoint`), so training is not
 under the stage contract.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from nextflow_data.errors import RequestError
+from nextflow_data.common.errors import RequestError
 
 from megatron_nextflow.runtime.training_folder import last_step
 

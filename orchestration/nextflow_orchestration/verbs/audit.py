@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from nextflow_data.errors import RequestError
+from nextflow_data.common.errors import RequestError
 from nextflow_tokenize.audit.shard_set import audit
 from nextflow_tokenize.shards.manifest import FORMAT, MANIFEST
 from rich.console import Console

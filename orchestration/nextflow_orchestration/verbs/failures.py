@@ -1,10 +1,10 @@
-"""Turns an exception into the line a person reads; `nextflow_data.errors` says with which status `mnf` then ends."""
+"""Turns an exception into the line a person reads; `nextflow_data.common.errors` says with which status `mnf` then ends."""
 
 from __future__ import annotations
 
 import errno
 
-from nextflow_data.errors import RequestError, exit_status
+from nextflow_data.common.errors import RequestError, exit_status
 
 OURS = ("nextflow_data", "nextflow_tokenize", "megatron_nextflow", "nextflow_pipelines", "nextflow_orchestration")
 """Packages whose errors already say what to do."""

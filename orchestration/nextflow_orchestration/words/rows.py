@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from nextflow_data.excerpts import shorten
+from nextflow_data.common.excerpts import shorten
 
 from nextflow_orchestration.words.rules import reason_words
 

@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nextflow_data.whole_files import replace_file
+from nextflow_data.common.whole_files import replace_file
 
 INTERVAL = 1.0
 """Seconds between two writings of a unit's file, and between two readings of all."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, TypedDict
 
-from nextflow_data.whole_files import replace_file, sync_folder
+from nextflow_data.common.whole_files import replace_file, sync_folder
 
 from nextflow_pipelines.contract.progress import UnitProgress
 from nextflow_pipelines.contract.stage import (

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nextflow_data.common.whole_files import file_sha256, replace_file
 from nextflow_data.document import SCHEMA_VERSION
-from nextflow_data.whole_files import file_sha256, replace_file
 
 from nextflow_pipelines.contract.progress import Meter
 from nextflow_pipelines.contract.stage import (

@@ -7,7 +7,7 @@ because image codes from a GPU can differ from a CPU's where the last bits of a 
 
 from __future__ import annotations
 
-from nextflow_data.section import Section
+from nextflow_data.common.section import Section
 from pydantic import Field
 
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from nextflow_data.errors import RequestError
+from nextflow_data.common.errors import RequestError
 
 from nextflow_pipelines.contract.stage import StageError
 from nextflow_pipelines.spark.config import SparkConfig

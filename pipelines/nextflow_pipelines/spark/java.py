@@ -18,7 +18,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-from nextflow_data.errors import RequestError
+from nextflow_data.common.errors import RequestError
 
 MINIMUM = 17
 """Oldest Java that Spark 4 runs on."""

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-from nextflow_data.whole_files import replace_file
+from nextflow_data.common.whole_files import replace_file
 
 from nextflow_pipelines.contract.stage import StageError
 from nextflow_pipelines.contract.tables import UnitTables

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nextflow_data.signal_handlers import kept
+from nextflow_data.common.signal_handlers import kept
 
 from nextflow_pipelines.spark.config import SparkConfig
 from nextflow_pipelines.spark.java import find_java, java_home

@@ -13,8 +13,8 @@ from typing import Any
 from nextflow_data.captioners.caption import caption_documents
 from nextflow_data.captioners.captioner import Captioner, captioners
 from nextflow_data.captioners.config import CaptionConfig
+from nextflow_data.common.stage_names import CAPTION as NAME
 from nextflow_data.config import IngestConfig
-from nextflow_data.stage_names import CAPTION as NAME
 
 from nextflow_pipelines.contract.stage import StagePlan
 from nextflow_pipelines.contract.tables import SCHEMAS, UnitTables

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+from nextflow_data.common.stage_names import DEDUP as NAME
 from nextflow_data.config import DedupConfig, IngestConfig
 from nextflow_data.decisions import DECISION_SCHEMA
 from nextflow_data.document import Document
-from nextflow_data.stage_names import DEDUP as NAME
 
 from nextflow_pipelines.contract.stage import StagePlan
 from nextflow_pipelines.contract.tables import SCHEMAS, UnitTables

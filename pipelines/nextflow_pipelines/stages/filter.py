@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+from nextflow_data.common.stage_names import FILTER as NAME
 from nextflow_data.rules.config import FilterConfig
-from nextflow_data.stage_names import FILTER as NAME
 
 from nextflow_pipelines.contract.stage import StagePlan
 from nextflow_pipelines.contract.tables import SCHEMAS, UnitTables

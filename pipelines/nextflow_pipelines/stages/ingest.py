@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+from nextflow_data.common.stage_names import INGEST as NAME
 from nextflow_data.config import IngestConfig
 from nextflow_data.document import IMAGE, doc_id
 from nextflow_data.records import RecordInfo, Unusable, put_aside
 from nextflow_data.sources.base import Found, SourceConfig
-from nextflow_data.stage_names import INGEST as NAME
 
 from nextflow_pipelines.contract.stage import StagePlan
 from nextflow_pipelines.contract.tables import SCHEMAS, UnitTables

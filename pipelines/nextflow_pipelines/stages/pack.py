@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-from nextflow_data.stage_names import PACK as NAME
+from nextflow_data.common.stage_names import PACK as NAME
 from nextflow_tokenize.config.pack import PackConfig
 from nextflow_tokenize.documents.tokenized import TokenizedDocument, tokenized_schema
 from nextflow_tokenize.packing.sample import build_pack

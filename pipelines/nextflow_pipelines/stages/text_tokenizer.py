@@ -11,8 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nextflow_data.stage_names import TEXT_TOKENIZER as NAME
-from nextflow_data.whole_files import file_sha256
+from nextflow_data.common.stage_names import TEXT_TOKENIZER as NAME
+from nextflow_data.common.whole_files import file_sha256
 from nextflow_tokenize.config.tokenize import TextTokenizerConfig
 
 from nextflow_pipelines.contract.stage import StagePlan

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+from nextflow_data.common.stage_names import TOKENIZE as NAME
+from nextflow_data.common.whole_files import file_sha256
 from nextflow_data.config import IngestConfig
 from nextflow_data.document import Document
-from nextflow_data.stage_names import TOKENIZE as NAME
-from nextflow_data.whole_files import file_sha256
 from nextflow_tokenize.config.tokenize import TokenizeConfig
 from nextflow_tokenize.documents.tokenized import TOKENIZED_VERSION, tokenized_schema
 

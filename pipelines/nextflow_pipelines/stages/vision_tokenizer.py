@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+from nextflow_data.common.stage_names import VISION_TOKENIZER as NAME
 from nextflow_data.config import IngestConfig
 from nextflow_data.document import IMAGE
-from nextflow_data.stage_names import VISION_TOKENIZER as NAME
 from nextflow_tokenize.config.vision import VisionTokenizerConfig
 from nextflow_tokenize.vision.identity import CONFIG_FILE, WEIGHTS_FILE, identity, training_identity
 

@@ -4,13 +4,13 @@ import base64
 
 import pyarrow as pa
 import pytest
+from nextflow_data.common.range_opener import LocalFiles
 from nextflow_data.config import IngestConfig
 from nextflow_data.decisions import ASIDE_SCHEMA, DECISION_SCHEMA
 from nextflow_data.document import DOCUMENT_SCHEMA, doc_id
 from nextflow_data.nodes import recurrence_key
 from nextflow_data.pages.assemble import image_addresses
 from nextflow_data.pages.parse import parse_page
-from nextflow_data.range_opener import LocalFiles
 from nextflow_data.records import Unusable
 from nextflow_data.sources.base import read_image
 

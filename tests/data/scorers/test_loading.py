@@ -11,7 +11,7 @@ from nextflow_data.scorers.scoring import open_way
 from pydantic import ValidationError
 
 _WITH_SETTINGS = """
-from nextflow_data.section import Section, operational
+from nextflow_data.common.section import Section, operational
 class Scorer:
     class Config(Section):
         level: int = 3

@@ -6,11 +6,11 @@ import json
 
 import pyarrow as pa
 import pytest
+from nextflow_data.common.range_opener import LocalFiles
 from nextflow_data.config import IngestConfig
 from nextflow_data.decisions import ASIDE_SCHEMA
 from nextflow_data.document import DOCUMENT_SCHEMA, doc_id
 from nextflow_data.nodes import with_nodes, without
-from nextflow_data.range_opener import LocalFiles
 from nextflow_data.records import Unusable
 from nextflow_data.sources.base import Found, read_image
 from nextflow_data.sources.jsonl import JsonlConfig, JsonlSource

@@ -7,11 +7,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from nextflow_data.common.range_opener import LocalFiles, kind_and_place, uri_of
+from nextflow_data.common.sockets import Socket, UnknownPart
 from nextflow_data.document import doc_id, image_node, text_node
 from nextflow_data.images.measure import measured_image
-from nextflow_data.range_opener import LocalFiles, kind_and_place, uri_of
 from nextflow_data.records import ref_of, source_of
-from nextflow_data.sockets import Socket, UnknownPart
 from nextflow_data.sources.base import SOURCES, Made, Source, SourceConfig, read_image
 from nextflow_data.sources.warc import WarcSource
 from PIL import Image

@@ -8,8 +8,8 @@ import brotli
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nextflow_data.common.range_opener import LocalFiles
 from nextflow_data.config import IngestConfig
-from nextflow_data.range_opener import LocalFiles
 from nextflow_data.records import ref_of
 from nextflow_data.warc import records
 from nextflow_data.warc.records import RecordError

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 from megatron.core import dist_checkpointing
-from nextflow_data import whole_files
+from nextflow_data.common import whole_files
 
 from megatron_nextflow.checkpoint import save, staging
 from megatron_nextflow.checkpoint.save import SaveError, Saver

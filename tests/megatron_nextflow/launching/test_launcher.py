@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
-from nextflow_data.whole_files import file_problem
+from nextflow_data.common.whole_files import file_problem
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from megatron_nextflow.checkpoint.format import read_manifest

@@ -149,7 +149,7 @@ def test_every_page_can_be_read_back_by_the_pipeline(tmp_path: Path, wheels: tup
     config = pytest.importorskip("nextflow_data.config").IngestConfig()
     warc = pytest.importorskip("nextflow_data.warc.records")
     info = build(tmp_path / "out.warc.gz", tmp_path / "cache", wheels=wheels)
-    range_opener = pytest.importorskip("nextflow_data.range_opener")
+    range_opener = pytest.importorskip("nextflow_data.common.range_opener")
     files = range_opener.LocalFiles()
     found = list(warc.scan(str(info.path), config, files))
     assert [r["kind"] for r in found].count("page") == info.pages

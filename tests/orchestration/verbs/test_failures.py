@@ -8,14 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from nextflow_data.errors import RequestError, exit_status
+from nextflow_data.common.errors import RequestError, exit_status
 from nextflow_orchestration.cli import app
 from nextflow_orchestration.verbs.failures import describe
 from typer.testing import CliRunner, Result
 
 REFUSALS = """
-from nextflow_data.errors import RequestError
-from nextflow_data.sockets import UnknownPart
+from nextflow_data.common.errors import RequestError
+from nextflow_data.common.sockets import UnknownPart
 from nextflow_pipelines.spark.java import JavaNotFound
 from nextflow_pipelines.spark.gpus import GpuError
 from nextflow_orchestration.recipes.errors import RecipeError

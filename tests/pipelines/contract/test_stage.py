@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nextflow_data.whole_files import file_sha256
+from nextflow_data.common.whole_files import file_sha256
 from nextflow_pipelines.contract.stage import (
     MANIFEST,
     Corrupt,

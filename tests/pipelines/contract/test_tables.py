@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nextflow_data.common.whole_files import file_sha256
 from nextflow_data.decisions import ASIDE_SCHEMA, DECISION_SCHEMA, Finding, Subject, decision
-from nextflow_data.whole_files import file_sha256
 from nextflow_pipelines.contract.stage import StagePlan
 from nextflow_pipelines.contract.tables import ROW_GROUP, UnitTables, dataset_files, iter_batches, read_table
 from nextflow_pipelines.contract.units import unit_output

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from nextflow_data.whole_files import file_sha256
+from nextflow_data.common.whole_files import file_sha256
 from nextflow_pipelines.contract.stage import DiskFull, StageError, StagePlan
 from nextflow_pipelines.contract.tables import UnitTables, read_table
 from nextflow_pipelines.contract.units import unit_record

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from nextflow_data.whole_files import file_sha256
+from nextflow_data.common.whole_files import file_sha256
 from nextflow_pipelines.contract.stage import StageError, read_manifest
 from nextflow_pipelines.contract.tables import read_table
 from nextflow_pipelines.registry import run_stage

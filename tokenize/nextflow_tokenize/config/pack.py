@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from nextflow_data.section import Section
+from nextflow_data.common.section import Section
 from pydantic import Field, model_validator
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Self
 
-from nextflow_data.section import Section, operational
+from nextflow_data.common.section import Section, operational
 from pydantic import Field, model_validator
 
 from nextflow_tokenize.config.vision import SelfCorrectionConfig

@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, Self
 
-from nextflow_data.section import Section, operational
+from nextflow_data.common.section import Section, operational
 from pydantic import Field, model_validator
 
 from nextflow_tokenize.schedule import LEVEL_SCALES, PIXELS_PER_TOKEN

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nextflow_data.section import Section
+from nextflow_data.common.section import Section
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from nextflow_tokenize.config.vision import VisionTokenizerConfig, missing_weights

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+from nextflow_data.common.stage_names import TOKENIZE
 from nextflow_data.config import IngestConfig
 from nextflow_data.decisions import Aside, Decision, Finding, Subject, aside, decision
 from nextflow_data.document import Document, Image, Node
-from nextflow_data.stage_names import TOKENIZE
 
 from nextflow_tokenize.config.tokenize import TokenizeConfig
 from nextflow_tokenize.documents.tokenized import TokenizedDocument, TokenizedSegment

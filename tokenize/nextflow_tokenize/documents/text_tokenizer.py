@@ -11,8 +11,8 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from nextflow_data.errors import RequestError
-from nextflow_data.whole_files import replace_file
+from nextflow_data.common.errors import RequestError
+from nextflow_data.common.whole_files import replace_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from nextflow_tokenize.config.tokenize import TextTokenizerConfig

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from nextflow_data.common.stage_names import PACK
 from nextflow_data.decisions import Decision, Finding, Subject, decision
-from nextflow_data.stage_names import PACK
 
 from nextflow_tokenize.config.pack import PackConfig
 from nextflow_tokenize.documents.tokenized import TokenizedDocument

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from nextflow_data.section import Section
+from nextflow_data.common.section import Section
 from numpy.typing import NDArray
 
 from nextflow_tokenize.documents.tokenized import TokenizedDocument

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from typing import Annotated, Any, Literal
 
-from nextflow_data.section import Section
+from nextflow_data.common.section import Section
 from pydantic import Field, StringConstraints, ValidationError
 
 from nextflow_tokenize.config.pack import CostModel

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pyarrow as pa
-from nextflow_data.section import Section
+from nextflow_data.common.section import Section
 
 from nextflow_tokenize.packing.sample import PieceRow
 from nextflow_tokenize.shards.manifest import ShardRecord

@@ -20,7 +20,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from nextflow_data.whole_files import replace_file, replacing
+from nextflow_data.common.whole_files import replace_file, replacing
 
 from nextflow_tokenize.config.pack import PackConfig
 from nextflow_tokenize.npy import TEXT_DTYPE, code_dtype, to_npy

@@ -13,8 +13,8 @@ from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
-from nextflow_data.errors import RequestError
-from nextflow_data.whole_files import file_sha256
+from nextflow_data.common.errors import RequestError
+from nextflow_data.common.whole_files import file_sha256
 
 from nextflow_tokenize.config.vision import VisionTokenizerConfig
 

@@ -15,7 +15,7 @@ from math import isqrt
 from pathlib import Path
 
 import torch
-from nextflow_data.errors import RequestError
+from nextflow_data.common.errors import RequestError
 from torch import Tensor, nn
 
 from nextflow_tokenize.config.vision import SelfCorrectionConfig, SiglipShape, VisionTokenizerConfig

@@ -6,7 +6,7 @@ import os
 from datetime import timedelta
 
 import torch
-from nextflow_data.errors import RequestError
+from nextflow_data.common.errors import RequestError
 from torch import Tensor, nn
 from torch import distributed as dist
 

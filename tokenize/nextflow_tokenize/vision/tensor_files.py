@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from nextflow_data.errors import RequestError
+from nextflow_data.common.errors import RequestError
 from torch import Tensor, nn
 
 SUFFIXES = (".safetensors", ".pth", ".pt")

@@ -16,7 +16,7 @@ from math import isqrt
 from pathlib import Path
 
 import torch
-from nextflow_data.errors import RequestError
+from nextflow_data.common.errors import RequestError
 from torch import Tensor
 from torch.nn import functional as F
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from nextflow_data.errors import RequestError
+from nextflow_data.common.errors import RequestError
 from pydantic import ValidationError
 
 from nextflow_tokenize.config.vision import VisionTokenizerConfig

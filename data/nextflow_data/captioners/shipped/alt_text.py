@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pydantic import Field
 
 from nextflow_data.captioners.captioner import Caption, Captioner, CaptionRequest, captioner
+from nextflow_data.common.excerpts import shorten
+from nextflow_data.common.section import Section
 from nextflow_data.decisions import Finding
-from nextflow_data.excerpts import shorten
 from nextflow_data.nodes import BLOCK_SEPARATOR
 from nextflow_data.pages.blocks import PAGE_CAPTIONER
-from nextflow_data.section import Section
 
 _FILE_NAME = re.compile(r"^[\w\-. %()/\\]+\.(png|jpe?g|gif|webp|bmp|tiff?|svg|avif)$", re.IGNORECASE)
 _CAMERA_NAME = re.compile(r"^(img|dsc|dscn|image|photo|pic|screenshot|fig)?[\s_\-]*\d+$", re.IGNORECASE)

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections import Counter
 
+from nextflow_data.common.section import Section
 from nextflow_data.decisions import Finding
 from nextflow_data.document import Document
 from nextflow_data.rules.rule import LineEdit, TextRule, Verdict, rule
-from nextflow_data.section import Section
 
 
 class C4Rules(Section):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from nextflow_data.common.section import Section
 from nextflow_data.decisions import Finding
 from nextflow_data.document import Document
 from nextflow_data.nodes import text_of
 from nextflow_data.rules.rule import DocumentRule, rule
-from nextflow_data.section import Section
 
 
 class DocumentRules(Section):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from nextflow_data.common.section import Section
 from nextflow_data.decisions import Finding
 from nextflow_data.document import Document
 from nextflow_data.rules.rule import TextRule, Verdict, rule
-from nextflow_data.section import Section
 
 
 class FineWebRules(Section):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from nextflow_data.common.section import Section
 from nextflow_data.document import Document
 from nextflow_data.rules.rule import TextRule, Verdict, rule
-from nextflow_data.section import Section
 
 
 class LanguageRules(Section):

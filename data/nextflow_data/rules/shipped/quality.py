@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from nextflow_data.common.section import Section
 from nextflow_data.decisions import Finding
 from nextflow_data.document import Document
 from nextflow_data.rules.rule import TextRule, Verdict, rule
-from nextflow_data.section import Section
 
 
 class GopherQualityRules(Section):

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from nextflow_data.common.section import Section
 from nextflow_data.scorers.loading import scorers
-from nextflow_data.section import Section
 
 if TYPE_CHECKING:
     from PIL import Image as Pillow

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from nextflow_data.whole_files import replace_file
+from nextflow_data.common.whole_files import replace_file
 
 from nextflow_orchestration.doctor.check import Case, Finding, bad, check, ok
 

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from nextflow_data.json_lines import read_rows
+from nextflow_data.common.json_lines import read_rows
 from nextflow_tokenize.config.vision import VisionTokenizerConfig, VisionTrainingConfig
 from nextflow_tokenize.schedule import grids
 from nextflow_tokenize.vision.codes.codebook import GradientCodes, RunningMeans, place, place_semantic

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
+from nextflow_data.common.errors import RequestError
 from nextflow_data.config import IngestConfig
-from nextflow_data.errors import RequestError
 from PIL import Image
 
 from nextflow_tokenize.schedule import LEVEL_OF, PIXELS_PER_TOKEN, Grid, choose_grids

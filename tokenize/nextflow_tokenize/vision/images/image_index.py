@@ -19,9 +19,9 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from nextflow_data.common.range_opener import LocalFiles
+from nextflow_data.common.whole_files import replacing
 from nextflow_data.config import IngestConfig
-from nextflow_data.range_opener import LocalFiles
-from nextflow_data.whole_files import replacing
 
 from nextflow_tokenize.vision.images.dataset import EncodedImage
 

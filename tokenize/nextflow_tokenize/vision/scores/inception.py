@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from nextflow_data.errors import RequestError
+from nextflow_data.common.errors import RequestError
 from torch import Tensor, nn
 from torch.nn import functional as F
 

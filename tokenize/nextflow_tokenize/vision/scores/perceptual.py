@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from nextflow_data.errors import RequestError
+from nextflow_data.common.errors import RequestError
 from torch import Tensor, nn
 from torch.nn import functional as F
 

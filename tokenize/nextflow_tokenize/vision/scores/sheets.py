@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from contextlib import suppress
 
-from nextflow_data.errors import RequestError
+from nextflow_data.common.errors import RequestError
 from PIL import Image, ImageDraw
 from torch import Tensor
 

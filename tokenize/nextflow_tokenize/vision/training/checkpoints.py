@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from nextflow_data.errors import RequestError
-from nextflow_data.whole_files import replacing
+from nextflow_data.common.errors import RequestError
+from nextflow_data.common.whole_files import replacing
 
 from nextflow_tokenize.config.vision import VisionTokenizerConfig
 from nextflow_tokenize.vision.identity import older_training_identity, training_identity

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from nextflow_data.signal_handlers import ignore
+from nextflow_data.common.signal_handlers import ignore
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader

@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from nextflow_data.errors import RequestError
-from nextflow_data.whole_files import replace_file
+from nextflow_data.common.errors import RequestError
+from nextflow_data.common.whole_files import replace_file
 
 from nextflow_tokenize.config.vision import VisionTokenizerConfig
 from nextflow_tokenize.vision import processes

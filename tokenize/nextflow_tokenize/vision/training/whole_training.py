@@ -23,7 +23,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import yaml
-from nextflow_data.signal_handlers import Handlers, default
+from nextflow_data.common.signal_handlers import Handlers, default
 from pydantic import ValidationError
 
 from nextflow_tokenize.config.vision import VisionTokenizerConfig

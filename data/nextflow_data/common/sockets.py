@@ -19,7 +19,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pkgutil import iter_modules
 from typing import Generic, TypeVar
 
-from nextflow_data.errors import RequestError
+from nextflow_data.common.errors import RequestError
 
 P = TypeVar("P")
 

@@ -19,7 +19,9 @@ def package(tmp_path, monkeypatch):
         folder = tmp_path / name
         folder.mkdir()
         body = "".join(f"    {field}\n" for field in fields)
-        code = "from nextflow_data.section import Section, operational\n\nclass Inner(Section):\n    depth: int = 1\n\n"
+        code = (
+            "from nextflow_data.common.section import Section, operational\n\nclass Inner(Section):\n    depth: int = 1\n\n"
+        )
         (folder / "__init__.py").write_text(f"{code}class Sizes(Section):\n{body}")
         (folder / "recorded_defaults.json").write_text(json.dumps(recorded))
         monkeypatch.syspath_prepend(str(tmp_path))

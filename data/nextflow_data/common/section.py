@@ -8,7 +8,8 @@ are `operational` (they decide how fast, or how it looks, never what is written)
 `recorded_defaults.json` of the package that a section's class belongs to, and once there a default is never changed. So a
 setting added later, with a default that does what was done before, changes no fingerprint; a default that is changed in code
 does, because it is no longer the recorded one; and one that nobody recorded is always in the fingerprint, which is safe. The
-cost: one line in that file for each new setting, which a test asks for.
+cost: one line in that file for each new setting, which a test asks for (but of a part's class that has no record at all:
+the settings of one are all in its fingerprint, until the first that is added later is recorded).
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import threading
 from types import FrameType
 
 import pytest
-from nextflow_data.signal_handlers import Handlers, ignore, kept, swallow
+from nextflow_data.common.signal_handlers import Handlers, ignore, kept, swallow
 
 
 class Heard(Handlers):

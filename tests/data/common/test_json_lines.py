@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from nextflow_data.json_lines import read_rows
+from nextflow_data.common.json_lines import read_rows
 
 
 def test_what_is_no_object_is_left_out(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Texts cut short: at a word, never too long."""
 
-from nextflow_data.excerpts import beginning, shorten
+from nextflow_data.common.excerpts import beginning, shorten
 
 
 def test_cut_at_a_word() -> None:

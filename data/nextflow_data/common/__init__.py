@@ -1,0 +1,1 @@
+"""What all packages share: sections of the recipe, sockets, refusals, files written whole, signals, excerpts."""
