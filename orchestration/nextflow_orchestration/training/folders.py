@@ -2,13 +2,13 @@
 
 A training folder is named after what decides the weights: the identity of the shard set, and the settings that are not
 operational (`nextflow_data.common.section`). How many steps, how often to save and how many processes are not in the name,
-so the same command with more steps, or another parallel layout, goes on from the last checkpoint; nor does it matter whether the
-shards were named or found. The checkpoints have manifests of their own (`megatron_nextflow.checkpoint`), so training is not
-under the stage contract.
+so the same command with more steps, or another parallel layout, goes on from the last checkpoint; nor does it matter whether
+the shards were named or found. The checkpoints have manifests of their own (`megatron_nextflow.checkpoint`), so training is
+not under the stage contract.
 
-A name is only a name: what a training *is* stands in its train.json and its checkpoint. Where the folder of that name has
-no checkpoint, one in which both agree is taken, so that a training whose name was made by an older rule is gone on with.
-The cost: a new training looks into every train-* folder of its root once.
+A name is only a name: what a training *is* stands in its train.json and its checkpoint. Where the folder of that name has no
+checkpoint, one in which both agree is taken, so that a training whose name was made by an older rule is gone on with. The
+cost: a new training looks into every train-* folder of its root once.
 """
 
 from __future__ import annotations
