@@ -1,6 +1,7 @@
 """What earlier versions wrote still opens. Each folder beside this file is named after the format it is in:
 
     documents_1     a small run's commits with schema 1, whose decisions had `node` (documents, decisions, tokens, shards)
+    documents_2     the same with schema 2, whose decisions have `scope` and `index`
     checkpoint_2    a training's checkpoint of version 2, which names its shard set by the manifest's sha256
 
 `make.py` writes the like in the format of whatever version is installed; a new format gets a folder of its own.
@@ -22,15 +23,15 @@ HERE = Path(__file__).parent
 SITE = "https://docs.example"
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    shutil.copytree(HERE / "documents_1", tmp_path / "run")
+@pytest.fixture(params=[1, 2])
+def run(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    shutil.copytree(HERE / f"documents_{request.param}", tmp_path / "run")
     return tmp_path / "run"
 
 
-def test_decisions_of_schema_1_say_what_they_were_about(run: Path) -> None:
+def test_decisions_say_what_they_were_about(run: Path, request: pytest.FixtureRequest) -> None:
     (folder,) = find_committed(run, "filter")
-    assert read_manifest(folder)["schema_version"] == 1
+    assert read_manifest(folder)["schema_version"] == request.node.callspec.params["run"]
     rows = read_table(folder, "decisions").to_pylist()
     assert rows == [row for table in read_decisions(folder) for row in table.to_pylist()]
     by_rule = {row["rule"]: (row["scope"], row["action"]) for row in rows}
@@ -41,7 +42,7 @@ def test_decisions_of_schema_1_say_what_they_were_about(run: Path) -> None:
     assert {row["action"] for row in images} <= {"drop"}
 
 
-def test_a_run_of_schema_1_is_explained_from_record_to_pack(run: Path) -> None:
+def test_a_run_is_explained_from_record_to_pack(run: Path) -> None:
     story = explain(run, f"{SITE}/1.html")
     assert story.documents[0].outcome.startswith("In the shards:")
     gone = explain(run, f"{SITE}/francais.html")
