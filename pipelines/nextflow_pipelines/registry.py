@@ -25,22 +25,41 @@ from nextflow_pipelines.spark.context import RunContext, StageResult
 
 @dataclass(frozen=True)
 class StageDefinition:
-    """`sections` and `inputs` are the arguments of its `carry_out`, in order: its settings, then the stages it reads."""
+    """`sections` and `inputs` are the arguments of its `carry_out`, in order: its settings, then the stages it reads. `does`
+    says to people what it does."""
 
     name: str
     sections: tuple[str, ...]
     inputs: tuple[str, ...]
+    does: str
 
 
 _DEFINITIONS = (
-    StageDefinition("ingest", ("ingest",), ()),
-    StageDefinition("filter", ("filter",), ("ingest",)),
-    StageDefinition("dedup", ("dedup", "ingest"), ("filter",)),
-    StageDefinition("caption", ("caption", "ingest"), ("dedup",)),
-    StageDefinition("vision_tokenizer", ("vision_tokenizer", "ingest"), ("dedup",)),
-    StageDefinition("text_tokenizer", ("text_tokenizer",), ("caption",)),
-    StageDefinition("tokenize", ("tokenize", "ingest"), ("caption", "text_tokenizer", "vision_tokenizer")),
-    StageDefinition("pack", ("pack",), ("tokenize", "text_tokenizer", "vision_tokenizer")),
+    StageDefinition(
+        "ingest", ("ingest",), (), "reads records, parses pages into ordered text and images, measures each image once"
+    ),
+    StageDefinition("filter", ("filter",), ("ingest",), "text, image and document rules"),
+    StageDefinition("dedup", ("dedup", "ingest"), ("filter",), "takes out copies of texts and images"),
+    StageDefinition("caption", ("caption", "ingest"), ("dedup",), "gives images words"),
+    StageDefinition(
+        "vision_tokenizer",
+        ("vision_tokenizer", "ingest"),
+        ("dedup",),
+        "trains the codes of images, or takes a trained tokenizer",
+    ),
+    StageDefinition("text_tokenizer", ("text_tokenizer",), ("caption",), "trains the words' vocabulary, or takes one"),
+    StageDefinition(
+        "tokenize",
+        ("tokenize", "ingest"),
+        ("caption", "text_tokenizer", "vision_tokenizer"),
+        "turns text into ids and images into codes at every scale",
+    ),
+    StageDefinition(
+        "pack",
+        ("pack",),
+        ("tokenize", "text_tokenizer", "vision_tokenizer"),
+        "puts documents together into sequences of equal compute",
+    ),
 )
 
 STAGES: Mapping[str, StageDefinition] = {definition.name: definition for definition in _DEFINITIONS}

@@ -16,7 +16,9 @@ from typing import Any
 import pyarrow.compute as pc
 from nextflow_data.common.excerpts import shorten
 from nextflow_data.common.json_lines import read_rows
+from nextflow_data.common.stage_names import PACK, TOKENIZE
 from nextflow_pipelines.contract.tables import dataset_files, iter_batches, read_decisions, read_table
+from nextflow_pipelines.registry import STAGES
 
 from nextflow_orchestration.report.model import Example, Fact, Kept, Rule, StageCount
 from nextflow_orchestration.report.pictures import Gallery
@@ -25,14 +27,6 @@ from nextflow_orchestration.words.numbers import plural
 from nextflow_orchestration.words.rows import aside_line, node_words
 from nextflow_orchestration.words.rules import number, place, reason_words, rule_words
 
-DOES = {
-    "ingest": "reads records, parses pages into ordered text and images, measures each image once",
-    "filter": "text, image and document rules",
-    "dedup": "takes out copies of texts and images",
-    "caption": "gives images words",
-    "tokenize": "turns text into ids and images into codes at every scale",
-    "pack": "puts documents together into sequences of equal compute",
-}
 _ORDER = {"drop": 0, "edit": 1, "flag": 2}
 
 
@@ -59,18 +53,18 @@ def stage_counts(root: Path, commits: dict[str, Commit], reused: frozenset[str])
     """What was left after each stage, in documents and images; the stages past documents are counted by their manifests."""
     found = []
     for stage, commit in commits.items():
-        if stage not in DOES:
-            continue
         counted = count_documents(commit) if commit.has("documents") else _later_counts(commit)
         if counted is not None:
             seconds = stage_seconds(root, commit)
-            found.append(StageCount(stage, DOES[stage], *counted, commit.folder.name, seconds, stage in reused))
+            found.append(StageCount(stage, STAGES[stage].does, *counted, commit.folder.name, seconds, stage in reused))
     return tuple(found)
 
 
 def _later_counts(commit: Commit) -> tuple[int, int] | None:
     """(documents, images) of the tokenize and pack stages; None where they are not stated."""
-    if commit.manifest["stage"] == "tokenize":
+    if commit.manifest["stage"] not in (TOKENIZE, PACK):
+        return None
+    if commit.manifest["stage"] == TOKENIZE:
         counts = commit.manifest["counts"]
         documents, images = counts.get("rows", {}).get("tokenized"), counts.get("tokens", {}).get("images")
     else:
