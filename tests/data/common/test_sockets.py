@@ -1,0 +1,53 @@
+"""Parts by name: ours in a folder, other packages' as entry points, and what is said of those that are not there."""
+
+import sys
+
+import pytest
+from nextflow_data.common.sockets import Socket, UnknownPart
+
+
+@pytest.fixture
+def socket(tmp_path, monkeypatch):
+    """A socket with the package `own_parts` and two packages that offer a part each, one of which does not import."""
+    package = tmp_path / "own_parts"
+    package.mkdir()
+    (package / "__init__.py").write_text("from nextflow_data.common.sockets import Socket\n\n"
+                                         "parts = Socket('part', 'own_parts', 'test.parts')\n")  # fmt: skip
+    (package / "plain.py").write_text("from own_parts import parts\n\nparts.register('plain')(lambda: 'ours')\n")
+    (tmp_path / "theirs.py").write_text("def fancy():\n    return 'theirs'\n")
+    (tmp_path / "broken.py").write_text("import there_is_no_such_module\n")
+    for name, point in (("theirs", "fancy = theirs:fancy"), ("broken", "torn = broken:torn")):
+        info = tmp_path / f"{name}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(f"[test.parts]\n{point}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield __import__("own_parts").parts
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("own_parts", "theirs")]:
+        del sys.modules[name]
+
+
+def test_ours_and_theirs_by_name_and_theirs_only_when_asked_for(socket):
+    assert socket.names() == ["fancy", "plain", "torn"] and "theirs" not in sys.modules
+    assert socket.get("plain")() == "ours" and socket.get("fancy")() == "theirs"
+    assert "fancy" in socket and "other" not in socket
+
+
+def test_an_unknown_name_lists_the_known_and_a_broken_part_says_why(socket):
+    with pytest.raises(UnknownPart, match=r"there is no part .plane.; did you mean .plain.\? known: fancy, plain, torn"):
+        socket.get("plane")
+    with pytest.raises(UnknownPart, match="part 'torn' of broken:torn cannot be loaded: ModuleNotFoundError: No module"):
+        socket.get("torn")
+
+
+def test_a_name_is_one_part():
+    parts = Socket("part", "nextflow_data.rules.shipped", "test.none")
+
+    @parts.register("a")
+    def one() -> None: ...
+
+    assert parts.register("a")(one) is one
+    with pytest.raises(ValueError, match="part 'a' is registered twice: by .*one and by .*two"):
+
+        @parts.register("a")
+        def two() -> None: ...
