@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from nextflow_data.common.whole_files import replace_file
 from nextflow_tokenize.schedule import Grid
 from numpy.typing import NDArray
 from PIL import Image
@@ -110,11 +111,11 @@ def write_folder(
             listed[name].append({"image": file})
             shown.append(f'<img src="{file}" alt="image of the {name}">')
     record = {**listed, "ended": ended, "metadata": dict(metadata)}
-    (folder / RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    replace_file(folder / RECORD, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     style = (
         "body{max-width:46rem;margin:2rem auto;padding:0 1rem;font:1rem/1.5 serif;white-space:pre-wrap}"
         "img{display:block;max-width:100%;margin:1rem 0}.prompt{font-weight:bold}"
     )
     head = f'<meta charset="utf-8"><title>Text with images</title><style>{style}</style>'
     page = f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>{"".join(shown)}</body></html>\n'
-    (folder / PAGE).write_text(page, encoding="utf-8")
+    replace_file(folder / PAGE, page)

@@ -46,7 +46,7 @@ def write_script(config: TrainConfig, root: Path, name: str, after: Sequence[str
     (resolved.output / LOGS).mkdir(parents=True, exist_ok=True)
     replace_file(resolved.output / CONFIG, resolved.model_dump_json(indent=1) + "\n")
     path = resolved.output / SCRIPT
-    path.write_text(text, encoding="utf-8")
+    replace_file(path, text)
     return path
 
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from types import FrameType
 
 from nextflow_data.common.signal_handlers import Handlers, ignore
+from nextflow_data.common.whole_files import replace_file
 
 DEFAULT_PORT = 4200
 START_TIMEOUT = 180.0
@@ -161,7 +162,7 @@ def serve_standing(root: Path, port: int) -> int:
     configure(home)
     port = free_port(port)
     record = home / "server.json"
-    record.write_text(json.dumps({"api_url": f"http://127.0.0.1:{port}/api"}))
+    replace_file(record, json.dumps({"api_url": f"http://127.0.0.1:{port}/api"}))
     child = subprocess.Popen(_command(port), env=_environment(home, port), start_new_session=True)
 
     with _Ends(child):

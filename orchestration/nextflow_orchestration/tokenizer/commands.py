@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nextflow_data.common.errors import RequestError
+from nextflow_data.common.whole_files import replace_file
 from nextflow_tokenize.config.vision_recipe import TokenizerRecipe
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -38,7 +39,7 @@ def train_tokenizer(recipe_path: Path, overrides: list[str], processes: int, dev
             )
     recipe.output.mkdir(parents=True, exist_ok=True)
     file = recipe.output / RECIPE
-    file.write_text(recipe.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    replace_file(file, recipe.model_dump_json(indent=1) + "\n")
     console = Console(stderr=True, highlight=False)
     if processes > 1:
         _launch(file, processes, device)

@@ -15,6 +15,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from nextflow_data.common.whole_files import replace_file
+
 from megatron_nextflow.launching import slurm_queue
 from megatron_nextflow.launching.exit_status import REFUSED
 from megatron_nextflow.launching.launch_record import LaunchRecord, alive, read_record
@@ -135,7 +137,7 @@ def _start(prepared: Prepared, processes: int) -> tuple[Job, bool]:
     log = config.output / LOG
     log.parent.mkdir(parents=True, exist_ok=True)
     request = config.output / _REQUEST
-    request.write_text(config.model_dump_json(), encoding="utf-8")
+    replace_file(request, config.model_dump_json())
     command = [
         sys.executable,
         "-m",

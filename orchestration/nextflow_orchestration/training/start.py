@@ -10,6 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from nextflow_data.common.whole_files import replace_file
 from rich.console import Console
 
 from megatron_nextflow.launching import slurm_script
@@ -67,7 +68,7 @@ def dry_run(recipe_path: Path, overrides: list[str], processes: int | None, on_s
         processes = slurm_script.processes(config) if for_job else config.parallel.model_parallel
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "train.json"
-        file.write_text(config.model_dump_json(), encoding="utf-8")
+        replace_file(file, config.model_dump_json())
         command = [
             sys.executable,
             "-m",

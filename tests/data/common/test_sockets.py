@@ -47,7 +47,7 @@ def test_a_name_is_one_part():
     def one() -> None: ...
 
     assert parts.register("a")(one) is one
-    with pytest.raises(ValueError, match="part 'a' is registered twice: by .*one and by .*two"):
+    with pytest.raises(ValueError, match=r"part 'a' is registered twice: by .*one and by .*two"):
 
         @parts.register("a")
         def two() -> None: ...

@@ -24,6 +24,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import yaml
 from nextflow_data.common.signal_handlers import Handlers, default
+from nextflow_data.common.whole_files import replace_file
 from pydantic import ValidationError
 
 from nextflow_tokenize.config.vision import VisionTokenizerConfig
@@ -127,7 +128,7 @@ def _stage(
         return StageOutcome(name, tokenizer, True, None)
     if processes.rank() == 0:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / STAGE).write_text(json.dumps(belongs, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        replace_file(folder / STAGE, json.dumps(belongs, indent=1, sort_keys=True) + "\n")
     report = train_one_stage(
         images, config, tokenizer, progress,
         work=folder / "work", init=init, log_dir=folder / "tensorboard", device=device, stop=stop,
