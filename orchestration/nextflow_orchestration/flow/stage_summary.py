@@ -49,7 +49,7 @@ def describe(result: StageResult) -> str:
         words.append(f"{documents:,} documents")
     for what, number in decided(counts).items():
         if number:
-            words.append(f"{number:,} {what}")
+            words.append(f"{number:,} {what.replace('nodes', 'node') if number == 1 else what}")
     if counts.get("asides"):
         words.append(f"{_total(counts['asides']):,} kept aside")
     tokens = counts.get("tokens", {})
