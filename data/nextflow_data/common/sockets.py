@@ -12,7 +12,7 @@ imports every module of the folder, so what such a module needs that is heavy it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -37,7 +37,8 @@ class Socket(Generic[P]):
     def __init__(self, what: str, package: str, group: str) -> None:
         self.what, self.package, self.group = what, package, group
         self._parts: dict[str, P] = {}
-        self._looked = False
+        self._offered: dict[str, EntryPoint] | None = None
+        self._twice: dict[str, str] = {}
 
     def register(self, name: str) -> Callable[[P], P]:
         """Decorator: the part of that name. A name that is taken is a ValueError."""
@@ -53,19 +54,18 @@ class Socket(Generic[P]):
 
     def names(self) -> list[str]:
         """All names: ours and those that other packages offer, in alphabetical order."""
-        self._look()
-        return sorted({*self._parts, *(point.name for point in self._offered())})
+        return sorted({*self._look(), *self._parts})
 
     def __contains__(self, name: str) -> bool:
-        return name in self.names()
+        return name in self._look() or name in self._parts
 
     def get(self, name: str) -> P:
         """The part of that name. UnknownPart lists the known names, or says why a package's part cannot be loaded."""
-        self._look()
-        if name not in self._parts:
-            for point in self._offered():
-                if point.name == name:
-                    self._load(point)
+        offered = self._look()
+        if name in self._twice:
+            raise UnknownPart(f"there are two {self.what}s {name!r}: {self._twice[name]}; uninstall the package of one")
+        if name not in self._parts and name in offered:
+            self._load(offered[name])
         if name not in self._parts:
             raise UnknownPart(self.unknown(name))
         return self._parts[name]
@@ -77,15 +77,18 @@ class Socket(Generic[P]):
         hint = f"did you mean {near[0]!r}? " if near else ""
         return f"there is no {self.what} {name!r}; {hint}known: {', '.join(names)}"
 
-    def _look(self) -> None:
-        if self._looked:
-            return
-        self._looked = True
-        for module in iter_modules(import_module(self.package).__path__, f"{self.package}."):
-            import_module(module.name)
-
-    def _offered(self) -> Iterator[EntryPoint]:
-        yield from entry_points(group=self.group)
+    def _look(self) -> dict[str, EntryPoint]:
+        """What other packages offer, by name; imports ours. Looked for once a process: it reads every package's metadata."""
+        if self._offered is None:
+            self._offered = {}
+            for module in iter_modules(import_module(self.package).__path__, f"{self.package}."):
+                import_module(module.name)
+            for point in entry_points(group=self.group):
+                other = self._offered.setdefault(point.name, point).value
+                if point.name in self._parts or other != point.value:
+                    first = _place(self._parts[point.name]) if point.name in self._parts else other
+                    self._twice[point.name] = f"{first} and {point.value}"
+        return self._offered
 
     def _load(self, point: EntryPoint) -> None:
         try:

@@ -1,5 +1,6 @@
 """Parts by name: ours in a folder, other packages' as entry points, and what is said of those that are not there."""
 
+import re
 import sys
 
 import pytest
@@ -16,7 +17,8 @@ def socket(tmp_path, monkeypatch):
     (package / "plain.py").write_text("from own_parts import parts\n\nparts.register('plain')(lambda: 'ours')\n")
     (tmp_path / "theirs.py").write_text("def fancy():\n    return 'theirs'\n")
     (tmp_path / "broken.py").write_text("import there_is_no_such_module\n")
-    for name, point in (("theirs", "fancy = theirs:fancy"), ("broken", "torn = broken:torn")):
+    offers = {"theirs": "fancy = theirs:fancy\nboth = theirs:fancy", "broken": "torn = broken:torn\nboth = broken:both"}
+    for name, point in offers.items():
         info = tmp_path / f"{name}-1.0.dist-info"
         info.mkdir()
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
@@ -28,16 +30,23 @@ def socket(tmp_path, monkeypatch):
 
 
 def test_ours_and_theirs_by_name_and_theirs_only_when_asked_for(socket):
-    assert socket.names() == ["fancy", "plain", "torn"] and "theirs" not in sys.modules
+    assert socket.names() == ["both", "fancy", "plain", "torn"] and "theirs" not in sys.modules
     assert socket.get("plain")() == "ours" and socket.get("fancy")() == "theirs"
     assert "fancy" in socket and "other" not in socket
 
 
 def test_an_unknown_name_lists_the_known_and_a_broken_part_says_why(socket):
-    with pytest.raises(UnknownPart, match=r"there is no part .plane.; did you mean .plain.\? known: fancy, plain, torn"):
+    words = "there is no part 'plane'; did you mean 'plain'? known: both, fancy, plain, torn"
+    with pytest.raises(UnknownPart, match=re.escape(words)):
         socket.get("plane")
     with pytest.raises(UnknownPart, match="part 'torn' of broken:torn cannot be loaded: ModuleNotFoundError: No module"):
         socket.get("torn")
+
+
+def test_a_name_that_two_packages_offer_is_refused_with_both(socket):
+    pair = "(theirs:fancy and broken:both|broken:both and theirs:fancy)"
+    with pytest.raises(UnknownPart, match=rf"there are two parts 'both': {pair}; uninstall"):
+        socket.get("both")
 
 
 def test_a_name_is_one_part():
