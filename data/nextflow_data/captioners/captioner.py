@@ -18,6 +18,7 @@ A captioner must give the same answer for the same request, whatever shares its 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
@@ -53,7 +54,7 @@ class Caption:
     refusals: tuple[Finding, ...] = ()
 
 
-class Captioner(Generic[C]):
+class Captioner(ABC, Generic[C]):
     """Base of all. `name` with `version` says who wrote a caption; `version` is raised where the answers change."""
 
     name: ClassVar[str]
@@ -68,13 +69,13 @@ class Captioner(Generic[C]):
         """`device` is torch's name of what the task was given."""
         self.config, self.load, self.device = config, load, device
 
+    @abstractmethod
     def caption(self, batch: Sequence[CaptionRequest]) -> list[Caption]:
         """One caption a request, in order.
 
         What is wrong with one image is a Caption without text that says so; what it raises is wrong with the captioner, and
         ends the task.
         """
-        raise NotImplementedError
 
 
 captioners: Socket[type[Captioner[Any]]] = Socket("captioner", "nextflow_data.captioners.shipped", "nextflow.captioners")

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import signal
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Self
 
 
-class Handlers:
+class Handlers(ABC):
     """Takes the signals `numbers` while entered, for `handle`; the handlers before are put back, whatever ends it."""
 
     def __init__(self, numbers: Iterable[int]) -> None:
@@ -31,9 +32,9 @@ class Handlers:
     def __exit__(self, *_: object) -> None:
         _put_back(self._before)
 
+    @abstractmethod
     def handle(self, number: int, frame: FrameType | None) -> None:
         """Called in the main thread, between two steps of Python, with a signal that arrived."""
-        raise NotImplementedError
 
 
 @contextmanager

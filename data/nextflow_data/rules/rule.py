@@ -6,7 +6,8 @@
         Config = LengthConfig
         words = {"max_characters": "too much text to be worth its cost"}
 
-        def judge(self, text: str, document: Document) -> Verdict: ...
+        @abstractmethod
+    def judge(self, text: str, document: Document) -> Verdict: ...
 
 `Config` is the recipe's section `filter.<name>`; a check is named after the threshold it fails, so that a reader of a
 decision ("length.max_characters") knows what to change. Ours lie in `rules.shipped`; another package names its own as entry
@@ -19,6 +20,7 @@ heavy to import too: recipes read these modules without needing what the rules n
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
@@ -50,7 +52,7 @@ class Verdict:
     language: str | None = None
 
 
-class Rule(Generic[C]):
+class Rule(ABC, Generic[C]):
     """Base of all; make one of `TextRule`, `ImageRule` and `DocumentRule`."""
 
     name: ClassVar[str]
@@ -77,25 +79,25 @@ class Rule(Generic[C]):
 class TextRule(Rule[C]):
     """Judges a document by its text, before its images."""
 
+    @abstractmethod
     def judge(self, text: str, document: Document) -> Verdict:
         """`text` is all of the document's text as the rules before left it, blocks parted by an empty line."""
-        raise NotImplementedError
 
 
 class ImageRule(Rule[C]):
     """Judges one image; one that fails is taken out of its document."""
 
+    @abstractmethod
     def judge(self, image: Image, seen: int) -> Finding | None:
         """`seen` is the number of documents of the site that show the image."""
-        raise NotImplementedError
 
 
 class DocumentRule(Rule[C]):
     """Judges what is left of a document after its text and its images were."""
 
+    @abstractmethod
     def judge(self, document: Document) -> Finding | None:
         """The failure that drops it, or None."""
-        raise NotImplementedError
 
 
 rules: Socket[type[Rule[Any]]] = Socket("rule", "nextflow_data.rules.shipped", "nextflow.rules")

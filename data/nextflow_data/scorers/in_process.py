@@ -19,7 +19,7 @@ from typing import Any
 from nextflow_data.scorers.config import ScorerConfig
 from nextflow_data.scorers.limits import not_to_be_opened, too_long
 from nextflow_data.scorers.loading import Scorer
-from nextflow_data.scorers.protocol import Answer, Request, canonical, checked, failure
+from nextflow_data.scorers.protocol import Answer, Question, canonical, checked, failure
 
 GRACE_S = 1.0
 """Seconds that an async scorer which does not end when it is cancelled is waited for on top; ours."""
@@ -42,7 +42,7 @@ class InProcess:
         self._async = inspect.iscoroutinefunction(self._score)
         self.slots = config.concurrency if self._async else 1
 
-    def ask(self, request: Request) -> Answer:
+    def ask(self, request: Question) -> Answer:
         """The answer; a failed one at latest when the time-out (and for async scorers the grace) has passed."""
         limit = self._config.timeout_s
         asked = asyncio.run_coroutine_threadsafe(self._within(request, limit if self._async else None), self._loop)
@@ -61,7 +61,7 @@ class InProcess:
         if not self._thread.is_alive():
             self._loop.close()
 
-    async def _within(self, request: Request, limit: float | None) -> Answer:
+    async def _within(self, request: Question, limit: float | None) -> Answer:
         try:
             async with asyncio.timeout(limit):
                 return await answer(self._score, request, self._config)
@@ -69,7 +69,7 @@ class InProcess:
             return failure("timed-out", f"{limit:g} s")
 
 
-async def answer(score: Callable[..., Any], request: Request, config: ScorerConfig) -> Answer:
+async def answer(score: Callable[..., Any], request: Question, config: ScorerConfig) -> Answer:
     """What a made scorer says to a request; whatever it does wrong is a failed answer."""
     problem = too_long(request, config) or not_to_be_opened(request, config)
     if problem is not None:

@@ -11,7 +11,7 @@ import warnings
 
 from nextflow_data.images.sniff import sniff_image
 from nextflow_data.scorers.config import MIB, ScorerConfig
-from nextflow_data.scorers.protocol import Request, canonical
+from nextflow_data.scorers.protocol import Question, canonical
 
 MAX_TEXT_BYTES = 4 * MIB
 """Most that text, reference text and extra may take together, as ASCII JSON in bytes; ours."""
@@ -22,7 +22,7 @@ def max_body(config: ScorerConfig) -> int:
     return 2 * ((config.max_image_bytes + 2) // 3 * 4) + MAX_TEXT_BYTES + 1024
 
 
-def too_long(request: Request, config: ScorerConfig) -> str | None:
+def too_long(request: Question, config: ScorerConfig) -> str | None:
     """Which part of a request is too long, in words; None: none."""
     for image in _images(request):
         if len(image) > config.max_image_bytes:
@@ -32,12 +32,12 @@ def too_long(request: Request, config: ScorerConfig) -> str | None:
     return f"texts and extra of {texts} bytes; at most {MAX_TEXT_BYTES} are taken" if texts > MAX_TEXT_BYTES else None
 
 
-def not_to_be_opened(request: Request, config: ScorerConfig) -> str | None:
+def not_to_be_opened(request: Question, config: ScorerConfig) -> str | None:
     """Why an image of a request may not be decoded, in words; None: all may. Needs Pillow where there is an image."""
     return next((problem for image in _images(request) if (problem := _image_problem(image, config))), None)
 
 
-def _images(request: Request) -> list[bytes]:
+def _images(request: Question) -> list[bytes]:
     return [image for image in (request.image, request.reference) if isinstance(image, bytes)]
 
 

@@ -25,7 +25,7 @@ from nextflow_data.scorers.config import ScorerConfig
 from nextflow_data.scorers.exchange import Broken, Inherited, Late, exchange
 from nextflow_data.scorers.limits import too_long
 from nextflow_data.scorers.loading import ScorerUnusable
-from nextflow_data.scorers.protocol import Answer, Request, canonical, failure, parse_answer, request_body
+from nextflow_data.scorers.protocol import Answer, Question, canonical, failure, parse_answer, request_body
 from nextflow_data.scorers.served import described, hold_to
 
 
@@ -48,7 +48,7 @@ class Pool:
             self.close()
             raise
 
-    def ask(self, request: Request) -> Answer:
+    def ask(self, request: Question) -> Answer:
         """The answer of the process that is free first; its loading, if it was replaced, does not count for the time-out."""
         if problem := too_long(request, self._config):
             return failure("bad-input", problem)

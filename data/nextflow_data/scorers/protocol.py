@@ -68,7 +68,7 @@ def _number(value: object) -> int | float:
 
 
 @dataclass(frozen=True)
-class Request:
+class Question:
     """What a scorer is asked about. `image` is an image file's bytes (PNG, JPEG, …), `reference` the bytes of another or a
     text, `extra` JSON values by name. Raises TypeError or ValueError where `extra` cannot be JSON."""
 
@@ -113,7 +113,7 @@ class Way(Protocol):
     description: dict[str, Any]
     slots: int
 
-    def ask(self, request: Request) -> Answer:
+    def ask(self, request: Question) -> Answer:
         """The answer, failed or not, within the time-out; from any thread."""
         ...
 
@@ -147,7 +147,7 @@ def checked(returned: object) -> Answer:
     return Answer(values)
 
 
-def request_body(request: Request) -> bytes:
+def request_body(request: Question) -> bytes:
     """The body of POST /score."""
     reference: dict[str, str] | None = None
     if request.reference is not None:
@@ -158,7 +158,7 @@ def request_body(request: Request) -> bytes:
     return canonical(asked).encode()
 
 
-def parse_request(body: bytes) -> Request:
+def parse_request(body: bytes) -> Question:
     """The request of a body. Raises ValueError, saying what is wrong with it."""
     asked = _mapping(_json(body), "the request", {"image", "text", "reference", "extra"})
     reference = asked.get("reference")
@@ -170,7 +170,7 @@ def parse_request(body: bytes) -> Request:
     image = None if asked.get("image") is None else _image(asked["image"])
     text = None if asked.get("text") is None else _text(asked["text"])
     try:
-        return Request(image, text, reference, _mapping(asked.get("extra") or {}, "extra"))
+        return Question(image, text, reference, _mapping(asked.get("extra") or {}, "extra"))
     except RecursionError as error:
         raise ValueError(f"extra: {error}") from None
 

@@ -23,7 +23,7 @@ from nextflow_data.scorers.config import ScorerConfig, ScoringConfig
 from nextflow_data.scorers.in_process import InProcess
 from nextflow_data.scorers.loading import find
 from nextflow_data.scorers.pool import Pool
-from nextflow_data.scorers.protocol import Answer, Request, Way, failure
+from nextflow_data.scorers.protocol import Answer, Question, Way, failure
 from nextflow_data.scorers.recorded import Recorded
 from nextflow_data.scorers.served import Served, hold_to
 
@@ -66,7 +66,7 @@ class Asked:
         self.counts: Counter[str] = Counter()
         self._lock = threading.Lock()
 
-    def begin(self, request: Request) -> Future[Answer]:
+    def begin(self, request: Question) -> Future[Answer]:
         """The answer, when it comes."""
         return self._threads.submit(self._answer, request)
 
@@ -76,7 +76,7 @@ class Asked:
             self.record.sync()
             self.counts["damaged"] = self.record.damaged
 
-    def _answer(self, request: Request) -> Answer:
+    def _answer(self, request: Question) -> Answer:
         found = None if self.record is None else self.record.get(request.content)
         if found is not None:
             self._count("recorded")
@@ -99,7 +99,7 @@ class Scoring:
         self.config, self.asked = config, asked
         self.window = 2 * max(one.way.slots for one in asked.values())
 
-    def score_all(self, requests: Iterable[Request]) -> Iterator[Answer]:
+    def score_all(self, requests: Iterable[Question]) -> Iterator[Answer]:
         """One answer a request, in their order. Its values are {"score": the weighted sum, "parts": {name: the scorer's
         values, or {"failed": reason, "why": …}}}. At most `window` requests are held at once, so any number may come;
         recorded answers are on the disk when the last one has been given."""

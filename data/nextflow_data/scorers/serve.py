@@ -24,7 +24,7 @@ from nextflow_data.scorers.in_process import InProcess, answer
 from nextflow_data.scorers.limits import max_body
 from nextflow_data.scorers.loading import ScorerUnusable, find
 from nextflow_data.scorers.pool import Pool
-from nextflow_data.scorers.protocol import Answer, Request, Way, answer_body, canonical, parse_request
+from nextflow_data.scorers.protocol import Answer, Question, Way, answer_body, canonical, parse_request
 
 DRAINED = 1 << 30
 """Bytes of a body that is too long which are still read, and thrown away, so that its sender gets to read why; ours."""
@@ -167,7 +167,7 @@ class _Here:
 
         self._score = self._loop.run_until_complete(made())
 
-    def ask(self, request: Request) -> Answer:
+    def ask(self, request: Question) -> Answer:
         return self._loop.run_until_complete(answer(self._score, request, self._config))
 
     def close(self) -> None:

@@ -24,7 +24,7 @@ from nextflow_data.scorers.config import ScorerConfig
 from nextflow_data.scorers.exchange import Broken, Late, exchange
 from nextflow_data.scorers.limits import too_long
 from nextflow_data.scorers.loading import ScorerUnusable
-from nextflow_data.scorers.protocol import PROTOCOL, Answer, Request, failure, parse_answer, request_body
+from nextflow_data.scorers.protocol import PROTOCOL, Answer, Question, failure, parse_answer, request_body
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0
 """Pauses between attempts, in seconds, each drawn from half to one and a half of these; ours."""
@@ -40,7 +40,7 @@ class Served:
         self._local = threading.local()
         self.description = self._agreed()
 
-    def ask(self, request: Request) -> Answer:
+    def ask(self, request: Question) -> Answer:
         """The answer; failed ones of servers that cannot be reached come when the patience is over."""
         if problem := too_long(request, self._config):
             return failure("bad-input", problem)

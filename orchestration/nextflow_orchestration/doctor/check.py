@@ -1,7 +1,7 @@
 """A check: one function that tries one thing and says what it found, registered by a decorator.
 
     @check("disk", "locks")
-    def locks(case: Case) -> Finding: ...
+    def locks(case: Case) -> Diagnosis: ...
 
 `examine` runs each in a process of its own, so that a check may import what it likes, hang, or crash; other packages add
 theirs as entry points of the group `nextflow.doctor`. Whatever is not needed on this machine says so (`unneeded`) and is no
@@ -36,7 +36,7 @@ class State(StrEnum):
 
 
 @dataclass(frozen=True)
-class Finding:
+class Diagnosis:
     """What a check found, in one line, and what to do about it."""
 
     state: State
@@ -44,19 +44,19 @@ class Finding:
     advice: str = ""
 
 
-def ok(found: str, advice: str = "") -> Finding:
+def ok(found: str, advice: str = "") -> Diagnosis:
     """It works."""
-    return Finding(State.OK, found, advice)
+    return Diagnosis(State.OK, found, advice)
 
 
-def unneeded(found: str, advice: str = "") -> Finding:
+def unneeded(found: str, advice: str = "") -> Diagnosis:
     """It is not there, and nothing that was asked for needs it."""
-    return Finding(State.UNNEEDED, found, advice)
+    return Diagnosis(State.UNNEEDED, found, advice)
 
 
-def bad(found: str, advice: str) -> Finding:
+def bad(found: str, advice: str) -> Diagnosis:
     """It does not work."""
-    return Finding(State.BAD, found, advice)
+    return Diagnosis(State.BAD, found, advice)
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Check:
 
     area: str
     name: str
-    look: Callable[[Case], Finding]
+    look: Callable[[Case], Diagnosis]
     seconds: float = 20.0
     needed: Callable[[Case], bool] = always
     when: Callable[[Case], bool] = always
@@ -112,10 +112,10 @@ def check(
     seconds: float = 20.0,
     needed: Callable[[Case], bool] = always,
     when: Callable[[Case], bool] = always,
-) -> Callable[[Callable[[Case], Finding]], Callable[[Case], Finding]]:
+) -> Callable[[Callable[[Case], Diagnosis]], Callable[[Case], Diagnosis]]:
     """Decorator: registers a function as the check of that name. See `Check` for the rest."""
 
-    def keep(look: Callable[[Case], Finding]) -> Callable[[Case], Finding]:
+    def keep(look: Callable[[Case], Diagnosis]) -> Callable[[Case], Diagnosis]:
         CHECKS.register(f"{area}.{name}")(Check(area, name, look, seconds, needed, when))
         return look
 

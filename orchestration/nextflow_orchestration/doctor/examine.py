@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
-from nextflow_orchestration.doctor.check import Case, Check, Finding, State, bad
+from nextflow_orchestration.doctor.check import Case, Check, Diagnosis, State, bad
 
 _FORK = multiprocessing.get_context("fork")
 _SECRET = re.compile(r"(?i)secret|token|passw|api_?key|access_key")
@@ -31,11 +31,11 @@ _LONGEST = 400
 
 
 @dataclass(frozen=True)
-class Result:
+class Examined:
     """A check, what it found, and in how many seconds; `counts` where its failing makes the machine unfit."""
 
     check: Check
-    finding: Finding
+    finding: Diagnosis
     seconds: float
     counts: bool
 
@@ -48,7 +48,7 @@ class Result:
         }  # fmt: skip
 
 
-def examine(case: Case, checks: Sequence[Check], at_once: int | None = None) -> Iterator[Result]:
+def examine(case: Case, checks: Sequence[Check], at_once: int | None = None) -> Iterator[Examined]:
     """Makes the checks and gives the results as they come, the longest begun first. `at_once`: processes beside each other,
     None as many as there are cores, two at least and four at most."""
     beside = at_once or min(4, max(2, os.cpu_count() or 1))
@@ -81,13 +81,13 @@ class _Running:
         self.process.start()
         writing.close()
 
-    def result(self, answered: bool) -> Result:
+    def result(self, answered: bool) -> Examined:
         """Its answer, or what is known instead; ends it."""
         finding = None
         if answered:
             with suppress(EOFError):
                 state, found, advice = json.loads(self.answer.recv_bytes())
-                finding = Finding(State[state], found, advice)
+                finding = Diagnosis(State[state], found, advice)
         seconds = time.monotonic() - self.began
         code = self.end()
         if finding is None and answered:
@@ -95,8 +95,8 @@ class _Running:
             finding = bad(f"the check {how}{self._last_words()}", "report this, with the line before it")
         elif finding is None:
             finding = bad(f"no answer within {self.check.seconds:g} s{self._last_words()}", "look what it waits for")
-        clean = Finding(finding.state, scrubbed(finding.found), scrubbed(finding.advice))
-        return Result(self.check, clean, seconds, self.check.needed(self.case))
+        clean = Diagnosis(finding.state, scrubbed(finding.found), scrubbed(finding.advice))
+        return Examined(self.check, clean, seconds, self.check.needed(self.case))
 
     def end(self) -> int:
         """Kills what is left of it; returns its exit code, negative for a signal."""

@@ -14,7 +14,7 @@ from nextflow_data.common.section import Section
 from pydantic import Field, model_validator
 
 from megatron_nextflow.config.train import TrainConfig
-from nextflow_orchestration.recipes.kinds import require_kind
+from nextflow_orchestration.recipes.kinds import kind_of, require_kind
 from nextflow_orchestration.recipes.run import Recipe, load_parts, validated
 from nextflow_orchestration.recipes.written import read
 
@@ -41,6 +41,4 @@ def load_either(path: Path, overrides: list[str] | None = None) -> Recipe | Trai
     """A whole run's recipe or a training recipe. Raises RecipeError as `recipes.run.load_recipe` does."""
     written = read(path, overrides)
     require_kind(written, "run", "training")
-    if set(written.tree) & (set(Recipe.model_fields) - set(TrainingRecipe.model_fields)):
-        return load_parts(written)[0]
-    return validated(TrainingRecipe, written)
+    return load_parts(written)[0] if kind_of(written) == "run" else validated(TrainingRecipe, written)

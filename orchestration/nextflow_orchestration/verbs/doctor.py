@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from nextflow_orchestration.doctor.check import Case, State, checks_of
-from nextflow_orchestration.doctor.examine import Result, examine
+from nextflow_orchestration.doctor.examine import Examined, examine
 from nextflow_orchestration.recipes.kinds import kind_of
 from nextflow_orchestration.recipes.run import Recipe, validated
 from nextflow_orchestration.recipes.training import TrainingRecipe, load_either
@@ -27,7 +27,7 @@ def doctor(recipe_path: Path | None, overrides: list[str], root: Path, s3: str |
     case = Case(root if recipe is None else _root(recipe), s3, recipe)
     checks = checks_of(case)
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn())
-    found: list[Result] = []
+    found: list[Examined] = []
     # Drawn by hand: a thread that draws must not be there when processes are forked.
     errors = Console(stderr=True)
     with Progress(*columns, console=errors, transient=True, auto_refresh=False, disable=not errors.is_terminal) as bar:
@@ -56,7 +56,7 @@ def _root(recipe: Recipe | TrainingRecipe | TokenizerRecipe) -> Path:
     return recipe.output if isinstance(recipe, TokenizerRecipe) else recipe.train.output
 
 
-def _show(found: list[Result], fit: bool) -> None:
+def _show(found: list[Examined], fit: bool) -> None:
     from rich.markup import escape
 
     console = Console(highlight=False)

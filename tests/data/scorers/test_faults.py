@@ -12,7 +12,7 @@ from pathlib import Path
 
 from nextflow_data.scorers.config import ScorerConfig, ScoringConfig
 from nextflow_data.scorers.pool import Pool
-from nextflow_data.scorers.protocol import Request
+from nextflow_data.scorers.protocol import Question
 from nextflow_data.scorers.scoring import open_scoring, open_way
 
 Serve = Callable[..., tuple[subprocess.Popen[str], str]]
@@ -21,10 +21,10 @@ _PARENT = """
 import sys
 from nextflow_data.scorers.config import ScorerConfig
 from nextflow_data.scorers.pool import Pool
-from nextflow_data.scorers.protocol import Request
+from nextflow_data.scorers.protocol import Question
 pool = Pool(ScorerConfig(scorer=sys.argv[1], way="pool", workers=1))
 print(pool.processes[0], flush=True)
-pool.ask(Request(extra={"do": "hang"}))
+pool.ask(Question(extra={"do": "hang"}))
 """
 
 
@@ -57,7 +57,7 @@ def test_a_pool_outlives_its_processes(files: Path, tmp_path: Path) -> None:
     pool = Pool(ScorerConfig(scorer=str(files / "faulty.py"), way="pool", workers=1, timeout_s=2))
     before = pool.processes
     answers = [
-        pool.ask(Request(text=marker if "once" in fault.get("do", "") else str(tmp_path / "x"), extra=fault))
+        pool.ask(Question(text=marker if "once" in fault.get("do", "") else str(tmp_path / "x"), extra=fault))
         for fault in faults
     ]
     assert [answer.failed for answer in answers] == [
@@ -89,10 +89,10 @@ def test_a_thousand_requests_while_processes_are_killed(files: Path) -> None:
     places = set()
     begun = 0
 
-    def requests() -> Iterator[Request]:
+    def requests() -> Iterator[Question]:
         nonlocal begun
         for begun in range(1, 1001):
-            yield Request(extra={"number": begun})
+            yield Question(extra={"number": begun})
 
     with open_scoring(config) as scoring:
         pool = scoring.asked["own"].way
@@ -109,10 +109,10 @@ def test_a_thousand_requests_while_processes_are_killed(files: Path) -> None:
 def test_time_is_up_in_this_process(files: Path) -> None:
     """A plain function fails in time and blocks what comes after it; an async one is ended."""
     plain = open_way(ScorerConfig(scorer=str(files / "faulty.py"), timeout_s=0.2))
-    assert [plain.ask(Request(extra=extra)).failed for extra in ({"do": "hang"}, {})] == ["timed-out", "timed-out"]
+    assert [plain.ask(Question(extra=extra)).failed for extra in ({"do": "hang"}, {})] == ["timed-out", "timed-out"]
     judge = open_way(ScorerConfig(scorer=str(files / "judge.py"), timeout_s=1))
-    assert judge.ask(Request(extra={"forever": True})).failed == "timed-out"
-    assert judge.ask(Request(text="abc")).score == 3.0
+    assert judge.ask(Question(extra={"forever": True})).failed == "timed-out"
+    assert judge.ask(Question(text="abc")).score == 3.0
     judge.close()
 
 
@@ -122,13 +122,13 @@ def test_a_server_that_is_killed_and_comes_back(files: Path, serve: Serve, tmp_p
     file.write_text((files / "faulty.py").read_text())
     server, address = serve(file, "--port", "0")
     way = open_way(ScorerConfig(scorer=str(file), way="server", servers=(address, address)))
-    first = way.ask(Request(extra={"number": 1}))
+    first = way.ask(Question(extra={"number": 1}))
     assert first.values is not None
     server.kill()
     server.wait()
     port = address.rpartition(":")[2]
     serve(file, "--port", port)
-    second = way.ask(Request(extra={"number": 2}))
+    second = way.ask(Question(extra={"number": 2}))
     assert second.values is not None and second.score == 2.0 and second.values["pid"] != first.values["pid"]
     assert _gone(first.values["pid"])
 
@@ -139,5 +139,5 @@ def test_a_server_that_comes_back_as_another(files: Path, tmp_path: Path) -> Non
     file.write_text((files / "faulty.py").read_text())
     pool = Pool(ScorerConfig(scorer=str(file), way="pool", workers=1))
     file.write_text(file.read_text() + "\n")
-    assert pool.ask(Request(text=str(tmp_path / "x"), extra={"do": "die once"})).failed == "refused"
+    assert pool.ask(Question(text=str(tmp_path / "x"), extra={"do": "die once"})).failed == "refused"
     pool.close()

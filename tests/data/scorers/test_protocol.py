@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from nextflow_data.scorers.protocol import (
     MAX_ANSWER_BYTES,
     Answer,
-    Request,
+    Question,
     answer_body,
     checked,
     failure,
@@ -34,14 +34,14 @@ _JSON = st.recursive(
 
 @given(
     st.builds(
-        Request,
+        Question,
         st.none() | st.binary(max_size=30),
         st.none() | _TEXT,
         st.none() | st.binary(max_size=30) | _TEXT,
         st.dictionaries(_TEXT, _JSON, max_size=3),
     )
 )
-def test_a_request_is_the_same_on_the_other_side(request_: Request) -> None:
+def test_a_request_is_the_same_on_the_other_side(request_: Question) -> None:
     there = parse_request(request_body(request_))
     assert there == request_ and there.content == request_.content
 
@@ -55,7 +55,7 @@ def test_an_answer_is_the_same_on_the_other_side(score: float, more: dict[str, o
 
 def test_a_body_and_a_hash_by_hand() -> None:
     """As the protocol's text has them."""
-    request = Request(b"\xff\xd8", "an ä", b"\x89PNG", {"b": 1, "a": [0.1]})
+    request = Question(b"\xff\xd8", "an ä", b"\x89PNG", {"b": 1, "a": [0.1]})
     images = [b64encode(part).decode() for part in (b"\xff\xd8", b"\x89PNG")]
     assert json.loads(request_body(request)) == {
         "image": images[0],
@@ -68,22 +68,22 @@ def test_a_body_and_a_hash_by_hand() -> None:
         f'{{"extra":{{"a":[0.1],"b":1}},"image":"{hashes[0]}","reference":{{"image":"{hashes[1]}"}},"text":"an \\u00e4"}}'
     )
     assert request.content == hashlib.sha256(asked.encode()).hexdigest()
-    assert parse_request(b"{}") == Request()
+    assert parse_request(b"{}") == Question()
 
 
 def test_contents_that_differ_have_hashes_that_differ() -> None:
     image_hash = hashlib.sha256(b"x").hexdigest()
     alike = [
-        Request(),
-        Request(image=b"x"),
-        Request(reference=b"x"),
-        Request(text="x"),
-        Request(reference="x"),
-        Request(reference=image_hash),
-        Request(text=image_hash),
-        Request(extra={"text": "x"}),
-        Request(text=""),
-        Request(image=b""),
+        Question(),
+        Question(image=b"x"),
+        Question(reference=b"x"),
+        Question(text="x"),
+        Question(reference="x"),
+        Question(reference=image_hash),
+        Question(text=image_hash),
+        Question(extra={"text": "x"}),
+        Question(text=""),
+        Question(image=b""),
     ]
     assert len({request.content for request in alike}) == len(alike)
 

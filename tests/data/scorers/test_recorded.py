@@ -10,7 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from nextflow_data.scorers.config import ScorerConfig, ScoringConfig
-from nextflow_data.scorers.protocol import Request
+from nextflow_data.scorers.protocol import Question
 from nextflow_data.scorers.recorded import ANSWERS, SCORER, Recorded
 from nextflow_data.scorers.scoring import open_scoring
 
@@ -20,12 +20,12 @@ _CLIENT = """
 import json, sys
 from pathlib import Path
 from nextflow_data.scorers.config import ScorerConfig, ScoringConfig
-from nextflow_data.scorers.protocol import Request
+from nextflow_data.scorers.protocol import Question
 from nextflow_data.scorers.scoring import open_scoring
 file, folder, start, step, count = sys.argv[1], Path(sys.argv[2]), *map(int, sys.argv[3:])
 with open_scoring(ScoringConfig(scorers={"own": ScorerConfig(scorer=file)}), folder) as scoring:
     numbers = [(start + step * number) % count for number in range(count)]
-    for number, answer in zip(numbers, scoring.score_all(Request(text=str(number)) for number in numbers)):
+    for number, answer in zip(numbers, scoring.score_all(Question(text=str(number)) for number in numbers)):
         print(json.dumps([number, answer.score]), flush=True)
 """
 
@@ -109,7 +109,7 @@ def test_clients_at_once_and_one_that_is_killed(files: Path, tmp_path: Path) -> 
     assert told[1] == told[2] and told[0].items() <= told[1].items()
     config = ScoringConfig(scorers={"own": ScorerConfig(scorer=str(files / "lottery.py"))})
     with open_scoring(config, tmp_path) as scoring:
-        answers = scoring.score_all(Request(text=str(number)) for number in range(count))
+        answers = scoring.score_all(Question(text=str(number)) for number in range(count))
         assert {number: answer.score for number, answer in enumerate(answers)} == told[1]
         assert scoring.asked["own"].counts == {"recorded": count, "damaged": scoring.asked["own"].counts["damaged"]}
 
@@ -118,7 +118,7 @@ def test_failed_answers_are_asked_again(files: Path, tmp_path: Path) -> None:
     config = ScoringConfig(scorers={"own": ScorerConfig(scorer=str(files / "faulty.py"))})
     for again in range(2):
         with open_scoring(config, tmp_path) as scoring:
-            good, bad = scoring.score_all([Request(), Request(extra={"do": "raise"})])
+            good, bad = scoring.score_all([Question(), Question(extra={"do": "raise"})])
             assert good.score == 1.0 and bad.failed == "raised"
             counts = scoring.asked["own"].counts
             assert counts["raised"] == 1 and counts["asked"] == 2 - again and counts["recorded"] == again

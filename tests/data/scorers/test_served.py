@@ -14,7 +14,7 @@ import pytest
 from nextflow_data.scorers.config import ScorerConfig
 from nextflow_data.scorers.in_process import InProcess
 from nextflow_data.scorers.loading import ScorerUnusable, find
-from nextflow_data.scorers.protocol import MAX_ANSWER_BYTES, Request, failure
+from nextflow_data.scorers.protocol import MAX_ANSWER_BYTES, Question, failure
 from nextflow_data.scorers.scoring import open_way
 from nextflow_data.scorers.serve import App, Server
 
@@ -94,15 +94,15 @@ def test_a_server_in_other_words() -> None:
     ]
     with foreign(replies) as (address, asked):
         way = open_way(_config(address))
-        assert way.ask(Request(b"\xff\xd8\xff", "t", b"GIF89a")).values == {"score": 0.5, "words": "schön"}
+        assert way.ask(Question(b"\xff\xd8\xff", "t", b"GIF89a")).values == {"score": 0.5, "words": "schön"}
         assert asked == [{"image": "/9j/", "text": "t", "reference": {"image": "R0lGODlh"}, "extra": {}}]
-        assert way.ask(Request()).score == 1.0 and len(asked) == 5, "three times in vain"
-        assert way.ask(Request()) == failure("raised", "too dark")
-        assert way.ask(Request()).failed == "not-an-answer"
+        assert way.ask(Question()).score == 1.0 and len(asked) == 5, "three times in vain"
+        assert way.ask(Question()) == failure("raised", "too dark")
+        assert way.ask(Question()).failed == "not-an-answer"
         way = open_way(_config(address, patience_s=0, timeout_s=0.5))
-        assert way.ask(Request()).failed == "unreachable", "more than an answer may have"
-        assert way.ask(Request()).failed == "refused"
-        assert way.ask(Request()) == failure("timed-out", "0.5 s")
+        assert way.ask(Question()).failed == "unreachable", "more than an answer may have"
+        assert way.ask(Question()).failed == "refused"
+        assert way.ask(Question()) == failure("timed-out", "0.5 s")
         assert not replies
 
 
@@ -113,7 +113,7 @@ def test_servers_in_turn() -> None:
         nobody = f"http://127.0.0.1:{closed.getsockname()[1]}"
         with foreign([(200, b'{"score": 2}')] * 3) as (two, _):
             way = open_way(_config(one, two, nobody, patience_s=1))
-            scores = [way.ask(Request()).score for _ in range(6)]
+            scores = [way.ask(Question()).score for _ in range(6)]
         assert sorted(score or 0 for score in scores) == [1, 1, 1, 2, 2, 2]
         with pytest.raises(ScorerUnusable, match="ConnectionRefusedError"):
             open_way(_config(nobody, patience_s=0))

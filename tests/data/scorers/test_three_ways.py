@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from nextflow_data.scorers.config import ScorerConfig, ScoringConfig
-from nextflow_data.scorers.protocol import Answer, Request, failure
+from nextflow_data.scorers.protocol import Answer, Question, failure
 from nextflow_data.scorers.scoring import open_scoring, open_way, weighted_sum
 from PIL import Image
 
@@ -36,11 +36,11 @@ def _bomb() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + parts
 
 
-def _requests() -> list[Request]:
-    pairs = [Request(_file(seed, "JPEG", quality=60), reference=_file(seed, "PNG")) for seed in range(3)]
-    others = [Request(_file(1, "WEBP"), reference=_file(2, "JPEG"), text="ünicode", extra={"a": [1, {"b": None}]})]
-    bad = [Request(_bomb(), reference=_file(0, "PNG")), Request(b"GIF87a"), Request(b"<svg/>"), Request(b""), Request()]
-    return [*pairs, *others, *bad, Request(b"\xff\xd8\xff" + bytes(20_000)), Request(text="x" * (1 << 22))]
+def _requests() -> list[Question]:
+    pairs = [Question(_file(seed, "JPEG", quality=60), reference=_file(seed, "PNG")) for seed in range(3)]
+    others = [Question(_file(1, "WEBP"), reference=_file(2, "JPEG"), text="ünicode", extra={"a": [1, {"b": None}]})]
+    bad = [Question(_bomb(), reference=_file(0, "PNG")), Question(b"GIF87a"), Question(b"<svg/>"), Question(b""), Question()]
+    return [*pairs, *others, *bad, Question(b"\xff\xd8\xff" + bytes(20_000)), Question(text="x" * (1 << 22))]
 
 
 def test_the_same_three_ways(serve: Serve) -> None:
@@ -69,14 +69,14 @@ def test_an_async_scorer_of_ones_own_three_ways(serve: Serve, files: Path) -> No
     for way, together, more in (("process", 4, {}), ("server", 4, {"servers": (address,)}), ("pool", 1, {})):
         config = ScoringConfig(scorers={"judge": ScorerConfig(scorer=judge, version="7", weight=0.5, way=way, **more)})
         with open_scoring(config) as scoring:
-            asked = [Request(text=text, reference="a text", extra={"together": together}) for text in texts]
+            asked = [Question(text=text, reference="a text", extra={"together": together}) for text in texts]
             answers = list(scoring.score_all(asked))
         assert [answer.score for answer in answers] == [0.5, 1.0, 1.5, 2.0]
         assert answers[1].values == {"score": 1.0, "parts": {"judge": {"score": 2.0, "said": "bb and a text"}}}
 
 
 def test_several_scorers_and_their_weights(files: Path) -> None:
-    pair = Request(_file(0, "JPEG"), reference=_file(1, "PNG"), extra={"do": "raise"})
+    pair = Question(_file(0, "JPEG"), reference=_file(1, "PNG"), extra={"do": "raise"})
     own = {
         "sharp": ScorerConfig(scorer="sharpness", weight=0.001),
         "changed": ScorerConfig(scorer="changed_share", weight=-2),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from nextflow_orchestration.doctor.check import CHECKS, Case, Finding, State
+from nextflow_orchestration.doctor.check import CHECKS, Case, Diagnosis, State
 from nextflow_orchestration.doctor.checks import disk, java, machine, python
 from nextflow_orchestration.doctor.examine import examine
 from nextflow_orchestration.doctor.requirements import extra_of
@@ -30,7 +30,7 @@ main()
 """
 
 
-def look(name: str, case: Case) -> Finding:
+def look(name: str, case: Case) -> Diagnosis:
     """A check as `mnf doctor` makes it: in a process of its own."""
     (result,) = examine(case, [CHECKS.get(name)])
     return result.finding

@@ -12,11 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from nextflow_orchestration.doctor.check import Case, Check, Finding, State, checks_of, never, ok
+from nextflow_orchestration.doctor.check import Case, Check, Diagnosis, State, checks_of, never, ok
 from nextflow_orchestration.doctor.examine import examine
 
 
-def _hang(case: Case) -> Finding:
+def _hang(case: Case) -> Diagnosis:
     print("waiting for the disk")
     child = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(600)"])
     Path(case.root / "child").write_text(str(child.pid))
@@ -24,23 +24,23 @@ def _hang(case: Case) -> Finding:
     return ok("")
 
 
-def _crash(case: Case) -> Finding:
+def _crash(case: Case) -> Diagnosis:
     os.write(2, b"about to crash\n")
     os.kill(os.getpid(), signal.SIGSEGV)
     return ok("")
 
 
-def _fail(case: Case) -> Finding:
+def _fail(case: Case) -> Diagnosis:
     raise RuntimeError(f"no right for http://me:{os.environ['MY_SECRET']}@host,\nkey {os.environ['MY_SECRET']}")
 
 
-def _leave(case: Case) -> Finding:
+def _leave(case: Case) -> Diagnosis:
     made = tempfile.mkdtemp()
     print("noise")
     return ok(made)
 
 
-def _import(case: Case) -> Finding:
+def _import(case: Case) -> Diagnosis:
     import nothing_like_it  # type: ignore[import-not-found]
 
     return ok(nothing_like_it)
@@ -48,7 +48,7 @@ def _import(case: Case) -> Finding:
 
 def test_each_answers_for_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("MY_SECRET", "rosebud1")
-    looks: list[Callable[[Case], Finding]] = [_hang, _crash, _fail, _leave, _import]
+    looks: list[Callable[[Case], Diagnosis]] = [_hang, _crash, _fail, _leave, _import]
     checks = [Check("a", look.__name__, look, 3 if look is _hang else 30, never) for look in looks]
     found = {result.check.name: result for result in examine(Case(tmp_path), checks, at_once=3)}
     said = {name: result.finding.found for name, result in found.items()}

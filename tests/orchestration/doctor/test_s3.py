@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from nextflow_orchestration.doctor.check import Case, Finding, State
+from nextflow_orchestration.doctor.check import Case, Diagnosis, State
 from nextflow_orchestration.doctor.checks.s3 import rights
 
 LIST = b'<?xml version="1.0"?><ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><KeyCount>0</KeyCount></ListBucketResult>'
@@ -60,7 +60,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def ask(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., tuple[Finding, Server]]]:
+def ask(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., tuple[Diagnosis, Server]]]:
     """The check's finding, and the server afterwards."""
     servers: list[Server] = []
     for name, value in {"ACCESS_KEY_ID": "key", "SECRET_ACCESS_KEY": "rosebud", "DEFAULT_REGION": "us-east-1"}.items():
@@ -68,7 +68,7 @@ def ask(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., tuple[Finding
     for name in ("AWS_ENDPOINT_URL_S3", "http_proxy", "HTTP_PROXY"):
         monkeypatch.delenv(name, raising=False)
 
-    def asked(conditions: bool = True, denied: tuple[str, ...] = ()) -> tuple[Finding, Server]:
+    def asked(conditions: bool = True, denied: tuple[str, ...] = ()) -> tuple[Diagnosis, Server]:
         server = Server(conditions, denied)
         servers.append(server)
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -81,25 +81,25 @@ def ask(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., tuple[Finding
         server.server_close()
 
 
-def test_rights_are_tried_and_nothing_is_left(ask: Callable[..., tuple[Finding, Server]]) -> None:
+def test_rights_are_tried_and_nothing_is_left(ask: Callable[..., tuple[Diagnosis, Server]]) -> None:
     found, server = ask()
     assert found.state is State.OK and "list, put, put-if-absent, range, delete at s3://bucket/some/prefix" in found.found
     assert server.objects == {}
 
 
-def test_a_server_that_ignores_conditions_is_found_out(ask: Callable[..., tuple[Finding, Server]]) -> None:
+def test_a_server_that_ignores_conditions_is_found_out(ask: Callable[..., tuple[Diagnosis, Server]]) -> None:
     found, server = ask(conditions=False)
     assert found.state is State.BAD and "If-None-Match is not honoured (fine: list, put, range, delete)" in found.found
     assert "two writers" in found.advice and server.objects == {}
 
 
-def test_denied_rights_are_named(ask: Callable[..., tuple[Finding, Server]]) -> None:
+def test_denied_rights_are_named(ask: Callable[..., tuple[Diagnosis, Server]]) -> None:
     found, _ = ask(denied=("DELETE",))
     assert "delete: AccessDenied Access Denied (fine: list, put, put-if-absent, range)" in found.found
     assert "rights" in found.advice
 
 
-def test_nobody_there_and_no_address(monkeypatch: pytest.MonkeyPatch, ask: Callable[..., tuple[Finding, Server]]) -> None:
+def test_nobody_there_and_no_address(monkeypatch: pytest.MonkeyPatch, ask: Callable[..., tuple[Diagnosis, Server]]) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     found = rights(Case(Path("."), "s3://bucket"))
     assert found.state is State.BAD and "127.0.0.1:9" in found.found and "AWS_ENDPOINT_URL" in found.advice

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from nextflow_orchestration.recipes.errors import RecipeError
+from nextflow_orchestration.recipes.kinds import RUN_ONLY
 from nextflow_orchestration.recipes.printed import printed
 from nextflow_orchestration.recipes.run import Recipe, load, load_recipe, load_run
 from nextflow_orchestration.recipes.training import TrainingRecipe, load_either
@@ -245,3 +246,8 @@ def test_a_recipe_of_another_kind_is_told_where_it_belongs(tmp_path: Path, text:
     with pytest.raises(RecipeError) as caught:
         load_recipe(path)
     assert str(caught.value) == f"{path}: this is {words} {path}"
+
+
+def test_the_keys_of_a_run_alone_are_those_that_no_other_recipe_has() -> None:
+    others = {*TrainingRecipe.model_fields, *TokenizerRecipe.model_fields}
+    assert set(Recipe.model_fields) - others == RUN_ONLY

@@ -6,11 +6,13 @@ Sentences are counted over the document, by the same tokenizer, outside of it.
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 from nextflow_data.common.section import Section
 from nextflow_data.decisions import Finding
 from nextflow_data.document import Document
-from nextflow_data.rules.rule import LineEdit, TextRule, Verdict, rule
+from nextflow_data.rules.datatrove_rule import DatatroveRule
+from nextflow_data.rules.rule import LineEdit, Verdict, rule
 
 
 class C4Rules(Section):
@@ -38,7 +40,7 @@ class C4Rules(Section):
 
 
 @rule
-class C4(TextRule[C4Rules]):
+class C4(DatatroveRule[C4Rules]):
     """Takes lines out as well as dropping documents; the text keeps its node."""
 
     name = "c4"
@@ -55,24 +57,20 @@ class C4(TextRule[C4Rules]):
         "curly_bracket": "the text has a curly bracket",
     }
 
-    def __init__(self, config: C4Rules) -> None:
+    def made(self, tokenizer: Any) -> Any:
         from datatrove.pipeline.filters.c4_filters import C4QualityFilter
 
-        from nextflow_data.rules import datatrove_filters
-
-        super().__init__(config)
-        self._shared = datatrove_filters
-        self._filter = C4QualityFilter(
-            remove_citations=config.remove_citations,
-            filter_no_terminal_punct=config.no_terminal_punctuation,
+        return C4QualityFilter(
+            remove_citations=self.config.remove_citations,
+            filter_no_terminal_punct=self.config.no_terminal_punctuation,
             min_num_sentences=-1,
-            min_words_per_line=config.min_words_per_line,
-            max_word_length=config.max_word_length,
-            filter_lorem_ipsum=config.lorem_ipsum,
-            filter_javascript=config.javascript,
-            filter_curly_bracket=config.curly_bracket,
-            filter_policy=config.policy,
-            language=datatrove_filters.tokenizer(),
+            min_words_per_line=self.config.min_words_per_line,
+            max_word_length=self.config.max_word_length,
+            filter_lorem_ipsum=self.config.lorem_ipsum,
+            filter_javascript=self.config.javascript,
+            filter_curly_bracket=self.config.curly_bracket,
+            filter_policy=self.config.policy,
+            language=tokenizer,
         )
 
     def judge(self, text: str, document: Document) -> Verdict:
@@ -80,32 +78,34 @@ class C4(TextRule[C4Rules]):
 
         edits: list[LineEdit] = []
         sentences = 0
-        for line in self._shared.lines_of(text):
-            asked = self._shared.document(line)
+        for line in self.datatrove.lines_of(text):
+            asked = self.datatrove.document(line)
             before = self._counts()
-            reason = self._shared.reason(self._filter.filter(asked))
+            reason = self.datatrove.reason(self.filter.filter(asked))
             if reason is not None:
-                check = "lorem_ipsum" if reason == "lorem_ipsum" else "curly_bracket"
-                return Verdict(self.found(check, detail=line[:200]))
+                return Verdict(self.measured(reason, line))
             fired = [name for name, number in self._counts().items() if number > before[name]]
             dropped = next((name for name in fired if name.startswith("line-filter-")), None)
             if dropped is not None:
-                edits.append(LineEdit(self._measured(dropped, line), line, None))
+                edits.append(LineEdit(self._of_line(dropped, line), line, None))
                 continue
             if asked.text != line:
                 found = float(len(CITATION_REGEX.findall(line)))
                 edits.append(LineEdit(Finding("c4.remove_citations", found, 0.0, line[:200]), line, asked.text))
             if asked.text and self.config.min_sentences != -1:
-                sentences += len(self._shared.tokenizer().span_tokenize(asked.text))
+                sentences += len(self.datatrove.tokenizer().span_tokenize(asked.text))
         if sentences < self.config.min_sentences:
             return Verdict(self.found("min_sentences", float(sentences)))
         return Verdict(edits=tuple(edits))
 
+    def measured(self, reason: str, text: str) -> Finding:
+        return self.found("lorem_ipsum" if reason == "lorem_ipsum" else "curly_bracket", detail=text[:200])
+
     def _counts(self) -> Counter[str]:
-        stats = self._filter.stats.stats.items()
+        stats = self.filter.stats.stats.items()
         return Counter({name: stat.total for name, stat in stats if name.startswith("line-filter-")})
 
-    def _measured(self, name: str, line: str) -> Finding:
+    def _of_line(self, name: str, line: str) -> Finding:
         words, detail = line.split(), line[:200]
         match name.removeprefix("line-filter-"):
             case "too_long_word":

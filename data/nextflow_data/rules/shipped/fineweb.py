@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import Field
 
 from nextflow_data.common.section import Section
 from nextflow_data.decisions import Finding
-from nextflow_data.document import Document
-from nextflow_data.rules.rule import TextRule, Verdict, rule
+from nextflow_data.rules.datatrove_rule import DatatroveRule
+from nextflow_data.rules.rule import rule
 
 
 class FineWebRules(Section):
@@ -28,7 +30,7 @@ class FineWebRules(Section):
 
 
 @rule
-class FineWeb(TextRule[FineWebRules]):
+class FineWeb(DatatroveRule[FineWebRules]):
     """Reads one line a line, as in FineWeb: those that are not empty. The verdict is datatrove's."""
 
     name = "fineweb"
@@ -41,29 +43,23 @@ class FineWeb(TextRule[FineWebRules]):
         "empty": "there is no text",
     }
 
-    def __init__(self, config: FineWebRules) -> None:
+    def made(self, tokenizer: Any) -> Any:
         from datatrove.pipeline.filters.fineweb_quality_filter import FineWebQualityFilter
 
-        from nextflow_data.rules import datatrove_filters
+        return FineWebQualityFilter(**self.config.model_dump(), language=tokenizer)
 
-        super().__init__(config)
-        self._shared = datatrove_filters
-        self._filter = FineWebQualityFilter(**config.model_dump(), language=datatrove_filters.tokenizer())
+    def read(self, text: str) -> str:
+        return "\n".join(self.datatrove.lines_of(text))
 
-    def judge(self, text: str, document: Document) -> Verdict:
-        lines = "\n".join(self._shared.lines_of(text))
-        reason = self._shared.reason(self._filter.filter(self._shared.document(lines)))
-        return Verdict() if reason is None else Verdict(self._measured(reason, lines))
-
-    def _measured(self, reason: str, text: str) -> Finding:
+    def measured(self, reason: str, text: str) -> Finding:
         from datatrove.pipeline.filters.gopher_repetition_filter import find_duplicates
 
         rules = self.config
-        words_of = self._shared.tokenizer().word_tokenize
+        words_of = self.datatrove.tokenizer().word_tokenize
         lines = [line for line in text.split("\n") if line.strip()]
         match reason:
             case "line_punct_ratio":
-                stops = self._filter.stop_chars
+                stops = self.filter.stop_chars
                 field, value = "line_punct_thr", sum(line.endswith(stops) for line in lines) / len(lines)
             case "short_line_ratio":
                 short = sum(len(line) <= rules.short_line_length for line in lines)

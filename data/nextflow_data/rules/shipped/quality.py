@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from nextflow_data.common.section import Section
 from nextflow_data.decisions import Finding
-from nextflow_data.document import Document
-from nextflow_data.rules.rule import TextRule, Verdict, rule
+from nextflow_data.rules.datatrove_rule import DatatroveRule
+from nextflow_data.rules.rule import rule
 
 
 class GopherQualityRules(Section):
@@ -33,7 +35,7 @@ class GopherQualityRules(Section):
 
 
 @rule
-class GopherQuality(TextRule[GopherQualityRules]):
+class GopherQuality(DatatroveRule[GopherQualityRules]):
     """The verdict is datatrove's; what failed is measured again."""
 
     name = "quality"
@@ -50,28 +52,20 @@ class GopherQuality(TextRule[GopherQualityRules]):
         "min_stop_words": "too few of the commonest words of the language",
     }
 
-    def __init__(self, config: GopherQualityRules) -> None:
+    def made(self, tokenizer: Any) -> Any:
         from datatrove.pipeline.filters.gopher_quality_filter import GopherQualityFilter
 
-        from nextflow_data.rules import datatrove_filters
-
-        super().__init__(config)
-        self._shared = datatrove_filters
-        self._filter = GopherQualityFilter(
-            **config.model_dump(exclude={"min_alpha_words_ratio"}),
-            max_non_alpha_words_ratio=config.min_alpha_words_ratio,
-            language=datatrove_filters.tokenizer(),
+        return GopherQualityFilter(
+            **self.config.model_dump(exclude={"min_alpha_words_ratio"}),
+            max_non_alpha_words_ratio=self.config.min_alpha_words_ratio,
+            language=tokenizer,
         )
 
-    def judge(self, text: str, document: Document) -> Verdict:
-        reason = self._shared.reason(self._filter.filter(self._shared.document(text)))
-        return Verdict() if reason is None else Verdict(self._measured(reason, text))
-
-    def _measured(self, reason: str, text: str) -> Finding:
+    def measured(self, reason: str, text: str) -> Finding:
         import numpy as np
         from datatrove.utils.text import PUNCTUATION_SET
 
-        words = self._shared.tokenizer().word_tokenize(text)
+        words = self.datatrove.tokenizer().word_tokenize(text)
         lines = text.splitlines()
         plain = [w for w in words if any(ch not in PUNCTUATION_SET for ch in w)]
         match reason:
@@ -95,7 +89,7 @@ class GopherQuality(TextRule[GopherQualityRules]):
             case "gopher_below_alpha_threshold":
                 field, value = "min_alpha_words_ratio", sum(any(c.isalpha() for c in w) for w in words) / len(words)
             case "gopher_enough_stop_words":
-                stop_words = self._filter.stop_words
+                stop_words = self.filter.stop_words
                 field, value = "min_stop_words", float(len(stop_words & set(words)))
             case _:
                 return Finding(f"{self.name}.{reason}")

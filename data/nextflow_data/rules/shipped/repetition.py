@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from nextflow_data.common.section import Section
 from nextflow_data.decisions import Finding
-from nextflow_data.document import Document
-from nextflow_data.rules.rule import TextRule, Verdict, rule
+from nextflow_data.rules.datatrove_rule import DatatroveRule
+from nextflow_data.rules.rule import rule
 
 
 class GopherRepetitionRules(Section):
@@ -27,7 +29,7 @@ class GopherRepetitionRules(Section):
 
 
 @rule
-class GopherRepetition(TextRule[GopherRepetitionRules]):
+class GopherRepetition(DatatroveRule[GopherRepetitionRules]):
     """The verdict is datatrove's; what failed is measured again."""
 
     name = "repetition"
@@ -39,14 +41,10 @@ class GopherRepetition(TextRule[GopherRepetitionRules]):
         "dup_para_char_frac": "too much of the text is in repeated paragraphs",
     }
 
-    def __init__(self, config: GopherRepetitionRules) -> None:
+    def made(self, tokenizer: Any) -> Any:
         from datatrove.pipeline.filters.gopher_repetition_filter import GopherRepetitionFilter
 
-        from nextflow_data.rules import datatrove_filters
-
-        super().__init__(config)
-        self._shared = datatrove_filters
-        self._filter = GopherRepetitionFilter(**config.model_dump(), language=datatrove_filters.tokenizer())
+        return GopherRepetitionFilter(**self.config.model_dump(), language=tokenizer)
 
     @classmethod
     def means(cls, check: str) -> str:
@@ -57,11 +55,7 @@ class GopherRepetition(TextRule[GopherRepetitionRules]):
             f"too much of the text is in repeated phrases of {n} words" if group == "dup_n_grams" else super().means(check)
         )
 
-    def judge(self, text: str, document: Document) -> Verdict:
-        reason = self._shared.reason(self._filter.filter(self._shared.document(text)))
-        return Verdict() if reason is None else Verdict(self._measured(reason, text))
-
-    def _measured(self, reason: str, text: str) -> Finding:
+    def measured(self, reason: str, text: str) -> Finding:
         from datatrove.pipeline.filters.gopher_repetition_filter import (
             find_all_duplicate,
             find_duplicates,
@@ -69,9 +63,9 @@ class GopherRepetition(TextRule[GopherRepetitionRules]):
             get_n_grams,
         )
 
-        paragraphs = self._filter.paragraph_exp.split(text.strip())
-        lines = self._filter._line_splitter.split(text)
-        words_of = self._shared.tokenizer().word_tokenize
+        paragraphs = self.filter.paragraph_exp.split(text.strip())
+        lines = self.filter._line_splitter.split(text)
+        words_of = self.datatrove.tokenizer().word_tokenize
         match reason:
             case "dup_para_frac":
                 value = find_duplicates(paragraphs)[0] / len(paragraphs)

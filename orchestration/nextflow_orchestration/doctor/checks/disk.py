@@ -14,7 +14,7 @@ from pathlib import Path
 
 from nextflow_data.common.whole_files import replace_file
 
-from nextflow_orchestration.doctor.check import Case, Finding, bad, check, ok
+from nextflow_orchestration.doctor.check import Case, Diagnosis, bad, check, ok
 
 GIB = 1 << 30
 ROOM = 2 * GIB
@@ -34,7 +34,7 @@ def _inside(folder: Path) -> Iterator[Path]:
         shutil.rmtree(made, ignore_errors=True)
 
 
-def _room(folder: Path, least: int) -> Finding:
+def _room(folder: Path, least: int) -> Diagnosis:
     found = os.statvfs(folder)
     free = found.f_bavail * found.f_frsize
     said = f"{free / GIB:,.1f} GiB free at {folder}"
@@ -46,13 +46,13 @@ def _room(folder: Path, least: int) -> Finding:
 
 
 @check("disk", "room")
-def room(case: Case) -> Finding:
+def room(case: Case) -> Diagnosis:
     """Where the run goes."""
     return _room(case.folder, ROOM)
 
 
 @check("disk", "commit")
-def commit(case: Case) -> Finding:
+def commit(case: Case) -> Diagnosis:
     """A file synced, renamed over another, its folder synced: what every commit does."""
     try:
         with _inside(case.folder) as folder:
@@ -69,7 +69,7 @@ def commit(case: Case) -> Finding:
 
 
 @check("disk", "locks")
-def locks(case: Case) -> Finding:
+def locks(case: Case) -> Diagnosis:
     """A lock that one process holds is refused to another: what keeps two runs apart."""
     import fcntl
 
@@ -88,7 +88,7 @@ def locks(case: Case) -> Finding:
 
 
 @check("disk", "temporary")
-def temporary(case: Case) -> Finding:
+def temporary(case: Case) -> Diagnosis:
     """Room, and programs may run: Spark's Java is started from there and unpacks libraries into it."""
     folder = Path(tempfile.gettempdir())
     found = _room(folder.parent.parent, TEMPORARY_ROOM)

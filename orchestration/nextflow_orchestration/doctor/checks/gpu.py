@@ -10,7 +10,7 @@ from pathlib import Path
 from nextflow_pipelines.spark.session import is_local
 
 from megatron_nextflow.runtime.machine import gpu_present
-from nextflow_orchestration.doctor.check import Case, Finding, bad, check, ok, unneeded
+from nextflow_orchestration.doctor.check import Case, Diagnosis, bad, check, ok, unneeded
 from nextflow_orchestration.doctor.requirements import pip_install
 
 FP8 = (8, 9)
@@ -43,7 +43,7 @@ def gpus() -> int:
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
-def _none(case: Case) -> Finding | None:
+def _none(case: Case) -> Diagnosis | None:
     """What to say where torch sees no GPU."""
     if gpus():
         return None
@@ -58,7 +58,7 @@ def _none(case: Case) -> Finding | None:
 
 
 @check("gpu", "devices", seconds=60, needed=wanted)
-def devices(case: Case) -> Finding:
+def devices(case: Case) -> Diagnosis:
     """Each multiplies two matrices."""
     if (finding := _none(case)) is not None:
         return finding
@@ -85,7 +85,7 @@ def _driver() -> str:
 
 
 @check("gpu", "formats", seconds=60, needed=wanted)
-def formats(case: Case) -> Finding:
+def formats(case: Case) -> Diagnosis:
     """bf16 and FP8 in hardware, on all of them."""
     if (finding := _none(case)) is not None:
         return finding
@@ -102,7 +102,7 @@ def formats(case: Case) -> Finding:
 
 
 @check("gpu", "nccl", seconds=60, needed=wanted)
-def nccl(case: Case) -> Finding:
+def nccl(case: Case) -> Diagnosis:
     """NCCL begins and adds up, one process on one GPU: its library fits the driver."""
     if (finding := _none(case)) is not None:
         return finding
@@ -121,7 +121,7 @@ def nccl(case: Case) -> Finding:
 
 
 @check("gpu", "transformer engine", seconds=60, needed=lambda case: wanted(case) and _fp8(case))
-def transformer_engine(case: Case) -> Finding:
+def transformer_engine(case: Case) -> Diagnosis:
     """One of its linear layers, on a GPU."""
     if (finding := _none(case)) is not None:
         return finding

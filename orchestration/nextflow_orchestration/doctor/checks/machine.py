@@ -7,7 +7,7 @@ import re
 import resource
 from pathlib import Path
 
-from nextflow_orchestration.doctor.check import Case, Finding, bad, check, ok
+from nextflow_orchestration.doctor.check import Case, Diagnosis, bad, check, ok
 
 GIB = 1 << 30
 MEMORY = 3 * GIB
@@ -64,7 +64,7 @@ def _numbers(*files: Path) -> list[int]:
 
 
 @check("machine", "cores")
-def cores(case: Case) -> Finding:
+def cores(case: Case) -> Diagnosis:
     """Those that this process may use: how many tasks and processes make sense."""
     there, may = os.cpu_count() or 1, len(os.sched_getaffinity(0))
     quota, _ = limits()
@@ -75,7 +75,7 @@ def cores(case: Case) -> Finding:
 
 
 @check("machine", "memory")
-def memory(case: Case) -> Finding:
+def memory(case: Case) -> Diagnosis:
     """The machine's, or what the container allows."""
     lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
     said = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
@@ -92,7 +92,7 @@ def memory(case: Case) -> Finding:
 
 
 @check("machine", "open files")
-def open_files(case: Case) -> Finding:
+def open_files(case: Case) -> Diagnosis:
     """The limit of this shell."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if 0 <= soft < OPEN_FILES:

@@ -10,7 +10,7 @@ import urllib.request
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
-from nextflow_orchestration.doctor.check import Case, Finding, bad, check, ok
+from nextflow_orchestration.doctor.check import Case, Diagnosis, bad, check, ok
 
 _MEETING = timedelta(seconds=25)
 
@@ -23,7 +23,7 @@ class _Answer(BaseHTTPRequestHandler):
 
 
 @check("network", "loopback")
-def loopback(case: Case) -> Finding:
+def loopback(case: Case) -> Diagnosis:
     """A server on 127.0.0.1, asked as Prefect's is: also by way of whatever proxy the environment names."""
     with HTTPServer(("127.0.0.1", 0), _Answer) as server:
         port = server.server_address[1]
@@ -45,7 +45,7 @@ def loopback(case: Case) -> Finding:
 
 
 @check("network", "localhost")
-def localhost(case: Case) -> Finding:
+def localhost(case: Case) -> Diagnosis:
     """The name."""
     try:
         found = sorted({entry[4][0] for entry in socket.getaddrinfo("localhost", None)}, key=str)
@@ -57,7 +57,7 @@ def localhost(case: Case) -> Finding:
 
 
 @check("network", "gloo", seconds=60)
-def gloo(case: Case) -> Finding:
+def gloo(case: Case) -> Diagnosis:
     """Two processes meet and add up a number, over the interface that torch takes by itself."""
     import torch
     import torch.distributed as dist

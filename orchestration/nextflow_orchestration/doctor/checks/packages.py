@@ -8,7 +8,7 @@ from importlib import import_module, metadata
 
 from packaging.requirements import Requirement
 
-from nextflow_orchestration.doctor.check import Case, Finding, always, bad, check, never, ok, unneeded
+from nextflow_orchestration.doctor.check import Case, Diagnosis, always, bad, check, never, ok, unneeded
 from nextflow_orchestration.doctor.requirements import BASE, DISTRIBUTION, module_of, pip_install, requirements
 
 NEEDED = (BASE, "data", "train")
@@ -38,7 +38,7 @@ def problem(wanted: Requirement) -> str | None:
     return None
 
 
-def _packages(extra: str, case: Case) -> Finding:
+def _packages(extra: str, case: Case) -> Diagnosis:
     asked = requirements()[extra]
     missing = [one.name for one in asked if not _installed(one.name)]
     problems = [f"not installed: {', '.join(missing)}"] if missing else []
@@ -57,7 +57,7 @@ def _register() -> None:
     except metadata.PackageNotFoundError:
 
         @check("packages", BASE)
-        def missing(case: Case) -> Finding:
+        def missing(case: Case) -> Diagnosis:
             return bad(f"{DISTRIBUTION} itself is not installed here", "pip install -e '.[data,train]' in its folder")
 
         return

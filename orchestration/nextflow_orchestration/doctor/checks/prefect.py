@@ -7,12 +7,12 @@ import sqlite3
 import tempfile
 from pathlib import Path
 
-from nextflow_orchestration.doctor.check import Case, Finding, bad, check, ok
+from nextflow_orchestration.doctor.check import Case, Diagnosis, bad, check, ok
 from nextflow_orchestration.runs.server import DEFAULT_PORT, free_port, healthy, prefect_home, standing_server
 
 
 @check("prefect", "home")
-def home(case: Case) -> Finding:
+def home(case: Case) -> Diagnosis:
     """A database of SQLite can be written there."""
     wanted = prefect_home(case.root)
     there = next(path for path in (wanted, *wanted.parents) if path.is_dir())
@@ -29,7 +29,7 @@ def home(case: Case) -> Finding:
 
 
 @check("prefect", "server")
-def server(case: Case) -> Finding:
+def server(case: Case) -> Diagnosis:
     """The one that PREFECT_API_URL names must answer; else a run starts its own."""
     given = os.environ.get("PREFECT_API_URL")
     if given and not healthy(given):

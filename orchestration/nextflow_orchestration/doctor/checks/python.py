@@ -13,7 +13,7 @@ from pathlib import Path
 
 from packaging.specifiers import SpecifierSet
 
-from nextflow_orchestration.doctor.check import Case, Finding, bad, check, never, ok, unneeded
+from nextflow_orchestration.doctor.check import Case, Diagnosis, bad, check, never, ok, unneeded
 from nextflow_orchestration.doctor.requirements import DISTRIBUTION
 
 _NAME = re.compile(r"python(3(\.\d+)?)?")
@@ -27,7 +27,7 @@ def _wanted() -> SpecifierSet:
 
 
 @check("python", "interpreter")
-def interpreter(case: Case) -> Finding:
+def interpreter(case: Case) -> Diagnosis:
     """The version of this one."""
     here, wanted = ".".join(map(str, sys.version_info[:3])), _wanted()
     if here not in wanted:
@@ -36,7 +36,7 @@ def interpreter(case: Case) -> Finding:
 
 
 @check("python", "others", seconds=30, needed=never)
-def others(case: Case) -> Finding:
+def others(case: Case) -> Diagnosis:
     """Other Pythons on PATH, and which of them would do."""
     found: dict[str, str] = {}
     for folder in os.environ.get("PATH", "").split(os.pathsep):
@@ -63,7 +63,7 @@ def _version(python: Path) -> tuple[str, str]:
 
 
 @check("python", "text")
-def text(case: Case) -> Finding:
+def text(case: Case) -> Diagnosis:
     """Names of files and the terminal in UTF-8."""
     codings = {"file names": sys.getfilesystemencoding(), "files": locale.getpreferredencoding(False)}
     codings["output"] = sys.__stdout__.encoding if sys.__stdout__ else "utf-8"

@@ -15,7 +15,7 @@ from nextflow_pipelines.spark.session import is_local
 from nextflow_tokenize.config.vision_recipe import TokenizerRecipe
 from nextflow_tokenize.shards.manifest import MANIFEST
 
-from nextflow_orchestration.doctor.check import Case, Finding, bad, check, ok, unneeded
+from nextflow_orchestration.doctor.check import Case, Diagnosis, bad, check, ok, unneeded
 from nextflow_orchestration.doctor.checks.gpu import gpus
 from nextflow_orchestration.doctor.requirements import pip_install
 from nextflow_orchestration.recipes.errors import RecipeError
@@ -32,7 +32,7 @@ def _trains(case: Case) -> bool:
 
 
 @check("recipe", "inputs", when=lambda case: case.recipe is not None)
-def inputs(case: Case) -> Finding:
+def inputs(case: Case) -> Diagnosis:
     """All that it reads is there and can be read."""
     recipe = case.recipe
     files: list[Path] = []
@@ -60,7 +60,7 @@ def inputs(case: Case) -> Finding:
 
 
 @check("recipe", "spark", when=_is_run)
-def master(case: Case) -> Finding:
+def master(case: Case) -> Diagnosis:
     """Its master answers; in local mode the GPUs that tasks ask for are there."""
     config = case.spark
     if not is_local(config.master):
@@ -72,7 +72,7 @@ def master(case: Case) -> Finding:
     return ok(f"{config.master}, on this machine")
 
 
-def _cluster(master: str) -> Finding:
+def _cluster(master: str) -> Diagnosis:
     if master == "yarn":
         folder = next((os.environ[name] for name in ("HADOOP_CONF_DIR", "YARN_CONF_DIR") if name in os.environ), None)
         if folder is None or not Path(folder).is_dir():
@@ -90,7 +90,7 @@ def _cluster(master: str) -> Finding:
 
 
 @check("recipe", "processes", when=_trains)
-def processes(case: Case) -> Finding:
+def processes(case: Case) -> Diagnosis:
     """One copy of the model's processes, beside the cores or GPUs that are there."""
     train = case.train
     assert train is not None
@@ -108,7 +108,7 @@ def processes(case: Case) -> Finding:
 
 
 @check("recipe", "wandb", when=lambda case: case.train is not None and case.train.wandb is not None)
-def wandb(case: Case) -> Finding:
+def wandb(case: Case) -> Diagnosis:
     """It is installed, and has a key where it is to be online."""
     assert case.train is not None and case.train.wandb is not None
     if importlib.util.find_spec("wandb") is None:

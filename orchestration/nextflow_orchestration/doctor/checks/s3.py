@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-from nextflow_orchestration.doctor.check import Case, Finding, bad, check, ok, unneeded
+from nextflow_orchestration.doctor.check import Case, Diagnosis, bad, check, ok, unneeded
 
 _CONTENT = b"0123456789"
 
@@ -19,7 +19,7 @@ def parts(address: str) -> tuple[str, str] | None:
 
 
 @check("s3", "rights", seconds=60)
-def rights(case: Case) -> Finding:
+def rights(case: Case) -> Diagnosis:
     """Each is really done, on one object of our own, which is removed again."""
     if case.s3 is None:
         return unneeded("no address given", "name one with --s3 s3://bucket/prefix")

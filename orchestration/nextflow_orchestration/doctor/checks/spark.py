@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from nextflow_pipelines.spark.config import SparkConfig
 from nextflow_pipelines.spark.java import JavaNotFound
 
-from nextflow_orchestration.doctor.check import Case, Finding, bad, check, ok
+from nextflow_orchestration.doctor.check import Case, Diagnosis, bad, check, ok
 
 if TYPE_CHECKING:
     from pyarrow import RecordBatch
@@ -27,7 +27,7 @@ def _worker(batches: Iterator[RecordBatch]) -> Iterator[RecordBatch]:
 
 
 @check("spark", "session", seconds=90)
-def session(case: Case) -> Finding:
+def session(case: Case) -> Diagnosis:
     """In local mode with one task, whatever master the recipe names; its Java and heap are the recipe's."""
     import os
     import platform
