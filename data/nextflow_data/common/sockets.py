@@ -85,9 +85,12 @@ class Socket(Generic[P]):
                 import_module(module.name)
             for point in entry_points(group=self.group):
                 other = self._offered.setdefault(point.name, point).value
-                if point.name in self._parts or other != point.value:
-                    first = _place(self._parts[point.name]) if point.name in self._parts else other
-                    self._twice[point.name] = f"{first} and {point.value}"
+                # Registered already, and not by us: the package's module was imported before anyone looked.
+                ours = self._parts.get(point.name)
+                if ours is not None and _place(ours).startswith(f"{self.package}."):
+                    self._twice[point.name] = f"{_place(ours)} and {point.value}"
+                elif other != point.value:
+                    self._twice[point.name] = f"{other} and {point.value}"
         return self._offered
 
     def _load(self, point: EntryPoint) -> None:

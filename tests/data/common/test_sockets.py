@@ -1,10 +1,13 @@
 """Parts by name: ours in a folder, other packages' as entry points, and what is said of those that are not there."""
 
+import importlib
 import re
 import sys
 
 import pytest
 from nextflow_data.common.sockets import Socket, UnknownPart
+
+OURS = "from own_parts import parts\n\nparts.register('plain')(lambda: 'ours')\nparts.register('sole')(lambda: 'ours')\n"
 
 
 @pytest.fixture
@@ -14,10 +17,14 @@ def socket(tmp_path, monkeypatch):
     package.mkdir()
     (package / "__init__.py").write_text("from nextflow_data.common.sockets import Socket\n\n"
                                          "parts = Socket('part', 'own_parts', 'test.parts')\n")  # fmt: skip
-    (package / "plain.py").write_text("from own_parts import parts\n\nparts.register('plain')(lambda: 'ours')\n")
-    (tmp_path / "theirs.py").write_text("def fancy():\n    return 'theirs'\n")
+    (package / "plain.py").write_text(OURS)
+    theirs = "from own_parts import parts\n\n@parts.register('fancy')\ndef fancy():\n    return 'theirs'\n"
+    (tmp_path / "theirs.py").write_text(theirs)
     (tmp_path / "broken.py").write_text("import there_is_no_such_module\n")
-    offers = {"theirs": "fancy = theirs:fancy\nboth = theirs:fancy", "broken": "torn = broken:torn\nboth = broken:both"}
+    offers = {
+        "theirs": "fancy = theirs:fancy\nboth = theirs:fancy",
+        "broken": "torn = broken:torn\nboth = broken:both\nplain = broken:plain",
+    }
     for name, point in offers.items():
         info = tmp_path / f"{name}-1.0.dist-info"
         info.mkdir()
@@ -30,23 +37,31 @@ def socket(tmp_path, monkeypatch):
 
 
 def test_ours_and_theirs_by_name_and_theirs_only_when_asked_for(socket):
-    assert socket.names() == ["both", "fancy", "plain", "torn"] and "theirs" not in sys.modules
-    assert socket.get("plain")() == "ours" and socket.get("fancy")() == "theirs"
+    assert socket.names() == ["both", "fancy", "plain", "sole", "torn"] and "theirs" not in sys.modules
+    assert socket.get("sole")() == "ours" and socket.get("fancy")() == "theirs"
     assert "fancy" in socket and "other" not in socket
 
 
 def test_an_unknown_name_lists_the_known_and_a_broken_part_says_why(socket):
-    words = "there is no part 'plane'; did you mean 'plain'? known: both, fancy, plain, torn"
+    words = "there is no part 'plane'; did you mean 'plain'? known: both, fancy, plain, sole, torn"
     with pytest.raises(UnknownPart, match=re.escape(words)):
         socket.get("plane")
     with pytest.raises(UnknownPart, match="part 'torn' of broken:torn cannot be loaded: ModuleNotFoundError: No module"):
         socket.get("torn")
 
 
+def test_a_package_that_was_imported_before_anyone_looked_offers_the_same_part(socket):
+    """As in a Spark worker, where a part's settings are unpickled first."""
+    fancy = importlib.import_module("theirs").fancy
+    assert socket.get("fancy") is fancy
+
+
 def test_a_name_that_two_packages_offer_is_refused_with_both(socket):
     pair = "(theirs:fancy and broken:both|broken:both and theirs:fancy)"
     with pytest.raises(UnknownPart, match=rf"there are two parts 'both': {pair}; uninstall"):
         socket.get("both")
+    with pytest.raises(UnknownPart, match=r"there are two parts 'plain': own_parts\.plain.*and broken:plain"):
+        socket.get("plain")
 
 
 def test_a_name_is_one_part():
