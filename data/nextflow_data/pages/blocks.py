@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from nextflow_data.pages.charset import Origin
+if TYPE_CHECKING:
+    from nextflow_data.pages.charset import Origin
 
 PAGE_CAPTIONER = "figcaption"
 """`captioner` of an image whose caption is its figure's own; the caption stage may keep it or replace it."""
