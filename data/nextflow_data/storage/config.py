@@ -45,7 +45,7 @@ class StorageConfig(Section):
 
     s3: S3Config = S3Config()
     cache: Path | None = operational(None)
-    """Folder in which each machine keeps copies of what it needs as a file; null: one under the system's temporary folder."""
+    """Folder in which each machine keeps copies of what it needs as a file; null: one under the system's temporary one."""
     cache_bytes: int = operational(20 << 30, ge=0)
     """Most that the folder may hold, bytes; the longest unused copies go first."""
     read_ahead: int = operational(8 << 20, ge=1 << 16)

@@ -34,7 +34,7 @@ class FileState:
 
 
 def any_path(text: str | AnyPath, config: StorageConfig | None = None) -> AnyPath:
-    """A `StorePath` for an address with a scheme, else a `Path` (also for file://). What is a path already stays as it is."""
+    """A `StorePath` for an address with a scheme, else a `Path` (also for file://). A path stays as it is."""
     raise NotImplementedError
 
 
