@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nextflow_data.storage.config import StorageConfig
+
 from nextflow_pipelines.contract.progress import speed
 from nextflow_pipelines.contract.stage import (
     MANIFEST,
@@ -39,6 +41,8 @@ class RunContext:
     root: Path
     spark: SparkConfig = field(default_factory=SparkConfig)
     progress: Progress = no_progress
+    storage: StorageConfig = field(default_factory=StorageConfig)
+    """How stores are reached."""
     look: bool = False
     """Only find what is committed: no stage does any work, and nothing is written."""
 
