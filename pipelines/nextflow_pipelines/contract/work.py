@@ -211,6 +211,9 @@ def open_stage(root: AnyPath, plan: StagePlan, waiting: Waiting | None = None) -
     for an ENOSPC in the body, saying what was kept.
     """
     folder = plan.folder(root)
+    if not isinstance(folder, Path) and (folder / MANIFEST).is_file():
+        yield StageWork(root, plan, folder, committed(folder, plan))  # what is committed there never changes: no lease
+        return
     with stage_lock(root, folder.name, waiting) as waited:
         manifest = committed(folder, plan) if (folder / MANIFEST).is_file() else None
         work = StageWork(root, plan, folder, manifest, by_another=waited and manifest is not None)
