@@ -121,7 +121,7 @@ def test_sizes_are_one_listing_and_an_old_one_does_no_harm(s3_root: StorePath, f
     fault_proxy.order("stale", "GET", "list-type")
     assert check_sizes(folder, manifest) == [] and fault_proxy.done["stale"] == 1
     stage_file(folder, manifest["files"][0]).unlink()
-    with pytest.raises(Corrupt, match="data/part-00000.parquet is missing"):
+    with pytest.raises(Corrupt, match=r"data/part-00000\.parquet is missing"):
         run_contract(RunContext(s3_root, look=True), PLAN, body)
 
 
@@ -186,6 +186,7 @@ WRITER = textwrap.dedent(
             if work.pending([name]):
                 with unit_output(work.dir, name) as out:  # a recorded unit: no two attempts make the same bytes
                     out.path(f"data/{name}.txt", 1).write_text(f"{name} by {os.getpid()}")
+                    time.sleep(0.05)
         return names, {}
 
     seen = []
@@ -242,9 +243,9 @@ def test_a_lease_names_its_holder_and_is_taken_from_the_dead_at_once(s3_root: St
     with pytest.raises(StageBusy, match=r"process 4711 on node-7 \(seen \d+ seconds ago\): wait"), open_stage(s3_root, PLAN):
         pass
     left_by(s3_root, started=1)  # this process's number, and another start: a process that is no more
-    with open_stage(s3_root, PLAN), pytest.raises(StageBusy, match=f"process {os.getpid()} on {socket.gethostname()}"):
-        with open_stage(s3_root, PLAN):
-            pass
+    busy = f"process {os.getpid()} on {socket.gethostname()}"
+    with open_stage(s3_root, PLAN), pytest.raises(StageBusy, match=busy), open_stage(s3_root, PLAN):
+        pass
     place = left_by(s3_root, host="node-7", machine="another", released=True)
     with open_stage(s3_root, PLAN):
         assert json.loads(place.read_bytes())["pid"] == os.getpid()
@@ -276,7 +277,7 @@ def test_a_store_that_knows_no_conditions_is_refused_or_locked_elsewhere(
 ) -> None:
     for module in (conditional, locks):
         monkeypatch.setattr(module, "supports_conditional_writes", lambda path: False)
-    with pytest.raises(ConditionalWritesMissing, match="storage.lock"):
+    with pytest.raises(ConditionalWritesMissing, match=r"storage\.lock"):
         run_contract(RunContext(s3_root), PLAN, lambda stage: pytest.fail("it was begun"))
     config = s3_root.config.model_copy(update={"lock": tmp_path / "locks"})
     root = StorePath(s3_root.address, config)
