@@ -39,9 +39,12 @@ def record(address: str, body: bytes, kind: str = "text/html") -> bytes:
 
 
 def a_warc(packed: bool) -> bytes:
-    """Pages, and among them WARCs, packed and plain, as what was fetched; one record is damaged, one has blank lines after."""
+    """Pages, and among them WARCs, packed and plain, as what was fetched; one record is damaged, one has blanks after."""
     draw = random.Random(7)
-    pack = (lambda content: gzip.compress(content, mtime=0)) if packed else (lambda content: content)
+
+    def pack(content: bytes) -> bytes:
+        return gzip.compress(content, mtime=0) if packed else content
+
     inner = [record(f"https://inner.example/{n}", b"<p>inner</p>" * n) for n in range(1, 9)]
     within = {
         "plain": b"".join(inner),

@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 from nextflow_data.common.whole_files import file_sha256
+from nextflow_data.storage.errors import ChangedObject
 from nextflow_pipelines.contract.stage import StageError, find_committed, read_manifest
 from nextflow_pipelines.contract.tables import read_table
 from nextflow_pipelines.registry import STAGES, run_stage
-from nextflow_pipelines.sources import SOURCES_FOLDER, bind_sources, image_loader
+from nextflow_pipelines.sources import SOURCES_FOLDER, bind_sources, image_loader, source_opener
 from nextflow_pipelines.spark.config import SparkConfig
 from nextflow_pipelines.spark.context import RunContext, StageResult
 
@@ -278,10 +279,12 @@ def test_sources_are_known_by_content(tmp_path: Path) -> None:
     other.write_bytes(b"2")
     found = bind_sources(tmp_path / "root", [one, copy, other])
     assert [source.sha256 for source in found] == [file_sha256(one), file_sha256(other)]
-    assert [(tmp_path / "root" / source.uri).read_bytes() for source in found] == [b"1", b"2"]
-    other.rename(tmp_path / "moved.warc")
-    (tmp_path / "moved.warc").rename(other)
-    assert bind_sources(tmp_path / "root", [one, other]) == found
+    opener = source_opener(tmp_path / "root")
+    assert [opener.read(source.uri, 0, 9) for source in found] == [b"1", b"2"]
+    other.write_bytes(b"22")
+    with pytest.raises(ChangedObject, match=r"c\.warc"):
+        opener.read(found[1].uri, 0, 9)
+    assert bind_sources(tmp_path / "root", [one, other])[0] == found[0]
 
 
 def test_a_stage_that_lacks_a_section_or_an_input_says_which(tmp_path: Path, chain: ModuleType) -> None:

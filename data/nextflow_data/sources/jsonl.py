@@ -11,14 +11,9 @@ is read once; its parts begin at line ends, and rows are numbered through when a
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO, Literal
-
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from nextflow_data.addresses import canonical_address
 from nextflow_data.common.range_opener import RangeOpener
@@ -29,6 +24,7 @@ from nextflow_data.document import Document, Image, Node, Task, doc_id, image_no
 from nextflow_data.nodes import task_of, without
 from nextflow_data.records import Read, RecordInfo, Span, Unusable, put_aside, ref_of, source_of
 from nextflow_data.sources.base import SOURCES, Found, Made, SourceConfig
+from nextflow_data.sources.jsonl_row import Row, decoded, parse_row
 from nextflow_data.sources.one_pass import Draft, OnePass
 
 MARK = "<image>"
@@ -40,40 +36,7 @@ ROW = "#row-"
 FEWEST_IMAGES: dict[Task, int] = {"text-to-image": 1, "image-to-text": 1, "editing": 2}
 """Tasks of which nothing is left without every image: a row that lacks one is put aside whole."""
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz"}
-_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _BOM = b"\xef\xbb\xbf"
-
-
-class RowImage(BaseModel):
-    """An image of a row: encoded bytes in base64 (a `data:` address is taken too), or the address of an image record."""
-
-    model_config = ConfigDict(strict=True)
-
-    data: str | None = None
-    uri: str | None = None
-    alt: str | None = None
-    caption: str | None = None
-
-    @model_validator(mode="after")
-    def _one_of_both(self) -> RowImage:
-        if (self.data is None) == (self.uri is None):
-            raise ValueError("an image has either data or uri")
-        return self
-
-
-class Row(BaseModel):
-    """What of a row is read; other keys are left alone. `url` is the document's address where the row came from a page."""
-
-    model_config = ConfigDict(strict=True)
-
-    text: str = ""
-    images: list[RowImage] = []
-    task: Task | None = None
-    url: str | None = None
-    date: str | None = None
-    licence: str | None = None
-    consent: str | None = None
-    lang: str | None = None
 
 
 class JsonlConfig(SourceConfig):
@@ -121,7 +84,7 @@ class JsonlSource(OnePass[Row]):
         try:
             if line is None:
                 raise Unusable("record-too-large", f"{length} bytes, at most {self.limits.max_record_bytes} are read")
-            row = _parse(line)
+            row = parse_row(line)
         except Unusable as error:
             return put_aside(record, error)
         record["address"] = (canonical_address(row.url) if row.url else None) or name
@@ -149,7 +112,7 @@ class JsonlSource(OnePass[Row]):
             measured: Any = None
             if image.uri is None:
                 try:
-                    measured = try_measure(_decoded(image), self.limits)
+                    measured = try_measure(decoded(image), self.limits)
                 except Unusable as error:
                     measured = error.reason, error.detail
             address = None if image.uri is None else _address(image.uri)
@@ -203,7 +166,7 @@ class JsonlSource(OnePass[Row]):
         number = (image["address"] or "").rpartition(FRAGMENT)[2]
         if not number.isdecimal() or int(number) >= len(row.images) or row.images[int(number)].data is None:
             raise Unusable("not-found-in-row", image["address"] or "")
-        return _decoded(row.images[int(number)])
+        return decoded(row.images[int(number)])
 
 
 def _image(record: RecordInfo, given: Mapping[str, Any], number: int, found: Found) -> Image:
@@ -253,36 +216,11 @@ def _packed(start: bytes) -> str | None:
     return next((name for magic, name in _COMPRESSED.items() if start.startswith(magic)), None)
 
 
-def _parse(line: bytes) -> Row:
-    try:
-        row = json.loads(line.decode("utf-8"))
-        if _SURROGATE.search(line):
-            json.dumps(row, ensure_ascii=False).encode("utf-8")  # half a pair, which no UTF-8 can hold
-    except (ValueError, RecursionError) as error:
-        raise Unusable("not-json", str(error)[:200]) from None
-    try:
-        return Row.model_validate(row)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the row"
-        raise Unusable("row-not-as-documented", f"{where}: {first['msg']}") from None
-
-
 def _read(uri: str, offset: int, length: int, opener: RangeOpener) -> Row:
     try:
-        return _parse(opener.read(uri, offset, length))
+        return parse_row(opener.read(uri, offset, length))
     except FileNotFoundError:
         raise Unusable("missing-file", uri) from None
-
-
-def _decoded(image: RowImage) -> bytes:
-    data = image.data or ""
-    if data.startswith("data:"):
-        data = data.partition(",")[2]
-    try:
-        return base64.b64decode("".join(data.split()), validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise Unusable("undecodable", f"not base64: {error}") from None
 
 
 def _address(uri: str) -> str:

@@ -295,6 +295,10 @@ def _as_stage_error(work: StageWork, error: BaseException, note: str) -> BaseExc
     return StageError(f"stage {work.plan.name} ({note}) failed: {said}. Finished units are kept; run again to go on.")
 
 
+_ERRORS = ("Error", "Exception", "ChangedObject")
+"""What the names of errors end in."""
+
+
 def _is_error_line(line: str) -> bool:
     name, colon, _ = line.partition(":")
-    return bool(colon) and name.replace(".", "").replace("_", "").isidentifier() and name.endswith(("Error", "Exception"))
+    return bool(colon) and name.replace(".", "").replace("_", "").isidentifier() and name.endswith(_ERRORS)

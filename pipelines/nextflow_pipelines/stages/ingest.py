@@ -19,14 +19,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-from nextflow_data.common.range_opener import RangeOpener
 from nextflow_data.common.stage_names import INGEST as NAME
 from nextflow_data.config import IngestConfig
-from nextflow_data.document import IMAGE, doc_id
+from nextflow_data.document import doc_id
 from nextflow_data.records import RecordInfo, Unusable, put_aside
 from nextflow_data.sources.base import Found, Made, Source, SourceConfig
 from nextflow_data.sources.one_pass import OnePass
@@ -41,43 +39,26 @@ from nextflow_pipelines.sources import BoundSources, reference, source_opener
 from nextflow_pipelines.spark.context import NotKnown, RunContext, StageResult, run_contract
 from nextflow_pipelines.spark.runner import Unit, bucket_of, run_frame, run_units
 from nextflow_pipelines.stages.common import read_parquet, rows_of
+from nextflow_pipelines.stages.ingest_images import (
+    IMAGES,
+    LINKS,
+    MEASURED,
+    MEASURED_SET,
+    RECORDS,
+    by_address,
+    measure,
+    named_images,
+    record_of,
+    write_images,
+)
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
 VERSION = 2
 
-RECORDS = pa.schema(
-    [
-        pa.field("address", pa.string(), nullable=False),
-        pa.field("uri", pa.string(), nullable=False),
-        pa.field("offset", pa.int64(), nullable=False),
-        pa.field("length", pa.int64(), nullable=False),
-        pa.field("kind", pa.string(), nullable=False),
-        pa.field("mime", pa.string()),
-        pa.field("charset", pa.string()),
-        pa.field("status", pa.int32()),
-        pa.field("record_id", pa.string()),
-        pa.field("date", pa.string()),
-        pa.field("licence", pa.string()),
-        pa.field("doc_id", pa.string(), nullable=False),
-    ]
-)
-IMAGES = pa.schema(
-    [
-        pa.field("address", pa.string(), nullable=False),
-        pa.field("uri", pa.string(), nullable=False),
-        pa.field("offset", pa.int64(), nullable=False),
-        pa.field("rejected", pa.string()),
-        pa.field("image", IMAGE),
-    ]
-)
-LINKS = pa.schema(
-    [pa.field("doc_id", pa.string(), nullable=False), pa.field("uri", pa.string()), pa.field("address", pa.string())]
-)
 DRAFTS = pa.schema([*RECORDS, *(pa.field(name, pa.string()) for name in ("draft", "reason", "detail"))])
-MEASURED = pa.schema([*IMAGES, pa.field("length", pa.int64()), pa.field("detail", pa.string())])
-_LINKS, _DRAFTS, _MEASURED = "_work/links", "_work/drafts", "_work/measured"
+_LINKS, _DRAFTS = "_work/links", "_work/drafts"
 _ROWS = 1024
 
 
@@ -161,10 +142,10 @@ def _work(
         work,
         "measured",
         files,
-        partial(_named_images, records, links, lies, total, files),
+        partial(named_images, records, links, lies, total, files),
         ["uri", "offset"],
-        partial(_measure, sources),
-        {_MEASURED: MEASURED},
+        partial(measure, sources),
+        {MEASURED_SET: MEASURED},
         progress,
         "3/5 measuring images",
     )
@@ -173,9 +154,9 @@ def _work(
         work,
         "images",
         files,
-        partial(_by_address, work.files(measured, _MEASURED), files),
+        partial(by_address, work.files(measured, MEASURED_SET), files),
         ["address", "uri", "offset"],
-        _write_images,
+        write_images,
         {"images": IMAGES, "asides": SCHEMAS["asides"]},
         progress,
         "4/5 sorting images",
@@ -230,72 +211,6 @@ def _write_named(source: Source[Any], uri: str, before: int, table: pa.Table, ou
     out.write(_LINKS, [{"doc_id": name, "uri": uri, "address": one} for name, named in links for one in named or ()])
 
 
-def _named_images(
-    records: list[AnyPath], links: list[AnyPath], lies: list[tuple[str, int]], total: int, files: int, spark: SparkSession
-) -> DataFrame:
-    """The image records that a page names; a bucket is a stretch of the files one after the other."""
-    from pyspark.sql import functions as F
-
-    images = read_parquet(spark, records, schema=RECORDS).where("kind = 'image'")
-    named = read_parquet(spark, links, ["address"], LINKS).distinct()
-    begins = F.broadcast(spark.createDataFrame(lies, "uri string, begin long"))
-    found = images.join(named, "address", "left_semi").join(begins, "uri")
-    bucket = F.floor((F.col("begin") + F.col("offset")) * files / max(total, 1)).cast("int")
-    return found.withColumn("bucket", F.least(bucket, F.lit(files - 1))).drop("begin")
-
-
-class _AtHand(RangeOpener):
-    """An opener that has one range already."""
-
-    def __init__(self, opener: RangeOpener, uri: str, offset: int, content: bytes) -> None:
-        self.opener, self.place, self.content = opener, (uri, offset), content
-
-    def read(self, uri: str, offset: int, length: int) -> bytes:
-        if (uri, offset) == self.place and length <= len(self.content):
-            return self.content[:length]
-        return self.opener.read(uri, offset, length)
-
-    def open(self, uri: str) -> Any:
-        return self.opener.open(uri)
-
-    def read_many(self, uri: str, ranges: Any) -> Iterator[bytes]:
-        return self.opener.read_many(uri, ranges)
-
-    def size(self, uri: str) -> int:
-        return self.opener.size(uri)
-
-
-def _measure(sources: BoundSources, bucket: int, tables: Iterator[pa.Table], out: UnitTables) -> None:
-    for uri, group in groupby(rows_of(tables), key=lambda row: row["uri"]):
-        rows = list(group)
-        source = sources.source(uri)
-        contents = sources.opener.read_many(uri, [(row["offset"], row["length"]) for row in rows])
-        for row, content in zip(rows, contents, strict=True):
-            measured: dict[str, Any] = {name: row[name] for name in ("address", "uri", "offset", "length")}
-            record = _record(row)
-            try:
-                at_hand = _AtHand(sources.opener, uri, row["offset"], content)
-                measured["image"] = source.image(record, source.payload(record, at_hand))
-            except Unusable as error:
-                measured |= {"rejected": error.reason, "detail": error.detail}
-            out.write(_MEASURED, [measured])
-            out.progress(images=1)
-
-
-def _by_address(measured: list[AnyPath], files: int, spark: SparkSession) -> DataFrame:
-    found = read_parquet(spark, measured, schema=MEASURED)
-    return found.withColumn("bucket", bucket_of(found["address"], files))
-
-
-def _write_images(bucket: int, tables: Iterator[pa.Table], out: UnitTables) -> None:
-    for row in rows_of(tables):
-        if row["rejected"] is not None:
-            record: Any = row
-            out.write("asides", [put_aside(record, Unusable(row["rejected"], row["detail"]))])
-        out.out.count("images", "measured" if row["rejected"] is None else "unusable")
-        out.write("images", [row])
-
-
 def _drafts_with_images(
     drafts: list[AnyPath], links: list[AnyPath], images: list[AnyPath], files: int, spark: SparkSession
 ) -> DataFrame:
@@ -317,7 +232,7 @@ def _drafts_with_images(
 def _assemble(sources: BoundSources, bucket: int, tables: Iterator[pa.Table], out: UnitTables) -> None:
     last = None
     for row in rows_of(tables):
-        record = _record(row)
+        record = record_of(row)
         if row["doc_id"] == last:
             repeated = Unusable("duplicate-record", "another source holds the same record")
             out.write("asides", [put_aside(record, repeated)])
@@ -348,9 +263,3 @@ def _made(sources: BoundSources, record: RecordInfo, row: Any) -> Made:
     if isinstance(source, OnePass):
         return source.finish(record, row["draft"], found)
     return source.document(record, source.payload(record, sources.opener), found)
-
-
-def _record(row: Any) -> RecordInfo:
-    """A row of RECORDS as the source listed it."""
-    record: Any = {name: row[name] for name in RECORDS.names if name != "doc_id"}
-    return record
