@@ -22,4 +22,4 @@ if __name__ == "__main__":
     ended = main()
     if ended or waiting():
         sys.stdout.flush()
-        os._exit(ended)  # the collectives of a failed training could keep the interpreter from ending, and a store that is slow
+        os._exit(ended)  # a failed training's collectives, or a slow store, could keep the interpreter from ending

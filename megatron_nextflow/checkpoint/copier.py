@@ -3,8 +3,8 @@
 A copy is for the day on which this machine is lost, so it never delays a training and never ends one: what fails is told and
 counted, and the newest checkpoint is tried again at the next save and before the training ends. Only the newest matters: one
 that waits is given up for a newer one, while the one that is being copied is kept on the disk until it is done, so that slow
-copies come to an end however often a training saves. The cost: one more checkpoint on the disk meanwhile, and a training that
-ends waits for its last copy as long as it was told to.
+copies come to an end however often a training saves. The cost: one more checkpoint on the disk meanwhile, and that a
+training which ends waits for its last copy as long as it was told to.
 """
 
 from __future__ import annotations
@@ -94,8 +94,8 @@ class Copier:
                 self._failed = path
                 self.notices.add(
                     "not-copied",
-                    f"{path} was not copied to {self.place} ({self.failures} failed so far): {error}; tried again at the next "
-                    "save, at the end, or at the next start",
+                    f"{path} was not copied to {self.place} ({self.failures} failed so far): {error}; tried again "
+                    "at the next save, at the end, or at the next start",
                     failures=self.failures,
                 )
 

@@ -4,8 +4,8 @@
     copies/00000003-step-00000150.json     a checkpoint's manifest, put last and if absent: the commit
     files/<sha256>                         its files, each under its hash
 
-Files by hash are never overwritten by others, an attempt that was cut goes on where it was, and a manifest that alone changed
-costs no file. The number in a copy's name says which is the newest, whatever a listing or a store's clock says, also where a
+Files by hash are never overwritten by others, an attempt that was cut goes on where it was, and a manifest that alone
+changed costs no file. The number in a copy's name says which is the newest, whatever a store's clock says, also where a
 training was set back to an earlier step. What lacks its manifest is no copy; what lacks a file is seen when it is fetched,
 because a fetched checkpoint is verified like any. The cost: a copy is no folder that could be used where it lies
 (`fetch`, `local_checkpoint`). One training copies to one place.
@@ -154,8 +154,8 @@ def restore(place: AnyPath, output: Path, say: Callable[[str], None]) -> Path | 
         return path
     if found:
         raise CheckpointError(
-            f"{place} has {len(found)} copies of checkpoints and none is whole ({found[-1].path} is the newest): restore one, "
-            "or name another checkpoint.copy_to to start anew"
+            f"{place} has {len(found)} copies of checkpoints and none is whole ({found[-1].path} is the newest): restore "
+            "one, or name another checkpoint.copy_to to start anew"
         )
     return None
 

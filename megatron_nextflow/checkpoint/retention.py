@@ -21,7 +21,8 @@ def superfluous(found: Collection[int], newest: int, keep: int, keep_every: int 
 
 
 def prune(output: Path, newest: int, keep: int, keep_every: int | None, held: Collection[int] = ()) -> None:
-    """Remove what is superfluous, but steps that are `held` for a while. A kill while at it leaves no folder that looks like a checkpoint and is not whole."""
+    """Remove what is superfluous, but not now the steps that are `held`. A kill while at it leaves no folder that looks like
+    a checkpoint and is not whole."""
     for step in superfluous(steps(output), newest, keep, keep_every):
         if step not in held:
             remove(folder(output) / folder_name(step))

@@ -3,8 +3,8 @@
 The first process opens the set, looks at the tokenizer and tells the others, so that starting asks a store for the same few
 things whatever the number of processes and shards. A code means something only to the tokenizer that chose it, so the
 tokenizer's folder is hashed and compared with the hash in the shards' manifest before its vectors are used. Shards are not
-hashed: each pack is checked as it is read, and whole sets are for `mnf audit`. The cost: damage is found when its pack comes,
-which leaves a batch out (`data.verify: true` hashes every file first).
+hashed: each pack is checked as it is read, and whole sets are for `mnf audit`. The cost: damage is found when its pack
+comes, which leaves a batch out (`data.verify: true` hashes every file first).
 """
 
 from __future__ import annotations

@@ -130,6 +130,6 @@ class RangeCache:
             first, self._given_up = not self._given_up, True
         if first:
             self._say(
-                f"{self.folder} takes no more ({error.strerror or error}): packs come from the store alone from here on; make "
-                "room there, or set storage.cache to a folder on another disk"
+                f"{self.folder} takes no more ({error.strerror or error}): packs come from the store alone from here on; "
+                "make room there, or set storage.cache to a folder on another disk"
             )

@@ -156,7 +156,9 @@ def with_absolute_paths(config: TrainConfig, root: Path) -> TrainConfig:
         update={
             "data": data.model_copy(update={"shards": address(data.shards), **tokenizers}),
             "checkpoint": config.checkpoint.model_copy(update={"copy_to": address(config.checkpoint.copy_to)}),
-            "storage": config.storage.model_copy(update={"cache": under(config.storage.cache)}),
+            "storage": config.storage.model_copy(
+                update={"cache": under(config.storage.cache), "lock": under(config.storage.lock)}
+            ),
             "output": under(config.output),
             "init_from": under(config.init_from),
             "slurm": config.slurm.model_copy(update={"setup": under(config.slurm.setup)}),

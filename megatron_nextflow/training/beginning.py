@@ -1,5 +1,5 @@
-"""Where a training begins: at its own last checkpoint, or the last copy of one where its folder has none, at another training
-stage's weights, or at the initial ones.
+"""Where a training begins: at its own last checkpoint, or the last copy of one where its folder has none, at another
+training stage's weights, or at the initial ones.
 
 A checkpoint goes on only with what it was trained on: another tokenizer, shard set, order or model is refused with what
 differs, because the place in the data or the codes would mean something else. Another training's weights (`init_from`) need
@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from nextflow_data.common.whole_files import replace_file
 from nextflow_data.storage.files import any_path, put
+from nextflow_data.storage.store_path import AnyPath
 from torch import Tensor
 
 from megatron_nextflow.checkpoint.copies import Copy, copies, restore
@@ -158,7 +159,7 @@ def _changed(before: RunRecord | None, trainer: Trainer) -> str:
     return f"changed since the checkpoint: {', '.join(changed)}" if changed else ""
 
 
-def _require_same_training(path: Path, manifest: CheckpointManifest, fresh: CheckpointState, set_manifest: str) -> None:
+def _require_same_training(path: AnyPath, manifest: CheckpointManifest, fresh: CheckpointState, set_manifest: str) -> None:
     old = manifest.state
     if old.shards == set_manifest:  # as checkpoints named a set before it had an identity
         old = old.model_copy(update={"shards": fresh.shards})
@@ -227,7 +228,7 @@ def _rows_in_words(old: int, new: int) -> str:
     return f"scale embeddings, {new} rows" + (f" of its {old}" if new < old else "")
 
 
-def _require_tokenizers(path: Path, old: CheckpointState, new: CheckpointState) -> None:
+def _require_tokenizers(path: AnyPath, old: CheckpointState, new: CheckpointState) -> None:
     for name in ("text_tokenizer", "vision_tokenizer", "text_vocabulary", "codebook_size", "codebook_dim"):
         before, now = getattr(old, name), getattr(new, name)
         if before != now:

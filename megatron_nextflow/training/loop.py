@@ -1,12 +1,13 @@
 """The training on one process: check, build, resume, read, step, judge, save, stop when told.
 
-Everything that can be refused is refused before the first step: a damaged shard, a tokenizer that is not the shards' or the
-checkpoint's, a parallel layout that does not fit. A request to stop (SIGTERM, SIGINT) on any process is shared among all
-before each step, so that they stop at the same one, save, and leave a checkpoint; until a training has begun it has nothing
-to save, and the signal ends it. A batch is read whole before its step begins, beside the steps before it. One that holds a pack that cannot be used is
-left out; so is one with a bad loss, or the training goes back to its last checkpoint, as the recipe's `health` says, and
-which batches those were is part of the checkpoints that follow. The cost: two small all-reduces a step, and a checkpoint
-before the first step where the recipe may go back.
+Everything that can be refused is refused before the first step: a set that cannot be opened, a tokenizer that is not the
+shards' or the checkpoint's, a parallel layout that does not fit, a place where nothing can be copied to. A request to stop
+(SIGTERM, SIGINT) on any process is shared among all before each step, so that they stop at the same one, save, and leave a
+checkpoint; until a training has begun it has nothing to save, and the signal ends it. A batch is read whole before its step
+begins, beside the steps before it. One that holds a pack that cannot be used is left out; so is one with a bad loss, or the
+training goes back to its last checkpoint, as the recipe's `health` says, and which batches those were is part of the
+checkpoints that follow. The cost: two small all-reduces a step, and a checkpoint before the first step where the recipe may
+go back.
 """
 
 from __future__ import annotations

@@ -30,7 +30,9 @@ from megatron_nextflow.watch.heartbeat import Heartbeat, State
 from megatron_nextflow.watch.trackers import Tracker, open_trackers
 
 Kind = (
-    Literal["nan", "spike", "data", "rollback", "stop", "saved", "resumed", "straggler", "hang", "tracker", "repeats", "finished"]
+    Literal[
+        "nan", "spike", "data", "rollback", "stop", "saved", "resumed", "straggler", "hang", "tracker", "repeats", "finished"
+    ]
     | notices.Kind
 )
 _STYLES = {"saved": "dim", "copied": "dim", "resumed": "", "finished": "", "stop": ""}
