@@ -9,7 +9,7 @@ root or an address with a scheme (`jsonl:s3://bucket/rows.jsonl`).
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -42,8 +42,8 @@ class RangeOpener(Protocol):
         """`length` bytes from `offset`, fewer where the file ends before."""
         ...
 
-    def read_many(self, uri: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-        """`read` of several (offset, length), in their order; at once where that is faster."""
+    def read_many(self, uri: str, ranges: Iterable[tuple[int, int]]) -> Iterator[bytes]:
+        """`read` of each (offset, length) in the order given, which is best the file's; ahead of what is taken."""
         ...
 
     def size(self, uri: str) -> int:
@@ -66,8 +66,8 @@ class LocalFiles:
             stream.seek(offset)
             return stream.read(length)
 
-    def read_many(self, uri: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-        return [self.read(uri, offset, length) for offset, length in ranges]
+    def read_many(self, uri: str, ranges: Iterable[tuple[int, int]]) -> Iterator[bytes]:
+        return (self.read(uri, offset, length) for offset, length in ranges)
 
     def size(self, uri: str) -> int:
         return self._path(uri).stat().st_size

@@ -101,9 +101,7 @@ class _Blocks(io.RawIOBase):
 class ReadOnce(io.BufferedReader):
     """A file from `start` on, to be read towards `stop` (None: its end). `hashed` only with `start` 0 and no `stop`."""
 
-    def __init__(
-        self, opener: RangeOpener, uri: str, start: int = 0, stop: int | None = None, hashed: bool = False
-    ) -> None:
+    def __init__(self, opener: RangeOpener, uri: str, start: int = 0, stop: int | None = None, hashed: bool = False) -> None:
         self._blocks = _Blocks(opener, uri, start, stop, hashed)
         super().__init__(self._blocks, _BUFFER)
 

@@ -152,7 +152,7 @@ def _next_plain(stream: BinaryIO, offset: int, stop: int | None) -> int | None:
 
 
 def _occurrences(stream: BinaryIO, pattern: bytes, offset: int, stop: int | None = None) -> Iterator[int]:
-    while True:
+    while stop is None or offset < stop:
         stream.seek(offset)
         block = stream.read(_SEARCH)
         at = block.find(pattern)

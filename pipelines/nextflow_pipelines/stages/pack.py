@@ -17,7 +17,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -154,8 +153,8 @@ class _Pack:
         )
         for file in sorted(folder.rglob("*")):
             if file.is_file():
-                out.path(f"{SHARDS}/{file.relative_to(folder).as_posix()}")
-        out.path(AUDIT_RECORD).write_text(counted.to_json(), encoding="utf-8")
+                out.path(f"{SHARDS}/{file.relative_to(folder).as_posix()}", published=True)
+        out.path(AUDIT_RECORD, published=True).write_text(counted.to_json(), encoding="utf-8")
         return manifest.sha256
 
     def tokenized_inputs(self) -> dict[str, str]:
@@ -203,7 +202,7 @@ def _statistics(planned: Sequence[Mapping[str, Any]], config: PackConfig) -> dic
     return asdict(statistics_of((PackStatistics(**facts["statistics"]) for facts in planned), config))
 
 
-def _shapes_by_group(files: list[Path], groups: int, spark: SparkSession) -> DataFrame:
+def _shapes_by_group(files: list[AnyPath], groups: int, spark: SparkSession) -> DataFrame:
     from pyspark.sql import functions as F
 
     return read_parquet(spark, files).withColumn("bucket", bucket_of(F.col("doc_id"), groups))
@@ -224,10 +223,10 @@ def _plan_group(config: PackConfig, codebook_size: int, group: int, tables: Iter
     out.out.count("packs", "planned", by=len(found.packs))
 
 
-def _pieces_by_shard(files: list[Path], pieces: list[Path], first: list[int], spark: SparkSession) -> DataFrame:
+def _pieces_by_shard(files: list[AnyPath], pieces: list[AnyPath], first: list[int], spark: SparkSession) -> DataFrame:
     from pyspark.sql import functions as F
 
-    placed = read_parquet(spark, pieces)
+    placed = read_parquet(spark, pieces, schema=_PIECES_SCHEMA)
     bucket = F.get(F.lit(first), F.col("group")) + F.col("shard")
     return read_parquet(spark, files).join(placed.withColumn("bucket", bucket.cast("int")), "doc_id")
 
@@ -235,7 +234,7 @@ def _pieces_by_shard(files: list[Path], pieces: list[Path], first: list[int], sp
 def _write_shard(
     config: PackConfig, codebook_size: int, ranges: ShardRanges, bucket: int, tables: Iterator[pa.Table], out: UnitTables
 ) -> None:
-    tar, *_ = [out.out.path(f"{SHARDS}/{name}") for name in shard_files(bucket)]
+    tar, *_ = [out.out.path(f"{SHARDS}/{name}", published=True) for name in shard_files(bucket)]
     info = write_shard(tar, _packs(tables, codebook_size), codebook_size, config, ranges.group(bucket))
     out.out.path(f"{_INFO}/{bucket:06d}.json").write_text(info.model_dump_json(), encoding="utf-8")
     record = info.record
