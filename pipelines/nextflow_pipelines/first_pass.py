@@ -205,7 +205,8 @@ def _drafts(source: OnePass[Any], found: Iterator[Read[Any] | Any]) -> Iterator[
 
 
 def _listed(source: Source[Any], uri: str, opener: StoreOpener) -> Iterator[dict[str, Any]]:
-    """Records of a source that is not read in one pass: without drafts, so that they are read again when documents are made."""
+    """Records of a source that is not read in one pass: without drafts, so that they are read again when documents are
+    made."""
     for found in source.records(uri, opener):
         row: dict[str, Any] = dict(found)
         if "address" in found and found.get("kind") == "page":

@@ -1,8 +1,8 @@
 """The input files of a run: which they are, in which state, and what is known of their content without reading them.
 
 An entry names a file, or a folder (it ends in `/`) or pattern (it holds `*`), which is listed: on a store one listing, no
-request a file. Files are bound by their state: size and time on a disk, size and ETag on a store. What an earlier pass over a
-file in that state found its sha256 to be is in `<root>/sources/bound-<digits>.json`, one table for each set of names; so a
+request a file. Files are bound by their state: size and time on a disk, size and ETag on a store. What an earlier pass over
+a file in that state found its sha256 to be is in `<root>/sources/bound-<digits>.json`, one table for each set of names; so a
 run in which all is committed reads no byte of any of them.
 """
 
@@ -48,8 +48,8 @@ def is_listed(name: str) -> bool:
 
 def input_files(entries: Sequence[SourceConfig], storage: StorageConfig) -> list[InputFile]:
     """Every input file in its order, once. Raises FileNotFoundError for a missing file or a name that nothing matches, other
-    OSErrors for a store that refuses, ValueError for a file that two entries of one kind name: only one of them could say how
-    it is read."""
+    OSErrors for a store that refuses, ValueError for a file that two entries of one kind name: only one of them could say
+    how it is read."""
     named = [(number, name) for number, entry in enumerate(entries) for name in entry.files]
     states = _states([_path(name, storage) for _, name in named if not is_listed(name)], storage)
     found: dict[tuple[str, str], InputFile] = {}

@@ -27,8 +27,8 @@ class TextBlock:
 @dataclass(slots=True)
 class ImageCandidate:
     """One `img`: its `addresses`, canonical and best first, or its `data` (then `data_index` counts the page's data: images,
-    and `measured` is what was measured of it, or reason and detail why it cannot be used). `figcaption` is the caption of the
-    figure it stands in. Sides are declared ones, in pixels."""
+    and `measured` is what was measured of it, or reason and detail why it cannot be used). `figcaption` is the caption of
+    the figure it stands in. Sides are declared ones, in pixels."""
 
     addresses: tuple[str, ...]
     alt: str | None

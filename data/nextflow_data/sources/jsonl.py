@@ -5,8 +5,8 @@ A row is `{"text": …, "images": [{"data": base64} or {"uri": address}, …], "
 the task is text-to-image. An image by `uri` is looked up among the image records of all of the run's sources, as a page's
 images are. The choices are ours: no standard exists, and the marker is the one that LLaVA's dialogues have.
 
-Rows are found again by their place, so a compressed file is refused (unpack it: rows of one gzip stream have none). A file is
-read once; its parts begin at line ends, and rows are numbered through when all parts are known.
+Rows are found again by their place, so a compressed file is refused (unpack it: rows of one gzip stream have none). A file
+is read once; its parts begin at line ends, and rows are numbered through when all parts are known.
 """
 
 from __future__ import annotations

@@ -1,12 +1,11 @@
 """ingest: source files to documents. What is read how often:
 
-1. first pass (`nextflow_pipelines.first_pass`): every source file once, from end to end. Each page is parsed once and becomes
-   a draft: its text and its images by address, `data:` images measured already.
-2. records: what the pass gave gets the file's name, which is its content's hash, and documents' ids.
-3. measure: the image records that some page names, in the order in which they lie in their files, neighbours by one request;
-   each is decoded and measured once.
-4. images: each measured image goes to the file that its address hashes to.
-5. assemble: drafts meet the measured images of their addresses and become documents. No source is read.
+1. first pass (`nextflow_pipelines.first_pass`): every source file once, from end to end. Each page is parsed once and
+becomes a draft: its text and its images by address, `data:` images measured already. 2. records: what the pass gave gets the
+file's name, which is its content's hash, and documents' ids. 3. measure: the image records that some page names, in the
+order in which they lie in their files, neighbours by one request; each is decoded and measured once. 4. images: each
+measured image goes to the file that its address hashes to. 5. assemble: drafts meet the measured images of their addresses
+and become documents. No source is read.
 
 What is shuffled is keys and measures; a draft moves once, to the file that its document's id hashes to. Sources of other
 packages that cannot be read in one pass (`nextflow_data.sources.base`) are read again for each document in step 5.
