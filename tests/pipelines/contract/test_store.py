@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -182,65 +183,109 @@ WRITER = textwrap.dedent(
     """
     import json, os, sys, time
     from nextflow_data.storage.config import S3Config, StorageConfig
-    from nextflow_data.storage.files import any_path
+    from nextflow_data.storage.files import any_path, list_files, put
     from nextflow_pipelines.contract import leases, locks
     from nextflow_pipelines.contract.stage import StagePlan
     from nextflow_pipelines.contract.units import unit_output
     from nextflow_pipelines.spark.context import RunContext, run_contract
 
-    address, endpoint, leased = sys.argv[1:]
+    address, endpoint = sys.argv[1:]
     locks.LOOK_SECONDS = 0.2
-    if leased == "no":  # as if every lease were lost as soon as it is taken
-        leases.LEASE_SECONDS = -1e9
-    print("ready", flush=True)
-    sys.stdin.readline()
+
+    def here():
+        put(marks / str(os.getpid()), "x")
+
+    def progress(done, total, note):
+        seen.append(note)
+        if note.startswith("waiting"):
+            here()
 
     def body(work):
+        here()
+        while len(list(list_files(marks))) < 4:  # who is at work goes on when the others are too, or wait for it
+            time.sleep(0.05)
         names = [f"part-{n:05d}" for n in range(6)]
         for name in names:
             if work.pending([name]):
                 with unit_output(work.dir, name) as out:  # a recorded unit: no two attempts make the same bytes
                     out.path(f"data/{name}.txt", 1).write_text(f"{name} by {os.getpid()}")
-                    time.sleep(0.05)
         return names, {}
 
-    seen = []
     root = any_path(address, StorageConfig(s3=S3Config(endpoint=endpoint, path_style=True)))
-    done = run_contract(RunContext(root, progress=lambda *a: seen.append(a[2])), StagePlan("toy", 1, {}, {}), body)
-    print(json.dumps({"notes": done.notes, "skipped": done.skipped, "seen": seen}))
+    for place in ("leased", "lost"):
+        if place == "lost":  # every lease is, as soon as it is taken
+            leases.LEASE_SECONDS = -1e9
+        marks, seen = root / "marks" / place, []
+        done = run_contract(RunContext(root / place, progress=progress), StagePlan("toy", 1, {}, {}), body)
+        print(json.dumps({"notes": done.notes, "skipped": done.skipped, "seen": seen}), flush=True)
     """
 )
 
 
-@pytest.mark.parametrize("leased", ["yes", "no"])
-def test_of_four_runs_of_a_stage_one_commits_and_the_others_use_it(
-    s3_root: StorePath, s3_server: Any, leased: str, tmp_path: Path
-) -> None:
-    command = [sys.executable, "-c", WRITER, str(s3_root), s3_server.endpoint, leased]
-    writers = [
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for _ in range(4)
-    ]
-    for writer in writers:
-        assert writer.stdout is not None and writer.stdout.readline() == "ready\n"
-    for writer in writers:
-        assert writer.stdin is not None
-        writer.stdin.write("\n")
-        writer.stdin.flush()
-    said = []
-    for writer in writers:
-        out, errors = writer.communicate(timeout=120)
-        assert writer.returncode == 0, errors
-        said.append(json.loads(out))
+def test_of_four_runs_of_a_stage_one_commits_and_the_others_use_it(s3_root: StorePath, s3_server: Any) -> None:
+    command = [sys.executable, "-c", WRITER, str(s3_root), s3_server.endpoint]
+    with ExitStack() as ended:
+        writers = [ended.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, text=True)) for _ in range(4)]
+        for writer in writers:
+            ended.callback(writer.kill)
+        for place in ("leased", "lost"):
+            _race(s3_root / place, writers)
+
+
+def _race(root: StorePath, writers: list[subprocess.Popen[str]]) -> None:
+    said = [json.loads(writer.stdout.readline()) for writer in writers if writer.stdout is not None]
     assert sorted(one["skipped"] for one in said) == [False, True, True, True]
-    # Who came so late that all was done found a committed stage; who waited or raced says what happened.
-    assert all(one["notes"] in ([], [MEANWHILE]) and (not one["notes"] or MEANWHILE in one["seen"]) for one in said)
-    assert sum(MEANWHILE in one["seen"] for one in said) >= 1
-    folder = find_committed(s3_root, "toy")[0]
+    assert all(one["notes"] == [MEANWHILE] * one["skipped"] == [n for n in one["seen"] if n == MEANWHILE] for one in said)
+    (folder,) = find_committed(root, "toy")
     manifest = read_manifest(folder)
     assert len(manifest["files"]) == 6
     for entry in manifest["files"]:
         assert hashlib.sha256(stage_file(folder, entry).read_bytes()).hexdigest() == entry["sha256"]
+
+
+DRIVER = textwrap.dedent(
+    """
+    import os, signal, sys
+    from pathlib import Path
+    from nextflow_data.storage.config import S3Config, StorageConfig
+    from nextflow_data.storage.files import any_path
+    from nextflow_pipelines.contract.stage import StagePlan
+    from nextflow_pipelines.contract.units import unit_output
+    from nextflow_pipelines.spark.context import RunContext, run_contract
+
+    address, endpoint, die_in = sys.argv[1:]
+
+    def body(work):
+        names = [f"part-{n:05d}" for n in range(4)]
+        for name in work.pending(names):
+            with unit_output(work.dir, name) as out:
+                out.path(f"data/{name}.txt", 1).write_text(f"content of {name}")
+                out.path(f"shards/{name}.txt").write_text(f"content of {name}")
+                if name == die_in:
+                    os.kill(os.getpid(), signal.SIGKILL)
+        return names, {}
+
+    root = any_path(address, StorageConfig(s3=S3Config(endpoint=endpoint, path_style=True)))
+    print(run_contract(RunContext(root), StagePlan("toy", 1, {}, {}), body).kept)
+    """
+)
+
+
+def test_a_killed_run_is_gone_on_with_at_once_and_ends_in_the_bytes_of_a_disk(
+    s3_root: StorePath, s3_server: Any, tmp_path: Path
+) -> None:
+    def drive(root: AnyPath, die_in: str = "") -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", DRIVER, str(root), s3_server.endpoint, die_in]
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=50)
+
+    drive(tmp_path / "whole").check_returncode()
+    assert drive(s3_root, NAMES[2]).returncode == -signal.SIGKILL
+    assert find_committed(s3_root, "toy") == []
+    again = drive(s3_root)
+    assert again.stdout.strip() == "2", again.stderr
+    (whole,), (killed,) = find_committed(tmp_path / "whole", "toy"), find_committed(s3_root, "toy")
+    assert (whole / MANIFEST).read_bytes() == (killed / MANIFEST).read_bytes()
+    assert check_sizes(killed, read_manifest(killed)) == [] and len(keys(killed)) == 9
 
 
 def left_by(root: StorePath, **other: Any) -> StorePath:
