@@ -127,12 +127,11 @@ class _Job:
 @dataclass(frozen=True)
 class _Lines:
     """Units' names and payloads in lines of one length, in the stage's folder, so that a task finds its own without knowing
-    the others: carried inside the job, each task would be sent all of them."""
+    the others: carried inside the job, each task would be sent all of them. `config` reaches the payloads' paths."""
 
     path: AnyPath
     width: int
     config: StorageConfig | None
-    """By which the payloads' paths are reached."""
 
     @classmethod
     def write(cls, stage_dir: AnyPath, values: Sequence[Any]) -> _Lines:
