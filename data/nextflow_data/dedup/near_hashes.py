@@ -23,8 +23,8 @@ from nextflow_data.config import DedupConfig
 SHARED_BLOCKS = 2
 FIRST, NEAREST = 4, 8
 """Of the images near one, how many it is paired with: the first in order, and the nearest. Our choice."""
-BLOCK, CARRIED = 512, 4096
-"""Images compared at once, and most that are carried on: 2.4 million distances of one byte."""
+BLOCK, CARRIED = 128, 4096
+"""Images compared at once, and most that are carried on: half a million distances of one byte."""
 KEY_BYTES = 9
 
 

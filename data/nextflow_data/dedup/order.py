@@ -2,9 +2,9 @@
 
 An order is bytes, compared from the left, which Python, Arrow and Spark do alike: the rank (earlier partitions first), how
 rich the copy is, a seeded hash. The hash makes greedy choice take a logarithmic number of rounds, whatever the graph
-(Blelloch, Fineman and Shun 2012; Fischer and Noever 2018); an order by the data alone would not, because copies can be a long
-chain in which each is a little richer than the last. So richness counts in coarse steps only: there are few, and each adds
-at most a logarithmic number of rounds. The cost: of copies within a step any may stay.
+(Blelloch, Fineman and Shun 2012; Fischer and Noever 2018); an order by the data alone would not, because copies can be a
+long chain in which each is a little richer than the last. So richness counts in coarse steps only: there are few, and each
+adds at most a logarithmic number of rounds. The cost: of copies within a step any may stay.
 """
 
 from __future__ import annotations
