@@ -37,7 +37,7 @@ def in_rounds(edges, buckets):
     while told:
         rounds += 1
         after = {
-            b: list(advance(sorted([*known[b], *(r for r in told if hash(r[0]) % buckets == b)]))) for b in range(buckets)
+            b: list(advance(sorted([*known[b], *(r for r in told if int(r[0][1:]) % buckets == b)]))) for b in range(buckets)
         }
         for bucket, rows in after.items():
             known[bucket] = [row for is_told, row in rows if not is_told]
