@@ -13,7 +13,7 @@ import hashlib
 import itertools
 import os
 import socket
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -71,7 +71,8 @@ def open_inputs(config: TrainConfig) -> Inputs:
     folder = config.data.shards
     if folder is None:
         raise InputError("data.shards is not set: name the folder of a shard set")
-    packs = on_first(lambda: ShardSet.open(folder, opener=Streams(config.storage)), _refusal)
+    place = any_path(folder, config.storage)
+    packs = on_first(lambda: ShardSet.open(str(place), opener=Streams(config.storage)), _refusal)
     manifest = packs.manifest
     vocabulary = vocabulary_of(config, folder, manifest)
     if config.data.verify:
@@ -83,7 +84,7 @@ def open_inputs(config: TrainConfig) -> Inputs:
     notices = Notices()
     fed: Packs = packs
     threads = 0
-    if isinstance(any_path(folder, config.storage), StorePath):
+    if isinstance(place, StorePath):
         threads = config.storage.s3.concurrency
         kept = RangeCache(
             cache.folder(config.storage) / ".packs",  # what has a dot there is not a copy, and left alone
@@ -92,7 +93,7 @@ def open_inputs(config: TrainConfig) -> Inputs:
             lambda problem: notices.add("storage", f"{socket.gethostname()}: {problem}"),
         )
         ranges = Ranges(config.storage, kept, manifest.sha256)
-        packs = replace(packs, opener=ranges)
+        packs.opener = ranges
         fed = StoredPacks(packs, ranges)
     return Inputs(
         packs=packs,

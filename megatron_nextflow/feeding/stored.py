@@ -18,6 +18,7 @@ from typing import BinaryIO, cast
 
 from nextflow_data.storage.config import StorageConfig
 from nextflow_data.storage.files import any_path, read_range, state_of
+from nextflow_data.storage.store_path import AnyPath
 from nextflow_tokenize.shards.reader import ShardError, ShardSet
 from nextflow_tokenize.shards.sample_format import Sample
 
@@ -30,7 +31,7 @@ class Streams:
 
     config: StorageConfig
 
-    def __call__(self, where: str) -> BinaryIO:
+    def __call__(self, where: str | AnyPath) -> BinaryIO:
         return any_path(where, self.config).open("rb")
 
 
@@ -46,8 +47,8 @@ class Ranges:
         self.identity = identity
         self._here = threading.local()
 
-    def __call__(self, where: str) -> BinaryIO:
-        return cast(BinaryIO, _Stream(self, where))
+    def __call__(self, where: str | AnyPath) -> BinaryIO:
+        return cast(BinaryIO, _Stream(self, any_path(where, self.config)))
 
     @contextlib.contextmanager
     def fresh(self) -> Iterator[None]:
@@ -58,34 +59,29 @@ class Ranges:
         finally:
             self._here.fresh = False
 
-    def read(self, where: str, offset: int, length: int) -> bytes:
+    def read(self, path: AnyPath, offset: int, length: int) -> bytes:
         """A range, fewer bytes where the file ends before."""
-        name = f"{self.identity} {where} {offset} {length}"
-        path = any_path(where, self.config)
+        name = f"{self.identity} {path} {offset} {length}"
         if getattr(self._here, "fresh", False):
             self.cache.drop(name)
             return read_range(path, offset, length)
         return self.cache.get(name, lambda: read_range(path, offset, length))
 
-    def size(self, where: str) -> int:
-        """Bytes of a file."""
-        return state_of(any_path(where, self.config)).size
-
-    def last_written(self, where: str) -> str:
+    def last_written(self, path: AnyPath) -> str:
         """When a file was last written, in words; "" where the store does not say."""
         try:
-            seconds = state_of(any_path(where, self.config)).modified_ns / 1e9
+            seconds = state_of(path).modified_ns / 1e9
         except OSError:
             return ""
-        return f"; {where} was last written {datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S} UTC"
+        return f"; {path} was last written {datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 class _Stream(io.RawIOBase):
     """A file as `Ranges` reads it: each read is one range."""
 
-    def __init__(self, ranges: Ranges, where: str) -> None:
+    def __init__(self, ranges: Ranges, path: AnyPath) -> None:
         self._ranges = ranges
-        self._where = where
+        self._path = path
         self._at = 0
 
     def seekable(self) -> bool:
@@ -98,14 +94,14 @@ class _Stream(io.RawIOBase):
         return self._at
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: lambda: 0, io.SEEK_CUR: lambda: self._at, io.SEEK_END: lambda: self._ranges.size(self._where)}
-        self._at = base[whence]() + offset
+        base = self._at if whence == io.SEEK_CUR else state_of(self._path).size if whence == io.SEEK_END else 0
+        self._at = base + offset
         return self._at
 
     def read(self, size: int | None = -1) -> bytes:
         if size is None or size < 0:
-            size = self._ranges.size(self._where) - self._at
-        data = self._ranges.read(self._where, self._at, size) if size else b""
+            size = state_of(self._path).size - self._at
+        data = self._ranges.read(self._path, self._at, size) if size > 0 else b""
         self._at += len(data)
         return data
 
@@ -135,5 +131,6 @@ class StoredPacks:
         try:
             return self.packs.read(number)
         except ShardError as error:
-            written = self.ranges.last_written(f"{self.packs.path}/{error.shard}") if error.shard else ""
+            shard = any_path(f"{self.packs.path}/{error.shard}", self.ranges.config)
+            written = self.ranges.last_written(shard) if error.shard else ""
             raise ShardError(f"{error}{written}", error.shard, error.key) from None

@@ -22,7 +22,7 @@ from nextflow_data.storage import conditional
 from nextflow_data.storage.errors import ConditionalWritesMissing
 from nextflow_data.storage.files import list_files, put
 from nextflow_data.storage.store_path import AnyPath, StorePath
-from nextflow_pipelines.contract import leases, locks, made_with, units
+from nextflow_pipelines.contract import leases, locks, made_with, temporary, units
 from nextflow_pipelines.contract.leases import Holder
 from nextflow_pipelines.contract.stage import (
     MANIFEST,
@@ -159,8 +159,21 @@ def test_a_full_temporary_disk_is_told_as_one(s3_root: StorePath, monkeypatch: p
         open_stage(s3_root, PLAN) as s,
     ):
         do_unit(s, NAMES[0])
-        monkeypatch.setattr(units.tempfile, "mkdtemp", full)
+        monkeypatch.setattr(temporary.tempfile, "mkdtemp", full)
         do_unit(s, NAMES[1])
+
+
+def test_what_a_killed_unit_wrote_beside_goes_with_the_next_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(temporary.tempfile, "tempdir", str(tmp_path))
+    with temporary.temporary_folder() as mine:
+        for name in ("left", "young"):
+            (tmp_path / f"nextflow-unit-{name}").mkdir()
+        for folder in (mine, tmp_path / "nextflow-unit-left"):
+            os.utime(folder, (1, 1))
+        temporary._sweep.cache_clear()
+        with temporary.temporary_folder():
+            assert len(list(tmp_path.iterdir())) == 3 and mine.is_dir() and not (tmp_path / "nextflow-unit-left").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["nextflow-unit-young"]
 
 
 WRITER = textwrap.dedent(
