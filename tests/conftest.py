@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
 import random
 import subprocess
+import uuid
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +14,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fault_proxy import FaultProxy
+from nextflow_data.storage.config import S3Config, StorageConfig
+from nextflow_data.storage.store_path import StorePath
 from PIL import Image
+from s3_server import S3Server, shared_server
 from xdist.scheduler.loadfile import LoadFileScheduling
 
 TOGETHER = ("tests/flow/", "tests/pipelines/")
@@ -60,6 +66,30 @@ def mounted_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
     yield mount
     for folder in mounted:
         subprocess.run(["umount", folder], check=True)
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> S3Server:
+    """A real S3 server, one for all processes of this run of pytest; it ends with the run."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    base = tmp_path_factory.getbasetemp()
+    return shared_server((base.parent if worker else base) / "s3_server", os.getppid() if worker else os.getpid())
+
+
+@pytest.fixture
+def s3_root(s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StorePath:
+    """A folder of this test's own on the S3 server; this process's environment has the credentials."""
+    for name, value in s3_server.environment().items():
+        monkeypatch.setenv(name, value)
+    config = StorageConfig(s3=S3Config(endpoint=s3_server.endpoint, path_style=True), cache=tmp_path / "cache")
+    return StorePath(f"s3://{s3_server.bucket}/tests/{uuid.uuid4().hex}", config)
+
+
+@pytest.fixture
+def fault_proxy(s3_server: S3Server) -> Iterator[FaultProxy]:
+    """A proxy before the S3 server, without faults until a test sets `rates` or orders one."""
+    with FaultProxy(s3_server.port) as proxy:
+        yield proxy
 
 
 WORDS = (

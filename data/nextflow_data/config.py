@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from nextflow_data.common.section import Section
+from nextflow_data.common.section import Section, operational
 
 MIB = 1 << 20
 
@@ -35,6 +35,10 @@ class IngestConfig(Section):
     """Most `data:` images taken from one page, since each is decoded while the page is parsed."""
     measure_side: int = Field(default=512, ge=16)
     """Images are shrunk to this longest side, in pixels, before they are measured."""
+    split_bytes: int = operational(1 << 30, ge=1)
+    """A source file of more bytes than this is read in parts by several tasks, and once more for its hash. Whatever it is,
+    the
+    output is the same."""
     accept_status: tuple[int, ...] = (200,)
     """HTTP status codes whose records are used; others are kept aside (`http-status`)."""
 

@@ -75,6 +75,10 @@ def sql_settings(config: SparkConfig) -> dict[str, str]:
         "spark.sql.execution.arrow.maxBytesPerBatch": str(config.arrow_batch_bytes),
         "spark.sql.session.timeZone": "UTC",
         "spark.sql.execution.pyspark.udf.simplifiedTraceback.enabled": "true",
+        # Of what a Python task reads Spark believes that it is tiny, and would send any table whole through the driver. So
+        # only what a shuffle has measured is sent around.
+        "spark.sql.autoBroadcastJoinThreshold": "-1",
+        "spark.sql.adaptive.autoBroadcastJoinThreshold": str(10 << 20),
     }
 
 

@@ -1,0 +1,1 @@
+"""What kinds of store are there, and how is each spoken to?"""
