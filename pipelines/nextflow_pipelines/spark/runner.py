@@ -41,6 +41,7 @@ from nextflow_pipelines.contract.units import unit_output, unit_record
 from nextflow_pipelines.contract.work import StageWork, is_disk_full
 from nextflow_pipelines.spark.context import Progress, no_progress
 from nextflow_pipelines.spark.gpus import TaskGpus
+from nextflow_pipelines.spark.watch import ClusterWatch
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame, SparkSession
@@ -268,12 +269,12 @@ def _run_job(
         except BaseException as error:
             failed.append(error)
 
-    meter = work.meter(names)
+    meter, watch = work.meter(names), ClusterWatch(spark)
     thread = threading.Thread(target=job, name=group, daemon=True)
     thread.start()
     try:
         while thread.is_alive():
-            progress(work.finished(names), len(names), meter.note(note))
+            progress(work.finished(names), len(names), meter.note(note) + watch.check())
             thread.join(POLL_SECONDS)
     except BaseException:
         context.cancelJobGroup(group)
