@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import webdataset as wds
 import yaml
+from nextflow_tokenize.audit.shard_set import audit
 from nextflow_tokenize.packing.sample import build_pack
 from nextflow_tokenize.shards.manifest import seal, to_bytes
 from nextflow_tokenize.shards.reader import ShardError, ShardSet
@@ -295,3 +296,16 @@ def test_a_set_that_was_shipped_is_read_by_every_later_version() -> None:
     assert len(shipped) == 20 and shipped.manifest.format_version == 1
     assert [row["piece"] for row in shipped.pieces_of(shipped.read(3).segments[0]["doc"])] == [0, 1]
     assert shipped.manifest.totals.images == sum(s["kind"] == "image" for pack in shipped for s in pack.segments) == 10
+
+
+def test_a_set_of_format_2_is_read_by_every_later_version() -> None:
+    """fixtures/shards_2, as format 2 was first written: six documents of `tests/tokenize/conftest.py`."""
+    shipped = ShardSet.open(Path(__file__).parents[1] / "fixtures" / "shards_2", verify="full")
+    assert shipped.manifest.format_version == 2
+    assert shipped.manifest.set_identity == "64ac4bc9bb6f7abf56014da17468b79d571775f862aaa648d7e592311d39758e"
+    totals = shipped.manifest.totals
+    assert (totals.shards, len(shipped), totals.documents, totals.images) == (1, 4, 6, 5)
+    assert sum(pack.slots for pack in shipped) == totals.slots
+    pieces = shipped.pieces_of(shipped.read(0).segments[0]["doc"])
+    assert shipped.key(0) in [row["key"] for row in pieces]
+    assert audit(shipped.path).findings == []

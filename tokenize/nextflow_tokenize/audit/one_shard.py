@@ -6,7 +6,7 @@ import zlib
 from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import pairwise
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 import numpy as np
 from nextflow_data.storage.store_path import AnyPath
@@ -84,7 +84,7 @@ class ShardReading:
 
     def open(self) -> BinaryIO:
         """The tar, from its start."""
-        return cast(BinaryIO, (self.path / self.shard.name).open("rb"))
+        return (self.path / self.shard.name).open("rb")
 
     def compare(self, read: list[Row], pieces: list[Row]) -> None:
         """The sound samples with the shard's rows in the tables."""

@@ -85,7 +85,9 @@ class _Audit:
                 self.find(MANIFEST, "the files cannot be judged without it: the rest of the set was not examined")
 
     def examine(self, manifest: ShardManifest, progress: Progress | None) -> None:
-        contents = {file.name: self.content(file.name, file.bytes, file.sha256) for file in manifest.files}
+        contents: dict[str, bytes | None] = {
+            file.name: self.content(file.name, file.bytes, file.sha256) for file in manifest.files
+        }
         shards: ShardTable | None = None
         with self.guard(SHARDS):
             shards = self.shard_table(manifest, contents.get(SHARDS))

@@ -58,7 +58,7 @@ class ShardError(ValueError):
 
 def open_file(path: AnyPath) -> BinaryIO:
     """The file's own stream."""
-    return cast(BinaryIO, path.open("rb"))
+    return path.open("rb")
 
 
 class ShardSet:

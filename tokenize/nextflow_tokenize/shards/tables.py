@@ -10,7 +10,7 @@ it is found without reading the others. The cost: four files a shard.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from nextflow_tokenize.packing.sample import PieceRow
 from nextflow_tokenize.shards.records import Count, ManifestError, Sha256, ShardName
 
-SAMPLES, DOCUMENTS = "samples", "documents"
+SAMPLES: Literal["samples"] = "samples"
+DOCUMENTS: Literal["documents"] = "documents"
 """Folders of the two tables that are written a shard at a time."""
 
 SHARDS_SCHEMA = pa.schema(
