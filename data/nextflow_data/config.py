@@ -36,9 +36,8 @@ class IngestConfig(Section):
     measure_side: int = Field(default=512, ge=16)
     """Images are shrunk to this longest side, in pixels, before they are measured."""
     split_bytes: int = operational(1 << 30, ge=1)
-    """A source file of more bytes than this is read in parts by several tasks, and once more for its hash. Whatever it is,
-    the
-    output is the same."""
+    """A source file of more bytes than this is read in parts by several tasks, and once more for its hash. The output is the
+    same whatever it is."""
     accept_status: tuple[int, ...] = (200,)
     """HTTP status codes whose records are used; others are kept aside (`http-status`)."""
 
