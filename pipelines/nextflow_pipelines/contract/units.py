@@ -6,12 +6,10 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, NotRequired, TypedDict
 
@@ -34,6 +32,7 @@ from nextflow_pipelines.contract.stage import (
     sorted_counts,
     stage_file,
 )
+from nextflow_pipelines.contract.temporary import temporary_folder
 
 PROGRESS = f"{WORK}/progress"
 """Where units say how far they are (`nextflow_pipelines.contract.progress`)."""
@@ -58,6 +57,9 @@ class UnitOutput:
 
     stage_dir: AnyPath
     unit: str
+    temporary: Path
+    """Where this attempt writes: a folder of its own on a disk, in which files have the paths they will have in the
+    stage. It is in the stage's folder where that is on a disk, and is made with the first file."""
     counts: Counts = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     _files: dict[str, int | None] = field(default_factory=dict)
@@ -65,14 +67,6 @@ class UnitOutput:
 
     def __post_init__(self) -> None:
         self._progress = UnitProgress(self.stage_dir / PROGRESS, self.unit)
-
-    @cached_property
-    def temporary(self) -> Path:
-        """Where this attempt writes: a folder of its own on a disk, in which files have the paths they will have in the
-        stage. For a stage on a store it is a temporary folder of this machine (TMPDIR)."""
-        if isinstance(self.stage_dir, Path):
-            return self.stage_dir / WORK / "tmp" / uuid.uuid4().hex
-        return Path(tempfile.mkdtemp(prefix="nextflow-unit-"))
 
     def path(self, relative: str, rows: int | None = None, published: bool = False) -> Path:
         """A temporary path to write to; it becomes the stage's file `relative` when the unit is done.
@@ -118,8 +112,8 @@ def unit_output(stage_dir: AnyPath, unit: str) -> Iterator[UnitOutput]:
     On a store another attempt may have been first, and its record counts. StageError where a published file is there with
     other content.
     """
-    out = UnitOutput(stage_dir, unit)
-    try:
+    with _temporary(stage_dir) as temporary:
+        out = UnitOutput(stage_dir, unit, temporary)
         yield out
         entries = [_entry(out, relative, rows) for relative, rows in sorted(out._files.items())]
         if isinstance(stage_dir, Path):
@@ -140,9 +134,19 @@ def unit_output(stage_dir: AnyPath, unit: str) -> Iterator[UnitOutput]:
             replace_file(place, content)
         else:
             put_if_absent(place, content)
+
+
+@contextmanager
+def _temporary(stage_dir: AnyPath) -> Iterator[Path]:
+    if not isinstance(stage_dir, Path):
+        with temporary_folder() as folder:
+            yield folder
+        return
+    folder = stage_dir / WORK / "tmp" / uuid.uuid4().hex
+    try:
+        yield folder
     finally:
-        if "temporary" in vars(out):
-            shutil.rmtree(out.temporary, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _entry(out: UnitOutput, relative: str, rows: int | None) -> StageFile:
