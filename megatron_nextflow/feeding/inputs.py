@@ -72,7 +72,7 @@ def open_inputs(config: TrainConfig) -> Inputs:
     if folder is None:
         raise InputError("data.shards is not set: name the folder of a shard set")
     place = any_path(folder, config.storage)
-    packs = on_first(lambda: ShardSet.open(str(place), opener=Streams(config.storage)), _refusal)
+    packs = on_first(lambda: ShardSet.open(place, opener=Streams(config.storage)), _refusal)
     manifest = packs.manifest
     vocabulary = vocabulary_of(config, folder, manifest)
     if config.data.verify:
