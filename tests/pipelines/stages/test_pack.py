@@ -11,7 +11,6 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from nextflow_data.storage.store_path import StorePath
 from nextflow_pipelines.contract.tables import read_table
 from nextflow_pipelines.spark.context import RunContext, StageResult
 from nextflow_pipelines.stages import pack
@@ -80,16 +79,3 @@ def test_a_report_of_the_record_opens_no_shard(results: Results, tmp_path: Path)
         (tmp_path / name).write_bytes((source / name).read_bytes())
     found: Any = audit_record(tmp_path / "shards")
     assert found.statistics.packs == json.loads((source / "audit.json").read_text())["packs"] > 0
-
-
-def test_in_a_store_a_set_is_what_it_is_on_a_disk(results: Results, chain: ModuleType, s3_root: StorePath) -> None:
-    """Its files have the names by which others read them, and their bytes are those of the run on a disk."""
-    ctx = RunContext(s3_root, storage=s3_root.config)
-    stages = (results[name] for name in ("tokenize", "text_tokenizer", "vision_tokenizer"))
-    found = pack.carry_out(ctx, chain.SECTIONS["pack"], *stages)
-    local = results["pack"].dir / "shards"
-    for file in sorted(path for path in local.rglob("*") if path.is_file()):
-        name = file.relative_to(local).as_posix()
-        assert (found.dir / "shards" / name).read_bytes() == file.read_bytes(), name
-    recorded, here = audit_record(found.dir / "shards"), audit_record(local)
-    assert recorded is not None and here is not None and recorded.to_dict() == here.to_dict()
