@@ -30,7 +30,7 @@ from torch import Tensor
 from megatron_nextflow.config.train import TrainConfig
 from megatron_nextflow.feeding.feed import Packs
 from megatron_nextflow.feeding.range_cache import RangeCache
-from megatron_nextflow.feeding.stored import Ranges, StoredPacks, Streams
+from megatron_nextflow.feeding.stored import Ranges, StoredPacks
 from megatron_nextflow.runtime.agreement import of_all, on_first
 from megatron_nextflow.runtime.notices import Notices
 from megatron_nextflow.sequence.vocabulary import Vocabulary
@@ -72,7 +72,7 @@ def open_inputs(config: TrainConfig) -> Inputs:
     if folder is None:
         raise InputError("data.shards is not set: name the folder of a shard set")
     place = any_path(folder, config.storage)
-    packs = on_first(lambda: ShardSet.open(place, opener=Streams(config.storage)), _refusal)
+    packs = on_first(lambda: ShardSet.open(place), _refusal)
     manifest = packs.manifest
     vocabulary = vocabulary_of(config, folder, manifest)
     if config.data.verify:
@@ -92,7 +92,7 @@ def open_inputs(config: TrainConfig) -> Inputs:
             int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
             lambda problem: notices.add("storage", f"{socket.gethostname()}: {problem}"),
         )
-        ranges = Ranges(config.storage, kept, manifest.sha256)
+        ranges = Ranges(kept, manifest.sha256)
         packs.opener = ranges
         fed = StoredPacks(packs, ranges)
     return Inputs(

@@ -12,27 +12,15 @@ import contextlib
 import io
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import BinaryIO, cast
 
-from nextflow_data.storage.config import StorageConfig
-from nextflow_data.storage.files import any_path, read_range, state_of
+from nextflow_data.storage.files import read_range, state_of
 from nextflow_data.storage.store_path import AnyPath
 from nextflow_tokenize.shards.reader import ShardError, ShardSet
 from nextflow_tokenize.shards.sample_format import Sample
 
 from megatron_nextflow.feeding.range_cache import RangeCache
-
-
-@dataclass(frozen=True)
-class Streams:
-    """Opens files of a set where it lies, to be read from beginning to end."""
-
-    config: StorageConfig
-
-    def __call__(self, where: str | AnyPath) -> BinaryIO:
-        return any_path(where, self.config).open("rb")
 
 
 class Ranges:
@@ -41,14 +29,13 @@ class Ranges:
     `identity` tells one set from another that lay at the same address.
     """
 
-    def __init__(self, config: StorageConfig, cache: RangeCache, identity: str) -> None:
-        self.config = config
+    def __init__(self, cache: RangeCache, identity: str) -> None:
         self.cache = cache
         self.identity = identity
         self._here = threading.local()
 
-    def __call__(self, where: str | AnyPath) -> BinaryIO:
-        return cast(BinaryIO, _Stream(self, any_path(where, self.config)))
+    def __call__(self, path: AnyPath) -> BinaryIO:
+        return cast(BinaryIO, _Stream(self, path))
 
     @contextlib.contextmanager
     def fresh(self) -> Iterator[None]:
@@ -66,14 +53,6 @@ class Ranges:
             self.cache.drop(name)
             return read_range(path, offset, length)
         return self.cache.get(name, lambda: read_range(path, offset, length))
-
-    def last_written(self, path: AnyPath) -> str:
-        """When a file was last written, in words; "" where the store does not say."""
-        try:
-            seconds = state_of(path).modified_ns / 1e9
-        except OSError:
-            return ""
-        return f"; {path} was last written {datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 class _Stream(io.RawIOBase):
@@ -131,6 +110,14 @@ class StoredPacks:
         try:
             return self.packs.read(number)
         except ShardError as error:
-            shard = any_path(f"{self.packs.path}/{error.shard}", self.ranges.config)
-            written = self.ranges.last_written(shard) if error.shard else ""
+            written = _last_written(self.packs.path / error.shard) if error.shard else ""
             raise ShardError(f"{error}{written}", error.shard, error.key) from None
+
+
+def _last_written(path: AnyPath) -> str:
+    """When a file was last written, in words; "" where the store does not say."""
+    try:
+        seconds = state_of(path).modified_ns / 1e9
+    except OSError:
+        return ""
+    return f"; {path} was last written {datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S} UTC"

@@ -11,9 +11,8 @@ be read in one pass are hashed first and then listed, record by record, as their
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,7 +26,9 @@ from nextflow_data.sources.one_pass import OnePass
 from nextflow_data.sources.read_once import ReadOnce
 from nextflow_data.storage.config import StorageConfig
 from nextflow_data.storage.opener import StoreOpener
+from nextflow_data.storage.store_path import AnyPath
 
+from nextflow_pipelines.contract.kept import remove_work
 from nextflow_pipelines.contract.stage import StagePlan
 from nextflow_pipelines.contract.tables import SCHEMAS, UnitTables
 from nextflow_pipelines.contract.work import StageWork, open_stage
@@ -71,7 +72,7 @@ class Passed:
     before it, and the sha256."""
 
     sha256: str
-    parts: list[tuple[str, str, int]] = field(default_factory=list)
+    parts: list[tuple[AnyPath, AnyPath, int]] = field(default_factory=list)
 
 
 def first_pass(
@@ -95,7 +96,7 @@ def first_pass(
             before = 0
             for name in taken:
                 (rows,), (asides,) = work.files([name], ROWS), work.files([name], ASIDES)
-                one.parts.append((str(rows), str(asides), before))
+                one.parts.append((rows, asides, before))
                 before += found[name]["count"]
             passed.append(one)
     return passed
@@ -110,8 +111,10 @@ def pass_plan(limits: IngestConfig, entries: Sequence[SourceConfig], known: Know
 def discard(ctx: RunContext, plan: StagePlan) -> None:
     """Removes what a pass left, once all of it has gone into a commit."""
     folder = plan.folder(ctx.root)
+    remove_work(folder)
     if isinstance(folder, Path):
-        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def _read(
@@ -205,16 +208,13 @@ def _drafts(source: OnePass[Any], found: Iterator[Read[Any] | Any]) -> Iterator[
 
 
 def _listed(source: Source[Any], uri: str, opener: StoreOpener) -> Iterator[dict[str, Any]]:
-    """Records of a source that is not read in one pass: without drafts, so that they are read again when documents are
-    made."""
+    """Records of a source that is not read in one pass: without drafts, so they are read again when documents are made."""
     for found in source.records(uri, opener):
         row: dict[str, Any] = dict(found)
         if "address" in found and found.get("kind") == "page":
             record: RecordInfo = found  # type: ignore[assignment]
-            try:
+            with suppress(Unusable):  # met again when its document is made, and put aside then
                 row["links"] = list(source.links(record, source.payload(record, opener)))
-            except Unusable:
-                pass  # met again when its document is made, and put aside then
         yield row
 
 

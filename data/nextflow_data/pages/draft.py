@@ -1,7 +1,7 @@
 """A parsed page as text, between the one reading of its source and the finding of its images.
 
-JSON lists, compact: blocks in order, what was left out, the licence. The page's own images (`data:`) are measured here,
-while their bytes are at hand, and only the measures go on.
+JSON lists, compact: the licence, blocks in order, what was left out. The page's own images (`data:`) are measured
+here, while their bytes are at hand, and only the measures go on.
 """
 
 from __future__ import annotations

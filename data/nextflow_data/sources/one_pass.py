@@ -28,8 +28,7 @@ P = TypeVar("P")
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """What a record became: `text`, in whatever form its source takes it back, and the addresses that it names, each
-    once."""
+    """What a record became: `text`, in whatever form its source takes it back, and the addresses it names, each once."""
 
     text: str
     links: Sequence[str] = ()

@@ -22,7 +22,7 @@ from nextflow_tokenize.shards.reader import ShardSet
 from nextflow_orchestration.explain.nearest import alike, nearest
 from nextflow_orchestration.explain.story import DocumentStory, PackStory, Placement, Step, Story, TokenLine, Verdict
 from nextflow_orchestration.runs.lineage import Commit, chain, shard_folder
-from nextflow_orchestration.runs.records import last_recipe, recipes_of
+from nextflow_orchestration.runs.records import whose_run
 from nextflow_orchestration.words.numbers import plural
 from nextflow_orchestration.words.rows import AsideLine, aside_line, node_lines, node_words
 from nextflow_orchestration.words.rules import in_words
@@ -44,17 +44,7 @@ def explain(root: AnyPath, query: str, recipe: str | None = None) -> Story:
     with the nearest addresses. Raises NoRun when nothing is committed under `root`.
     """
     commits = chain(root, recipe=recipe)
-    return replace(_told(commits, query.strip()), run=_which(root, recipe))
-
-
-def _which(root: AnyPath, recipe: str | None) -> str:
-    """Whose run is told of, where a root has those of several recipes."""
-    known = recipes_of(root)
-    name = recipe or last_recipe(root)
-    if len(known) < 2 or name is None:
-        return ""
-    others = ", ".join(repr(other) for other in known if other != name)
-    return f"Of the run of {name!r}; {root} also has that of {others}: --recipe names another's recipe."
+    return replace(_told(commits, query.strip()), run=whose_run(root, recipe))
 
 
 def _told(commits: dict[str, Commit], query: str) -> Story:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from nextflow_data.storage.files import any_path
 from nextflow_data.storage.store_path import AnyPath
 from nextflow_pipelines.contract.stage import read_manifest
 from nextflow_pipelines.registry import STAGES
@@ -53,7 +52,7 @@ def _stage(recipe: Recipe, name: str, found: Look) -> str:
     definition = STAGES[name]
     reads = [_source(found, stage) for stage in definition.inputs]
     if name == "ingest":
-        size = local_bytes([any_path(file, recipe.storage) for entry in found.entries or () for file in entry.files])
+        size = local_bytes(recipe, found.entries or [])
         reads = [_size(size) if size else "the input"]
     elif "ingest" in definition.sections:  # which bounds what is decoded
         reads.append("images of the input")

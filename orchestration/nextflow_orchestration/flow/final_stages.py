@@ -108,6 +108,7 @@ def report_stage(
         recipe.root,
         out,
         work=recipe.working,
+        storage=recipe.storage,
         title=recipe.name,
         end=results["pack"].dir,
         packs=recipe.report.packs,

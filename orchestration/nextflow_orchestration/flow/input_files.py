@@ -9,6 +9,7 @@ from nextflow_data.common.whole_files import file_sha256
 from nextflow_data.sources.base import SourceConfig
 from nextflow_data.storage.files import any_path, upload
 from nextflow_data.storage.store_path import AnyPath
+from nextflow_pipelines.inputs import is_listed
 
 from nextflow_orchestration.recipes.places import shown
 from nextflow_orchestration.recipes.run import SAMPLE, Recipe
@@ -30,16 +31,18 @@ def source_files(recipe: Recipe, progress: Callable[[int, int | None, str], None
 def described(recipe: Recipe, entries: Sequence[SourceConfig]) -> str:
     """The files in a word: the first few by name; of a disk with their size."""
     named = [name for entry in entries for name in entry.files]
-    paths = [any_path(name, recipe.storage) for name in named[:MOST]]
-    size = local_bytes(paths) if len(named) == len(paths) else None
+    words = [name if is_listed(name) else shown(any_path(name, recipe.storage)) for name in named[:MOST]]
     more = f" and {len(named) - MOST:,} more" if len(named) > MOST else ""
-    return f"{', '.join(map(shown, paths))}{more}" + (f" ({size / 1e6:.1f} MB)" if size is not None else "")
+    size = local_bytes(recipe, entries)
+    return f"{', '.join(words)}{more}" + (f" ({size / 1e6:.1f} MB)" if size is not None else "")
 
 
-def local_bytes(paths: Sequence[AnyPath]) -> int | None:
-    """Bytes of files; None where one is not of this machine and would have to be asked for."""
+def local_bytes(recipe: Recipe, entries: Sequence[SourceConfig]) -> int | None:
+    """Bytes of all files; None where that is not told by this machine alone: of a store, of a folder or pattern."""
+    named = [name for entry in entries for name in entry.files]
+    paths = [any_path(name, recipe.storage) for name in named if not is_listed(name)]
     local = [path for path in paths if isinstance(path, Path)]
-    return sum(path.stat().st_size for path in local) if len(local) == len(paths) else None
+    return sum(path.stat().st_size for path in local) if len(local) == len(named) else None
 
 
 def present_files(recipe: Recipe) -> list[SourceConfig] | None:

@@ -2,7 +2,7 @@
 
 Of a disk every file is looked at. Of a store one a folder is asked for, in threads: a bucket that does not exist, a prefix
 that may not be read or a store that does not answer is told at once, and ten thousand files cost no ten thousand requests.
-What is missing besides is found when ingest binds its files, before it reads any.
+What is missing besides is found when ingest binds its files, before it reads any. A folder or pattern is listed.
 """
 
 from __future__ import annotations
@@ -11,10 +11,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from nextflow_data.common.errors import RequestError
+from nextflow_data.common.range_opener import DEFAULT_KIND
+from nextflow_data.sources.base import SourceConfig
 from nextflow_data.storage.conditional import supports_conditional_writes
 from nextflow_data.storage.config import StorageConfig
 from nextflow_data.storage.files import any_path, state_of
 from nextflow_data.storage.store_path import StorePath
+from nextflow_pipelines.inputs import input_files, is_listed
 
 from nextflow_orchestration.recipes.errors import Keys
 
@@ -42,7 +45,13 @@ def input_problems(files: Iterable[tuple[Keys, str]], config: StorageConfig, at:
     for keys, name in files:
         try:
             path = any_path(name, config)
-        except RequestError as error:
+            if is_listed(name):
+                input_files([SourceConfig(kind=DEFAULT_KIND, files=(name,))], config)
+                continue
+        except FileNotFoundError:
+            yield f"{at(keys)}no input file is there by the name {name}; correct `{keys[0]}` in the recipe"
+            continue
+        except (RequestError, OSError) as error:
             yield f"{at(keys)}{error}"
             continue
         if isinstance(path, StorePath):

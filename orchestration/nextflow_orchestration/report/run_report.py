@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from nextflow_data.storage.config import StorageConfig
 from nextflow_data.storage.files import local_copy, put, read_range, state_of
 from nextflow_data.storage.store_path import AnyPath
 from nextflow_tokenize.audit.record import audit_record
@@ -29,6 +30,7 @@ def write_report(
     out: AnyPath,
     *,
     work: Path | None = None,
+    storage: StorageConfig | None = None,
     title: str = "Run",
     end: AnyPath | None = None,
     packs: int = 8,
@@ -42,16 +44,16 @@ def write_report(
 ) -> AnyPath:
     """The report of a run under `root`, written to `out`; returns `out`.
 
-    `work` is the run's folder on this machine (None: the root, which then is on a disk); `end` is the folder of the run's
-    last stage (None: the newest commit of the last stage that has one); `reused` names the stages that were committed before
-    this run; `training` is the folder with metrics.jsonl (None: the newest train-* under `work`); `generated` are (prompt,
-    image file); `reread` audits every byte of the shards now, else the audit is shown that was made as they were written;
-    `settings` is the resolved recipe as text; by `identity` the page is known again (`is_report_of`). Raises NoRun when
-    nothing is committed under `root`.
+    `work` is the run's folder on this machine (None: the root, which then is on a disk); `storage` says how the stores of
+    its sources are reached (None: as the root is); `end` is the folder of the run's last stage (None: the newest commit of
+    the last stage that has one); `reused` names the stages that were committed before this run; `training` is the folder
+    with metrics.jsonl (None: the newest train-* under `work`); `generated` are (prompt, image file); `reread` audits every
+    byte of the shards now, else the audit is shown that was made as they were written; `settings` is the resolved recipe
+    as text; by `identity` the page is known again (`is_report_of`). Raises NoRun when nothing is committed under `root`.
     """
     commits = chain(root, end)
     work = work or (root if isinstance(root, Path) else None)
-    gallery = _gallery(root, commits)
+    gallery = _gallery(root, commits, storage)
     folder = shard_folder(commits)
     parts: dict[str, Any] = {}
     if folder is not None:
@@ -121,20 +123,26 @@ def write_audit_report(shards: AnyPath, out: Path, audited: AuditResult, packs: 
     return out
 
 
-def _gallery(root: AnyPath, commits: dict[str, Commit]) -> Gallery:
+def _gallery(root: AnyPath, commits: dict[str, Commit], storage: StorageConfig | None = None) -> Gallery:
     documents = next((commit for commit in reversed(commits.values()) if commit.has("documents")), None)
     folder = commits["vision_tokenizer"].folder / "tokenizer" if "vision_tokenizer" in commits else None
     there = folder is not None and folder.is_dir()
-    return Gallery(_loader(root), None if documents is None else Images(documents.folder), folder if there else None)
+    return Gallery(
+        _loader(root, storage), None if documents is None else Images(documents.folder), folder if there else None
+    )
 
 
-def _loader(root: AnyPath) -> Callable[[Any], bytes]:
+def _loader(root: AnyPath, storage: StorageConfig | None) -> Callable[[Any], bytes]:
+    made: list[Callable[[Any], bytes]] = []
+
     def load(image: Any) -> bytes:
         # Imported at the first picture: it needs the data extra, and a report without pictures does not.
         from nextflow_data.config import IngestConfig
         from nextflow_pipelines.sources import image_loader
 
-        return image_loader(root, IngestConfig())(image)
+        if not made:
+            made.append(image_loader(root, IngestConfig(), storage))
+        return made[0](image)
 
     return load
 

@@ -63,6 +63,16 @@ def last_recipe(root: AnyPath) -> str | None:
     return name if isinstance(name, str) else None
 
 
+def whose_run(root: AnyPath, recipe: str | None) -> str:
+    """Whose run is told of, where a root has those of several recipes."""
+    known = recipes_of(root)
+    name = recipe or last_recipe(root)
+    if len(known) < 2 or name is None:
+        return ""
+    others = ", ".join(repr(other) for other in known if other != name)
+    return f"Of the run of {name!r}; {root} also has that of {others}: --recipe names another's recipe."
+
+
 def remember_run(root: AnyPath, recipe: str, **folders: AnyPath) -> None:
     """Writes which folders the run that has just finished made or found, by their names in `root` or its working folder."""
     content = json.dumps({_NAME: recipe} | {name: folder.name for name, folder in folders.items()}, indent=1, sort_keys=True)

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from nextflow_data.common.whole_files import file_sha256
 from nextflow_data.storage.files import list_files
-from nextflow_data.storage.store_path import AnyPath
+from nextflow_data.storage.store_path import AnyPath, StorePath
 
 from nextflow_pipelines.contract.made_with import differences, in_words, made_with
-from nextflow_pipelines.contract.stage import MANIFEST, REQUESTS, WORK, StageManifest, sizes_of, stage_file
+from nextflow_pipelines.contract.stage import MANIFEST, REQUESTS, WORK, StageManifest, is_published, sizes_of, stage_file
 from nextflow_pipelines.contract.units import DONE, UnitRecord, is_whole, read_record
 
 
@@ -30,8 +30,8 @@ def done_units(stage_dir: AnyPath) -> frozenset[str]:
 def check_kept(stage_dir: AnyPath) -> dict[str, UnitRecord]:
     """Records of the units that an earlier run has finished; others are removed, so that their units are done again.
 
-    On a disk files are hashed, in as many threads as there are cores. On a store an object is what it was when it was put,
-    and its name or its record says what that is, so sizes by one listing are enough.
+    On a disk files are hashed, in as many threads as there are cores. On a store sizes are compared, by one listing, and of
+    what does not carry its hash in its name also the hash that was noted when it was put: nothing is read.
     """
     units = sorted(done_units(stage_dir))
     with ThreadPoolExecutor(REQUESTS) as pool:
@@ -41,7 +41,7 @@ def check_kept(stage_dir: AnyPath) -> dict[str, UnitRecord]:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             whole = list(pool.map(partial(_unchanged, stage_dir), records))
     else:
-        whole = _of_their_sizes(stage_dir, records)
+        whole = _as_noted(stage_dir, records)
     kept = {record["unit"]: record for record, good in zip(records, whole, strict=True) if good}
     for unit in units:
         if unit not in kept:
@@ -53,10 +53,14 @@ def _unchanged(stage_dir: Path, record: UnitRecord) -> bool:
     return is_whole(stage_dir, record) and all(file_sha256(stage_dir / f["path"]) == f["sha256"] for f in record["files"])
 
 
-def _of_their_sizes(stage_dir: AnyPath, records: Sequence[UnitRecord]) -> list[bool]:
+def _as_noted(stage_dir: StorePath, records: Sequence[UnitRecord]) -> list[bool]:
     entries = [(number, entry) for number, record in enumerate(records) for entry in record["files"]]
     sizes = sizes_of(stage_dir, [entry for _, entry in entries])
     wrong = {number for (number, entry), size in zip(entries, sizes, strict=True) if size != entry["bytes"]}
+    published = [(number, entry) for number, entry in entries if number not in wrong and is_published(entry)]
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        noted = pool.map(lambda one: stage_dir.store.noted_sha256(f"{stage_dir}/{one[1]['path']}"), published)
+        wrong |= {number for (number, entry), sha256 in zip(published, noted, strict=True) if sha256 != entry["sha256"]}
     return [number not in wrong for number in range(len(records))]
 
 

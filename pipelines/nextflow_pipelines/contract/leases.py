@@ -26,6 +26,8 @@ from nextflow_data.storage.store_path import StorePath
 LEASE_SECONDS = 60.0
 """Age at which a lease that nobody renews may be taken over. Our choice: four renewals may fail."""
 RENEW_SECONDS = 12.0
+GIVE_BACK_SECONDS = 15.0
+"""Longest wait at the end for a store that does not answer; then the lease grows old by itself."""
 
 
 @dataclass
@@ -81,7 +83,7 @@ def lease(place: StorePath, held: Callable[[str], None]) -> Iterator[bool]:
         yield waited
     finally:
         ended.set()
-        renewing.join()
+        renewing.join(GIVE_BACK_SECONDS)
 
 
 def _take(place: StorePath, mine: Holder, held: Callable[[str], None]) -> str | None:

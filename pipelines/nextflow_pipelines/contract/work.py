@@ -18,7 +18,7 @@ from typing import Any
 
 from nextflow_data.common.whole_files import replace_file
 from nextflow_data.document import SCHEMA_VERSION
-from nextflow_data.storage.files import put_if_absent
+from nextflow_data.storage.files import StoreError, put_if_absent
 from nextflow_data.storage.store_path import AnyPath
 
 from nextflow_pipelines.contract.kept import check_kept, done_units, kept_bytes, mixed_versions, remove_strays, remove_work
@@ -49,9 +49,12 @@ LISTING = 20.0
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether an error, or what caused it, is ENOSPC or EDQUOT; also through Spark, which hands on only the text."""
+    """Whether an error, or what caused it, is ENOSPC or EDQUOT; also through Spark, which hands on only the text. Not a
+    `StoreError`: that says itself which disk is full, that of the copies."""
     seen: BaseException | None = error
     while seen is not None:
+        if isinstance(seen, StoreError) or f"{StoreError.__name__}: " in str(seen):
+            return False
         if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
         if os.strerror(errno.ENOSPC) in str(seen):

@@ -1,11 +1,12 @@
 """ingest: source files to documents. What is read how often:
 
 1. first pass (`nextflow_pipelines.first_pass`): every source file once, from end to end. Each page is parsed once and
-becomes a draft: its text and its images by address, `data:` images measured already. 2. records: what the pass gave gets the
-file's name, which is its content's hash, and documents' ids. 3. measure: the image records that some page names, in the
-order in which they lie in their files, neighbours by one request; each is decoded and measured once. 4. images: each
-measured image goes to the file that its address hashes to. 5. assemble: drafts meet the measured images of their addresses
-and become documents. No source is read.
+   becomes a draft: its text and its images by address, `data:` images measured already.
+2. records: what the pass gave gets the file's name, which is its content's hash, and documents' ids.
+3. measure: the image records that some page names, in the order in which they lie in their files, neighbours by one request;
+   each is decoded and measured once.
+4. images: each measured image goes to the file that its address hashes to.
+5. assemble: drafts meet the measured images of their addresses and become documents. No source is read.
 
 What is shuffled is keys and measures; a draft moves once, to the file that its document's id hashes to. Sources of other
 packages that cannot be read in one pass (`nextflow_data.sources.base`) are read again for each document in step 5.
@@ -19,7 +20,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import groupby
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -30,7 +30,7 @@ from nextflow_data.document import IMAGE, doc_id
 from nextflow_data.records import RecordInfo, Unusable, put_aside
 from nextflow_data.sources.base import Found, Made, Source, SourceConfig
 from nextflow_data.sources.one_pass import OnePass
-from nextflow_data.storage.files import any_path
+from nextflow_data.storage.store_path import AnyPath
 
 from nextflow_pipelines.contract.stage import StagePlan
 from nextflow_pipelines.contract.tables import SCHEMAS, UnitTables, iter_batches
@@ -145,7 +145,7 @@ def _work(
         ctx.session,
         work,
         [Unit(f"scan-{number:05d}", [uri, one.parts]) for number, (uri, _, one) in enumerate(read)],
-        partial(_name, sources, ctx),
+        partial(_name, sources),
         {"records": RECORDS, "asides": SCHEMAS["asides"], _LINKS: LINKS, _DRAFTS: DRAFTS},
         progress,
         "2/5 naming records",
@@ -195,14 +195,14 @@ def _work(
     return [*scans, *images, *documents], {}
 
 
-def _name(sources: BoundSources, ctx: RunContext, payload: Any, out: UnitTables) -> None:
+def _name(sources: BoundSources, payload: Any, out: UnitTables) -> None:
     """Gives the records of a file its uri."""
     uri, parts = payload
     source = sources.source(uri)
     for rows, asides, before in parts:
-        for table in iter_batches([any_path(rows, ctx.storage)], _ROWS):
+        for table in iter_batches([rows], _ROWS):
             _write_named(source, uri, before, table, out)
-        for table in iter_batches([any_path(asides, ctx.storage)], _ROWS):
+        for table in iter_batches([asides], _ROWS):
             named = [
                 {**row, "uri": uri, "address": _named(source, row["address"], uri, before)} for row in table.to_pylist()
             ]
@@ -231,13 +231,13 @@ def _write_named(source: Source[Any], uri: str, before: int, table: pa.Table, ou
 
 
 def _named_images(
-    records: list[Path], links: list[Path], lies: list[tuple[str, int]], total: int, files: int, spark: SparkSession
+    records: list[AnyPath], links: list[AnyPath], lies: list[tuple[str, int]], total: int, files: int, spark: SparkSession
 ) -> DataFrame:
     """The image records that a page names; a bucket is a stretch of the files one after the other."""
     from pyspark.sql import functions as F
 
-    images = read_parquet(spark, records).where("kind = 'image'")
-    named = read_parquet(spark, links).select("address").distinct()
+    images = read_parquet(spark, records, schema=RECORDS).where("kind = 'image'")
+    named = read_parquet(spark, links, ["address"], LINKS).distinct()
     begins = F.broadcast(spark.createDataFrame(lies, "uri string, begin long"))
     found = images.join(named, "address", "left_semi").join(begins, "uri")
     bucket = F.floor((F.col("begin") + F.col("offset")) * files / max(total, 1)).cast("int")
@@ -282,34 +282,35 @@ def _measure(sources: BoundSources, bucket: int, tables: Iterator[pa.Table], out
             out.progress(images=1)
 
 
-def _by_address(measured: list[Path], files: int, spark: SparkSession) -> DataFrame:
-    found = read_parquet(spark, measured)
+def _by_address(measured: list[AnyPath], files: int, spark: SparkSession) -> DataFrame:
+    found = read_parquet(spark, measured, schema=MEASURED)
     return found.withColumn("bucket", bucket_of(found["address"], files))
 
 
 def _write_images(bucket: int, tables: Iterator[pa.Table], out: UnitTables) -> None:
     for row in rows_of(tables):
         if row["rejected"] is not None:
-            out.write("asides", [put_aside(row, Unusable(row["rejected"], row["detail"]))])
+            record: Any = row
+            out.write("asides", [put_aside(record, Unusable(row["rejected"], row["detail"]))])
         out.out.count("images", "measured" if row["rejected"] is None else "unusable")
         out.write("images", [row])
 
 
 def _drafts_with_images(
-    drafts: list[Path], links: list[Path], images: list[Path], files: int, spark: SparkSession
+    drafts: list[AnyPath], links: list[AnyPath], images: list[AnyPath], files: int, spark: SparkSession
 ) -> DataFrame:
     """A row a document with `found`: the image record for each address, of the page's own file if that has it."""
     from pyspark.sql import functions as F
 
-    measured = read_parquet(spark, images).withColumnsRenamed({"uri": "image_uri", "offset": "image_offset"})
-    joined = read_parquet(spark, links).join(measured, "address")
+    measured = read_parquet(spark, images, schema=IMAGES).withColumnsRenamed({"uri": "image_uri", "offset": "image_offset"})
+    joined = read_parquet(spark, links, schema=LINKS).join(measured, "address")
     # Usable before unusable, own source before others, then the first.
     best = F.struct(F.col("rejected").isNotNull(), F.col("image_uri") != F.col("uri"), "image_uri", "image_offset")
     chosen = joined.groupBy("doc_id", "uri", "address").agg(F.min_by(F.struct("rejected", "image"), best).alias("best"))
     found = chosen.groupBy("doc_id", "uri").agg(
         F.collect_list(F.struct("address", "best.rejected", "best.image")).alias("found")
     )
-    rows = read_parquet(spark, drafts)
+    rows = read_parquet(spark, drafts, schema=DRAFTS)
     return rows.withColumn("bucket", bucket_of(rows["doc_id"], files)).join(found, ["doc_id", "uri"], "left")
 
 

@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from nextflow_data.storage.config import StorageConfig
 from nextflow_tokenize.shards.reader import ShardError, ShardSet
 
 from megatron_nextflow.feeding import stored
 from megatron_nextflow.feeding.range_cache import RangeCache
-from megatron_nextflow.feeding.stored import Ranges, StoredPacks, Streams
+from megatron_nextflow.feeding.stored import Ranges, StoredPacks
 
 
 @pytest.fixture
@@ -37,9 +36,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int]]:
 
 
 def _packs(shards: Path, tmp_path: Path) -> StoredPacks:
-    config = StorageConfig()
-    packs = ShardSet.open(str(shards), opener=Streams(config))
-    ranges = Ranges(config, RangeCache(tmp_path / "cache", 1 << 30, 1, print), packs.manifest.sha256)
+    packs = ShardSet.open(shards)
+    ranges = Ranges(RangeCache(tmp_path / "cache", 1 << 30, 1, print), packs.manifest.sha256)
     packs.opener = ranges
     return StoredPacks(packs, ranges)
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from nextflow_data.common.whole_files import file_sha256
+from nextflow_data.storage.errors import StoreError
 from nextflow_pipelines.contract.made_with import made_with
 from nextflow_pipelines.contract.stage import DiskFull, StageError, StagePlan
 from nextflow_pipelines.contract.tables import UnitTables, read_table
@@ -19,7 +20,7 @@ from nextflow_pipelines.contract.work import open_stage
 from nextflow_pipelines.spark import runner
 from nextflow_pipelines.spark.config import SparkConfig
 from nextflow_pipelines.spark.context import RunContext
-from nextflow_pipelines.spark.runner import Unit, bucket_of, run_frame, run_units
+from nextflow_pipelines.spark.runner import Unit, bucket_of, run_frame, run_local, run_units
 from nextflow_pipelines.stages.common import file_of, read_parquet
 
 PLAN = StagePlan("toy", 1, {}, {})
@@ -252,3 +253,20 @@ def test_a_relative_root_is_made_absolute_once(tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     ctx = RunContext(Path("run"))
     assert ctx.root == ctx.work == tmp_path / "run"
+
+
+def no_room(payload: Any, out: UnitTables) -> None:
+    try:
+        raise OSError(28, "No space left on device")
+    except OSError as error:
+        raise StoreError(28, "there is no room for a copy in /cache; set storage.cache") from error
+
+
+def test_a_full_disk_of_copies_is_not_taken_for_the_stages(tmp_path: Path) -> None:
+    ctx = RunContext(tmp_path)
+    words = r"no room for a copy in /cache; set storage\.cache"
+    with pytest.raises(StageError, match=words) as told, open_stage(tmp_path, PLAN) as work:
+        run_units(ctx.session, work, units(1), no_room, {"data": SCHEMA})
+    assert not isinstance(told.value, DiskFull)
+    with pytest.raises(StoreError, match=words), open_stage(tmp_path, PLAN) as work:
+        run_local(work, units(1), no_room, {"data": SCHEMA})

@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from nextflow_data.storage.files import any_path
+from nextflow_pipelines.inputs import is_listed
 from nextflow_pipelines.spark.gpus import GpuError, TaskGpus
 from nextflow_pipelines.spark.session import is_local
 from nextflow_tokenize.config.vision_recipe import TokenizerRecipe
@@ -46,7 +47,7 @@ def inputs(case: Case) -> Diagnosis:
         except (RecipeError, ValueError, OSError) as error:
             return bad(str(error), "correct the recipe, or put the file there")
     if isinstance(recipe, Recipe):
-        files += [name for entry in recipe.entries() for name in entry.files if name != SAMPLE]
+        files += [name for entry in recipe.entries() for name in entry.files if name != SAMPLE and not is_listed(name)]
     if isinstance(recipe, TrainingRecipe):
         data = recipe.train.data
         if data.shards is None:
