@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import webdataset as wds
 import yaml
+from nextflow_data.storage.files import put
+from nextflow_data.storage.store_path import StorePath
 from nextflow_tokenize.audit.shard_set import audit
 from nextflow_tokenize.packing.sample import build_pack
 from nextflow_tokenize.shards.manifest import seal, to_bytes
@@ -309,3 +311,22 @@ def test_a_set_of_format_2_is_read_by_every_later_version() -> None:
     pieces = shipped.pieces_of(shipped.read(0).segments[0]["doc"])
     assert shipped.key(0) in [row["key"] for row in pieces]
     assert audit(shipped.path).findings == []
+
+
+def test_a_set_in_a_store_is_read_verified_and_audited(sound_set: Any, s3_root: StorePath) -> None:
+    for name, data in files(sound_set.path).items():
+        put(s3_root / name, data)
+    shards = ShardSet.open(s3_root, verify="sizes")
+    here = ShardSet.open(sound_set.path)
+    for number in (0, len(shards) - 1):
+        one, other = shards.read(number), here.read(number)
+        assert (one.key, one.segments) == (other.key, other.segments)
+    doc_id = here.read(0).segments[0]["doc"]
+    assert shards.pieces_of(doc_id) == here.pieces_of(doc_id)
+    found = audit(s3_root)
+    assert found.findings == [] and found.to_dict() == audit(sound_set.path).to_dict()
+    put(s3_root / "shard-000001.tar", b"x" + (sound_set.path / "shard-000001.tar").read_bytes()[1:])
+    (s3_root / "shard-000000.tar.idx").unlink()
+    assert {finding.shard for finding in audit(s3_root).findings} == {"shard-000000.tar.idx", "shard-000001.tar"}
+    with pytest.raises(ShardError, match=r"shard-000000\.tar\.idx is missing from s3://"):
+        shards.verify("sizes")
