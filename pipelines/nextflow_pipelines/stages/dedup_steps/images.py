@@ -153,7 +153,8 @@ def make_thumbnails(
     tables: Iterator[pa.Table],
     out: UnitTables,
 ) -> None:
-    """Decodes each image of a pair once; `loader` makes what reads it. One that cannot be read has no thumbnail, and so no copies."""
+    """Decodes each image of a pair once; `loader` makes what reads it. One that cannot be read has no thumbnail, and so no
+    copies."""
     from nextflow_data.dedup.images import thumbnail
     from nextflow_data.records import Unusable
 
