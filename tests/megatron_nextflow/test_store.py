@@ -86,9 +86,7 @@ def test_killed_and_gone_on_elsewhere_gives_the_losses_of_one_never_interrupted(
     at_store: Config, make_config: Config, training_data: Any, s3_root: StorePath, fault_proxy: FaultProxy, tmp_path: Path
 ) -> None:
     copy_to = CheckpointConfig(copy_to=f"{s3_root}/copy")
-    # The server closes the connection when it refuses a body that it has not read, which the proxy cannot pass on: so no
-    # answer to a write is lost here.
-    fault_proxy.rates = {**RATES, "lost": 0.0}
+    fault_proxy.rates = {**RATES, "lost": 0.0}  # lost answers to writes are the storage room's own tests
     config = at_store(tmp_path / "killed", fault_proxy.endpoint, checkpoint=copy_to, steps=100_000, checkpoint_interval=2)
     file = tmp_path / "train.json"
     file.write_text(config.model_dump_json(), encoding="utf-8")
