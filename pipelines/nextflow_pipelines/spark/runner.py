@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -41,6 +42,7 @@ from nextflow_pipelines.contract.units import unit_output, unit_record
 from nextflow_pipelines.contract.work import StageWork, is_disk_full
 from nextflow_pipelines.spark.context import Progress, no_progress
 from nextflow_pipelines.spark.gpus import TaskGpus
+from nextflow_pipelines.spark.ship import with_hint
 from nextflow_pipelines.spark.watch import ClusterWatch
 
 if TYPE_CHECKING:
@@ -55,6 +57,7 @@ FrameFunction = Callable[[int, Iterator[pa.Table], UnitTables], None]
 
 POLL_SECONDS = 0.2
 _REPORT = "unit string"
+_ERROR_LINE = re.compile(r"[\w.]+(Error|Exception|ChangedObject):")
 _PATH = "$path"
 """Marks a path in a payload's JSON."""
 
@@ -291,14 +294,5 @@ def _as_stage_error(work: StageWork, error: BaseException, note: str) -> BaseExc
         return OSError(28, "No space left on device", str(work.dir))
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     # Of a Python task's traceback the last line of the innermost error is what a person needs; the rest is in __cause__.
-    said = next((line for line in reversed(lines) if _is_error_line(line)), lines[-1] if lines else type(error).__name__)
+    said = with_hint(next((line for line in lines[::-1] if _ERROR_LINE.match(line)), [type(error).__name__, *lines][-1]))
     return StageError(f"stage {work.plan.name} ({note}) failed: {said}. Finished units are kept; run again to go on.")
-
-
-_ERRORS = ("Error", "Exception", "ChangedObject")
-"""What the names of errors end in."""
-
-
-def _is_error_line(line: str) -> bool:
-    name, colon, _ = line.partition(":")
-    return bool(colon) and name.replace(".", "").replace("_", "").isidentifier() and name.endswith(_ERRORS)

@@ -33,6 +33,13 @@ def ship(context: SparkContext) -> None:
     sys.path[:] = before
 
 
+def with_hint(error: str) -> str:
+    """An error of a task, and what to do where it lacks our packages."""
+    if any(f"No module named '{package}" in error for package in PACKAGES):
+        return f"{error} (executors do not have our packages: set spark.ship to true, or install them there)"
+    return error
+
+
 @cache
 def _archive() -> Path:
     """The archive of this process, removed when Python exits: executors fetch it from the driver whenever they start."""

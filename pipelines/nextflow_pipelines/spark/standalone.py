@@ -10,6 +10,7 @@ are Spark's choice and read from its log, because a port that was free a moment 
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import shutil
@@ -32,6 +33,7 @@ HOST = "127.0.0.1"
 _MASTER = re.compile(rf"Starting Spark master at (spark://{re.escape(HOST)}:\d+)")
 _PAGE = re.compile(r"Bound \w+ to \S+, and started at (http://\S+)")
 _REGISTERED = re.compile(r"Successfully registered with master")
+_PR_SET_PDEATHSIG = 1
 _SMALL = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
 
 
@@ -122,6 +124,7 @@ class Standalone:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                preexec_fn=_end_with_parent,
             )
 
     def _said(self, name: str, process: subprocess.Popen[bytes], words: re.Pattern[str]) -> str:
@@ -133,6 +136,12 @@ class Standalone:
             time.sleep(0.1)
         last = "\n".join(self.log(name).splitlines()[-5:])
         raise StageError(f"Spark's {name} did not come up; the end of {self.folder / name / 'log'}:\n{last}")
+
+
+def _end_with_parent() -> None:
+    """In a new process: it is killed when the one that started it is gone, however that went. Linux alone has this."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:

@@ -19,6 +19,9 @@ from typing import Any
 import psutil
 import pytest
 from nextflow_data.common.whole_files import file_sha256
+from nextflow_data.storage.config import StorageConfig
+from nextflow_data.storage.store_path import StorePath
+from nextflow_pipelines.contract.stage import read_manifest, stage_file
 from nextflow_pipelines.registry import STAGES
 from nextflow_pipelines.spark.cluster import ClusterRefused, reach
 from nextflow_pipelines.spark.config import SparkConfig
@@ -26,6 +29,7 @@ from nextflow_pipelines.spark.context import StageResult
 from nextflow_pipelines.spark.session import spark_settings
 from nextflow_pipelines.spark.standalone import Standalone
 
+pytestmark = pytest.mark.timeout(1800)  # the first test makes what all are compared with
 SCRIPT = Path(__file__).with_name("on_cluster.py")
 
 
@@ -37,17 +41,20 @@ def cluster(tmp_path: Path) -> Iterator[Standalone]:
 
 
 class Driver:
-    """A driver at work, in a folder of its own, on the root `run` in it; used in a `with`, which ends it."""
+    """A driver at work, in a folder of its own, on the root `run` in it or one in a store; its `with` ends it."""
 
-    def __init__(self, cluster: Standalone, folder: Path, last: str, source: Path, **settings: Any) -> None:
+    def __init__(
+        self, cluster: Standalone, folder: Path, last: str, source: Path, store: StorePath | None = None, **settings: Any
+    ) -> None:
         page = {"spark.master.ui.port": cluster.page.rpartition(":")[2]}
         options = page | settings.pop("options", {})
         spark = {"master": cluster.master, "files": 3, "partitions": 4, "wait_seconds": 600, "options": options} | settings
+        storage = store.config if store is not None else StorageConfig()
         folder.mkdir(exist_ok=True)
         self.errors = folder / "errors"
         with self.errors.open("w") as errors:
             self.process = subprocess.Popen(
-                [sys.executable, SCRIPT, json.dumps(spark), "run", last, source],
+                [sys.executable, SCRIPT, json.dumps(spark), storage.model_dump_json(), str(store or "run"), last, source],
                 cwd=folder, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True,
             )  # fmt: skip
 
@@ -148,6 +155,25 @@ def test_the_driver_dies_and_is_started_again_and_the_bytes_are_those_of_one_mac
     assert tree(tmp_path / "driver" / "run") == expected(root, "caption")
 
 
+@pytest.mark.slow
+def test_with_its_root_in_a_bucket_a_worker_dies_and_the_files_are_those_of_one_machine(
+    results: Mapping[str, StageResult], warc: Path, s3_root: StorePath, tmp_path: Path
+) -> None:
+    # The workers have the credentials that are in the environment now, as machines have theirs.
+    with (
+        Standalone(tmp_path / "cluster") as cluster,
+        Driver(cluster, tmp_path / "driver", "caption", warc, s3_root) as driver,
+    ):
+        errors = driver.end(working("filter"), lambda: cluster.kill_worker(0))
+        assert driver.process.returncode == 0, errors
+    for name in ("ingest", "filter", "dedup", "caption"):
+        mine = results[name].dir
+        its = s3_root / mine.name
+        entries = read_manifest(mine)["files"]
+        assert read_manifest(its) == read_manifest(mine)
+        assert all(stage_file(its, entry).read_bytes() == stage_file(mine, entry).read_bytes() for entry in entries)
+
+
 WITHOUT = """
 import pathlib, sys
 names = ("nextflow_data", "nextflow_tokenize", "nextflow_pipelines", "nextflow_orchestration", "megatron_nextflow")
@@ -165,7 +191,7 @@ def test_executors_without_our_packages_are_sent_them(
     python.chmod(0o755)
     with Driver(cluster, tmp_path / "driver", "ingest", warc, python=str(python)) as driver:
         errors = driver.end()
-        assert driver.process.returncode == 1 and "No module named 'nextflow_" in errors
+        assert driver.process.returncode == 1 and "set spark.ship to true" in errors
     with Driver(cluster, tmp_path / "driver", "filter", warc, python=str(python), ship=True) as driver:
         errors = driver.end()
         assert driver.process.returncode == 0, errors
