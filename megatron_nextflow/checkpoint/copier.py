@@ -52,13 +52,18 @@ class Copier:
         return {int(path.name.removeprefix("step-")) for path in paths}
 
     def finish(self, seconds: float) -> None:
-        """Wait until the newest checkpoint is copied, once more where that has failed, but no longer than `seconds`."""
+        """Wait until the newest checkpoint is copied, tried again where that fails, but no longer than `seconds`."""
         until = time.monotonic() + seconds
         with self._changed:
-            if self._wanted is None and self._copying is None:
-                self._wanted = self._failed
-                self._changed.notify_all()
-            idle = self._changed.wait_for(lambda: self._wanted is None and self._copying is None, until - time.monotonic())
+            for _ in range(2):  # what fails now has no next save either
+                if self._wanted is None and self._copying is None:
+                    self._wanted = self._failed
+                    self._changed.notify_all()
+                idle = self._changed.wait_for(
+                    lambda: self._wanted is None and self._copying is None, max(0.0, until - time.monotonic())
+                )
+                if not idle or self._failed is None:
+                    break
             left = self._copying or self._wanted
             self._wanted, self._closed = None, True
             self._changed.notify_all()

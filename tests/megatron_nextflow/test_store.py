@@ -16,14 +16,14 @@ import torch
 from fault_proxy import FaultProxy
 from nextflow_data.storage.config import S3Config, StorageConfig
 from nextflow_data.storage.errors import StoreError, StoreRefused
-from nextflow_data.storage.files import list_files, put
+from nextflow_data.storage.files import put
 from nextflow_data.storage.store_path import StorePath
 from s3_server import S3Server
 
 from megatron_nextflow.checkpoint.copies import copies
 from megatron_nextflow.config.train import CheckpointConfig, TrainConfig
 from megatron_nextflow.feeding import stored
-from megatron_nextflow.feeding.inputs import InputError
+from megatron_nextflow.feeding.inputs import InputError, open_inputs
 from megatron_nextflow.runtime import training_folder
 from megatron_nextflow.training import loop
 from megatron_nextflow.training.agreed_batch import UnreadableError
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.slow
 Config = Callable[..., TrainConfig]
 CPU = torch.device("cpu")
 SAME = ("step", "loss", "grad_norm", "lr", "by_kind", "consumed")
-RATES = {"error_500": 0.05, "slow_down": 0.05, "cut": 0.05, "slow": 0.1, "lost": 0.05, "refused": 0.02}
+RATES = {"error_500": 0.1, "slow_down": 0.1, "cut": 0.15, "slow": 0.1, "lost": 0.1, "refused": 0.05}
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_the_losses_are_those_of_a_disk_whatever_the_network_does(
     assert loop.train(make_config(training_data, tmp_path / "disk", steps=8), CPU) == 8
     fault_proxy.rates = RATES
     assert loop.train(at_store(tmp_path / "store", fault_proxy.endpoint, steps=8), CPU) == 8
-    assert fault_proxy.done.total() > 5
+    assert fault_proxy.done.total()
     assert _rows(tmp_path / "store") == _rows(tmp_path / "disk")
     fault_proxy.requests.clear()
     assert loop.train(at_store(tmp_path / "again", fault_proxy.endpoint, steps=8), CPU) == 8
@@ -75,20 +75,20 @@ def test_the_losses_are_those_of_a_disk_whatever_the_network_does(
 
 
 def test_starting_asks_for_the_same_few_things_whatever_the_number_of_shards(
-    at_store: Config, s3_root: StorePath, fault_proxy: FaultProxy, tmp_path: Path
+    at_store: Config, fault_proxy: FaultProxy, tmp_path: Path
 ) -> None:
-    from megatron_nextflow.feeding.inputs import open_inputs
-
-    shards = len([path for path, _ in list_files(s3_root / "shards", "*.tar")])
-    open_inputs(at_store(tmp_path / "run", fault_proxy.endpoint))
-    assert shards > 3 >= len(fault_proxy.requests) > 0
+    packs = open_inputs(at_store(tmp_path / "run", fault_proxy.endpoint)).packs
+    assert {path.partition("?")[0].rpartition("/")[2] for _, path in fault_proxy.requests} == {"manifest.json"}
+    assert 0 < len(fault_proxy.requests) <= 2 and len(packs) > 0
 
 
 def test_killed_and_gone_on_elsewhere_gives_the_losses_of_one_never_interrupted(
     at_store: Config, make_config: Config, training_data: Any, s3_root: StorePath, fault_proxy: FaultProxy, tmp_path: Path
 ) -> None:
     copy_to = CheckpointConfig(copy_to=f"{s3_root}/copy")
-    fault_proxy.rates = RATES
+    # The server closes the connection when it refuses a body that it has not read, which the proxy cannot pass on: so no
+    # answer to a write is lost here.
+    fault_proxy.rates = {**RATES, "lost": 0.0}
     config = at_store(tmp_path / "killed", fault_proxy.endpoint, checkpoint=copy_to, steps=100_000, checkpoint_interval=2)
     file = tmp_path / "train.json"
     file.write_text(config.model_dump_json(), encoding="utf-8")

@@ -10,8 +10,8 @@ Two shapes of job, which are all that the stages need:
 What goes through a shuffle is keys and measures; documents and pixels stay in their files, except tokenised documents, which
 `pack` brings to the task that writes their shard. Units that are already done are left out before the shuffle. The cost of
 files written by tasks and not by Spark's own sink: the done-record protocol of `nextflow_pipelines.contract.stage`, which in
-exchange survives the death of the driver. A task needs no disk that the driver has: what it is to do comes with the job or
-from the stage's folder, and a worker that would write other bytes than the driver refuses (`contract.made_with`).
+exchange survives the death of the driver. A task needs no disk that the driver has, and refuses where it would write other
+bytes (`contract.made_with`).
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from nextflow_pipelines.contract.units import unit_output, unit_record
 from nextflow_pipelines.contract.work import StageWork, is_disk_full
 from nextflow_pipelines.spark.context import Progress, no_progress
 from nextflow_pipelines.spark.gpus import TaskGpus
+from nextflow_pipelines.spark.watch import ClusterWatch
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame, SparkSession
@@ -126,13 +127,12 @@ class _Job:
 
 @dataclass(frozen=True)
 class _Lines:
-    """Units' names and payloads in a file of lines of one length, so that a task finds its own without knowing the others:
-    carried inside the job, each task would be sent all of them. It lies in the stage's folder, where workers find it."""
+    """Units' names and payloads in lines of one length, in the stage's folder, so that a task finds its own without knowing
+    the others: carried inside the job, each task would be sent all of them. `config` reaches the payloads' paths."""
 
     path: AnyPath
     width: int
     config: StorageConfig | None
-    """By which the payloads' paths are reached."""
 
     @classmethod
     def write(cls, stage_dir: AnyPath, values: Sequence[Any]) -> _Lines:
@@ -269,12 +269,12 @@ def _run_job(
         except BaseException as error:
             failed.append(error)
 
-    meter = work.meter(names)
+    meter, watch = work.meter(names), ClusterWatch(spark)
     thread = threading.Thread(target=job, name=group, daemon=True)
     thread.start()
     try:
         while thread.is_alive():
-            progress(work.finished(names), len(names), meter.note(note))
+            progress(work.finished(names), len(names), meter.note(note) + watch.check())
             thread.join(POLL_SECONDS)
     except BaseException:
         context.cancelJobGroup(group)

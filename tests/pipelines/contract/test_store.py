@@ -7,10 +7,6 @@ import hashlib
 import json
 import os
 import socket
-import subprocess
-import sys
-import textwrap
-import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -22,8 +18,7 @@ from nextflow_data.storage import conditional
 from nextflow_data.storage.errors import ConditionalWritesMissing
 from nextflow_data.storage.files import list_files, put
 from nextflow_data.storage.store_path import AnyPath, StorePath
-from nextflow_pipelines.contract import leases, locks, made_with, temporary, units
-from nextflow_pipelines.contract.leases import Holder
+from nextflow_pipelines.contract import locks, made_with, temporary, units
 from nextflow_pipelines.contract.stage import (
     MANIFEST,
     Corrupt,
@@ -176,115 +171,6 @@ def test_what_a_killed_unit_wrote_beside_goes_with_the_next_process(tmp_path: Pa
         with temporary.temporary_folder():
             assert len(list(tmp_path.iterdir())) == 3 and mine.is_dir() and not (tmp_path / "nextflow-unit-left").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["nextflow-unit-young"]
-
-
-WRITER = textwrap.dedent(
-    """
-    import json, os, sys, time
-    from nextflow_data.storage.config import S3Config, StorageConfig
-    from nextflow_data.storage.files import any_path
-    from nextflow_pipelines.contract import leases, locks
-    from nextflow_pipelines.contract.stage import StagePlan
-    from nextflow_pipelines.contract.units import unit_output
-    from nextflow_pipelines.spark.context import RunContext, run_contract
-
-    address, endpoint, leased = sys.argv[1:]
-    locks.LOOK_SECONDS = 0.2
-    if leased == "no":  # as if every lease were lost as soon as it is taken
-        leases.LEASE_SECONDS = -1e9
-    print("ready", flush=True)
-    sys.stdin.readline()
-
-    def body(work):
-        names = [f"part-{n:05d}" for n in range(6)]
-        for name in names:
-            if work.pending([name]):
-                with unit_output(work.dir, name) as out:  # a recorded unit: no two attempts make the same bytes
-                    out.path(f"data/{name}.txt", 1).write_text(f"{name} by {os.getpid()}")
-                    time.sleep(0.05)
-        return names, {}
-
-    seen = []
-    root = any_path(address, StorageConfig(s3=S3Config(endpoint=endpoint, path_style=True)))
-    done = run_contract(RunContext(root, progress=lambda *a: seen.append(a[2])), StagePlan("toy", 1, {}, {}), body)
-    print(json.dumps({"notes": done.notes, "skipped": done.skipped, "seen": seen}))
-    """
-)
-
-
-@pytest.mark.parametrize("leased", ["yes", "no"])
-def test_of_four_runs_of_a_stage_one_commits_and_the_others_use_it(
-    s3_root: StorePath, s3_server: Any, leased: str, tmp_path: Path
-) -> None:
-    command = [sys.executable, "-c", WRITER, str(s3_root), s3_server.endpoint, leased]
-    writers = [
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for _ in range(4)
-    ]
-    for writer in writers:
-        assert writer.stdout is not None and writer.stdout.readline() == "ready\n"
-    for writer in writers:
-        assert writer.stdin is not None
-        writer.stdin.write("\n")
-        writer.stdin.flush()
-    said = []
-    for writer in writers:
-        out, errors = writer.communicate(timeout=120)
-        assert writer.returncode == 0, errors
-        said.append(json.loads(out))
-    assert sorted(one["skipped"] for one in said) == [False, True, True, True]
-    # Who came so late that all was done found a committed stage; who waited or raced says what happened.
-    assert all(one["notes"] in ([], [MEANWHILE]) and (not one["notes"] or MEANWHILE in one["seen"]) for one in said)
-    assert sum(MEANWHILE in one["seen"] for one in said) >= 1
-    folder = find_committed(s3_root, "toy")[0]
-    manifest = read_manifest(folder)
-    assert len(manifest["files"]) == 6
-    for entry in manifest["files"]:
-        assert hashlib.sha256(stage_file(folder, entry).read_bytes()).hexdigest() == entry["sha256"]
-
-
-def left_by(root: StorePath, **other: Any) -> StorePath:
-    """A lease as another has left it."""
-    holder = Holder.of_this_process()
-    for name, value in other.items():
-        setattr(holder, name, value)
-    place = root / locks.LOCKS / f"{PLAN.folder(root).name}.json"
-    put(place, holder.as_json())
-    return place
-
-
-def test_a_lease_names_its_holder_and_is_taken_from_the_dead_at_once(s3_root: StorePath) -> None:
-    left_by(s3_root, host="node-7", machine="another", pid=4711)
-    with pytest.raises(StageBusy, match=r"process 4711 on node-7 \(seen \d+ seconds ago\): wait"), open_stage(s3_root, PLAN):
-        pass
-    left_by(s3_root, started=1)  # this process's number, and another start: a process that is no more
-    busy = f"process {os.getpid()} on {socket.gethostname()}"
-    with open_stage(s3_root, PLAN), pytest.raises(StageBusy, match=busy), open_stage(s3_root, PLAN):
-        pass
-    place = left_by(s3_root, host="node-7", machine="another", released=True)
-    with open_stage(s3_root, PLAN):
-        assert json.loads(place.read_bytes())["pid"] == os.getpid()
-    assert json.loads(place.read_bytes())["released"]
-
-
-def test_a_lease_grows_old_by_the_stores_clock_and_lives_by_renewal(
-    s3_root: StorePath, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = leases.read_with_state
-
-    def later(path: StorePath) -> Any:
-        content, state, clock = real(path)
-        return content, state, clock + 61
-
-    left_by(s3_root, host="node-7", machine="another")
-    with pytest.raises(StageBusy), open_stage(s3_root, PLAN):
-        pass
-    monkeypatch.setattr(leases, "read_with_state", later)
-    monkeypatch.setattr(leases, "RENEW_SECONDS", 0.05)
-    with open_stage(s3_root, PLAN) as stage:
-        place = s3_root / locks.LOCKS / f"{stage.dir.name}.json"
-        while json.loads(place.read_bytes())["renewed"] < 2:
-            time.sleep(0.02)
 
 
 def test_a_store_that_knows_no_conditions_is_refused_or_locked_elsewhere(
