@@ -16,17 +16,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 from nextflow_data.common.stage_names import DEDUP as NAME
 from nextflow_data.config import DedupConfig, IngestConfig
 from nextflow_data.document import Document
+from nextflow_data.storage.store_path import AnyPath
 
 from nextflow_pipelines.contract.stage import StagePlan
 from nextflow_pipelines.contract.tables import SCHEMAS, UnitTables
 from nextflow_pipelines.contract.work import StageWork
+from nextflow_pipelines.sources import image_loader
 from nextflow_pipelines.spark.context import RunContext, StageResult, run_contract
 from nextflow_pipelines.spark.runner import FrameFunction, Unit, run_frame, run_units
 from nextflow_pipelines.stages.common import (
@@ -57,7 +58,7 @@ class _Dedup:
     """The steps of one run. Each is a set of units, so that a killed run goes on with the step it was in."""
 
     def __init__(
-        self, ctx: RunContext, config: DedupConfig, ingest: IngestConfig, files: list[Path], work: StageWork
+        self, ctx: RunContext, config: DedupConfig, ingest: IngestConfig, files: list[AnyPath], work: StageWork
     ) -> None:
         self.ctx, self.config, self.ingest, self.files, self.work = ctx, config, ingest, files, work
         self.buckets = len(files)
@@ -68,7 +69,7 @@ class _Dedup:
         nodes = self._image_copies(documents)
         schemas = {name: SCHEMAS[name] for name in ("documents", "decisions")}
         units = [
-            Unit(unit.name, {**unit.payload, "copies": str(copies), "image copies": str(image_copies)})
+            Unit(unit.name, {**unit.payload, "copies": copies, "image copies": image_copies})
             for unit, copies, image_copies in zip(document_units("part", self.files), documents, nodes, strict=True)
         ]
         remove = partial(_remove, self.config)
@@ -98,7 +99,7 @@ class _Dedup:
         names = run_units(self.ctx.session, self.work, units, hashing, schemas, self.ctx.progress, "1/5 hashing texts")
         self.summaries, self.keys, self.occurrences = (self.work.files(names, dataset) for dataset in schemas)
 
-    def _document_copies(self) -> list[Path]:
+    def _document_copies(self) -> list[AnyPath]:
         """Which documents go: a file of copies for each file of documents."""
         note, buckets = "2/5 comparing texts", self.buckets
         paired = self._frame(
@@ -110,7 +111,7 @@ class _Dedup:
             note,
         )
         equals = self.work.files(paired, "_work/equals")
-        told: list[Path] = []
+        told: list[AnyPath] = []
         if count_rows(self.work, paired, "_work/pairs"):
             sides = self._frame(
                 "sides",
@@ -139,7 +140,7 @@ class _Dedup:
         )
         return self.work.files(copies, "_work/copies")
 
-    def _image_copies(self, gone: list[Path]) -> list[Path]:
+    def _image_copies(self, gone: list[AnyPath]) -> list[AnyPath]:
         """Which images go from the documents that stay: a file of copies for each file of documents."""
         note, buckets = "3/5 comparing images", self.buckets
         distinct = self._frame(
@@ -159,13 +160,14 @@ class _Dedup:
             {"_work/image-pairs": texts.PAIRS},
             note,
         )
-        told: list[Path] = []
+        told: list[AnyPath] = []
         if count_rows(self.work, paired, "_work/image-pairs"):
+            read = partial(image_loader, self.ctx.root, self.ingest, self.ctx.storage)
             pixels = self._frame(
                 "thumbnails",
                 partial(images.images_in_pairs, self.work.files(paired, "_work/image-pairs"), buckets),
                 ["one", "other"],
-                partial(images.make_thumbnails, self.ctx.root.resolve(), self.config, self.ingest, first),
+                partial(images.make_thumbnails, read, self.config, self.ingest, first),
                 {"_work/thumbnails": images.THUMBNAILS, "_work/image-sides": images.SIDES},
                 "4/5 comparing pixels",
             )
@@ -188,7 +190,7 @@ class _Dedup:
         )
         return self.work.files(copies, "_work/image-copies")
 
-    def _rounds(self, prefix: str, units: list[str], dataset: str, note: str) -> list[Path]:
+    def _rounds(self, prefix: str, units: list[str], dataset: str, note: str) -> list[AnyPath]:
         rounds = Rounds(self.ctx.session, self.work, self.buckets, self.config.edges_in_one_task, self.ctx.progress, note)
         return rounds.run(prefix, self.work.files(units, dataset), count_rows(self.work, units, dataset))
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 from nextflow_data.config import DedupConfig, IngestConfig
 from nextflow_data.document import IMAGE
+from nextflow_data.storage.store_path import AnyPath
 
 from nextflow_pipelines.contract.tables import UnitTables, iter_batches
-from nextflow_pipelines.sources import image_loader
 from nextflow_pipelines.spark.runner import bucket_of
 from nextflow_pipelines.stages.common import read_parquet
 from nextflow_pipelines.stages.dedup_steps.sorted_tables import beside, changes, distinct, shared
@@ -50,9 +49,9 @@ _FEW = 64
 """Rows with images in a table: their thumbnails are made before it is handed on."""
 
 
-def images_left(occurrences: Sequence[Path], gone: Sequence[Path], buckets: int, spark: SparkSession) -> DataFrame:
+def images_left(occurrences: Sequence[AnyPath], gone: Sequence[AnyPath], buckets: int, spark: SparkSession) -> DataFrame:
     """The image nodes of documents that stay."""
-    left = read_parquet(spark, occurrences).join(read_parquet(spark, gone).select("doc_id"), "doc_id", "left_anti")
+    left = read_parquet(spark, occurrences).join(read_parquet(spark, gone, ["doc_id"]), "doc_id", "left_anti")
     return left.withColumn("bucket", bucket_of(left["image_id"], buckets))
 
 
@@ -68,9 +67,9 @@ def distinct_images(config: DedupConfig, bucket: int, tables: Iterator[pa.Table]
         out.write("_work/images", first.append_column("order", pa.array(orders, pa.binary())))
 
 
-def images_by_key(images: Sequence[Path], config: DedupConfig, buckets: int, spark: SparkSession) -> DataFrame:
+def images_by_key(images: Sequence[AnyPath], config: DedupConfig, buckets: int, spark: SparkSession) -> DataFrame:
     """A row for each key of each distinct image."""
-    rows = read_parquet(spark, images).select("image_id", "scope", "order", "phash", "width", "height")
+    rows = read_parquet(spark, images, ["image_id", "scope", "order", "phash", "width", "height"])
     keyed = rows.mapInArrow(
         partial(_keys_of_images, config), "key binary, order binary, image_id string, hash long, aspect double"
     )
@@ -135,7 +134,7 @@ def image_pairs(config: DedupConfig, bucket: int, tables: Iterator[pa.Table], ou
         write(compare(last=True))
 
 
-def images_in_pairs(pairs: Sequence[Path], buckets: int, spark: SparkSession) -> DataFrame:
+def images_in_pairs(pairs: Sequence[AnyPath], buckets: int, spark: SparkSession) -> DataFrame:
     """(one, other): for the later image of a pair its earlier one; for the earlier "" as well, which comes first."""
     from pyspark.sql import functions as F
 
@@ -146,19 +145,20 @@ def images_in_pairs(pairs: Sequence[Path], buckets: int, spark: SparkSession) ->
 
 
 def make_thumbnails(
-    root: Path,
+    loader: Callable[[], Callable[[Any], bytes]],
     config: DedupConfig,
     ingest: IngestConfig,
-    images: Sequence[Path],
+    images: Sequence[AnyPath],
     bucket: int,
     tables: Iterator[pa.Table],
     out: UnitTables,
 ) -> None:
-    """Decodes each image of a pair once. One that cannot be read has no thumbnail, and so no copies."""
+    """Decodes each image of a pair once; `loader` makes what reads it. One that cannot be read has no thumbnail, and so no
+    copies."""
     from nextflow_data.dedup.images import thumbnail
     from nextflow_data.records import Unusable
 
-    read = image_loader(root, ingest)
+    read = loader()
     own = iter_batches(images[bucket : bucket + 1], _FEW, ["image_id", "image"])
     before: tuple[str, bytes | None] = ("", None)
     parts = (t.slice(n, _FEW) for t in distinct(tables, ["one", "other"]) for n in range(0, t.num_rows, _FEW))
@@ -181,7 +181,7 @@ def make_thumbnails(
 
 
 def confirm_pairs(
-    config: DedupConfig, thumbnails: Sequence[Path], bucket: int, tables: Iterator[pa.Table], out: UnitTables
+    config: DedupConfig, thumbnails: Sequence[AnyPath], bucket: int, tables: Iterator[pa.Table], out: UnitTables
 ) -> None:
     from nextflow_data.dedup.images import differences
 
@@ -196,14 +196,14 @@ def confirm_pairs(
 
 
 def copies_of_images(
-    equals: Sequence[Path], images: Sequence[Path], told: Sequence[Path], buckets: int, spark: SparkSession
+    equals: Sequence[AnyPath], images: Sequence[AnyPath], told: Sequence[AnyPath], buckets: int, spark: SparkSession
 ) -> DataFrame:
     """The image nodes that go: all of an image that is a copy of one that stays, and of one that stays all but the first."""
     from pyspark.sql import functions as F
 
     found = read_parquet(spark, equals)
     going = found.select("*", F.lit(True).alias("equal"), found["image_id"].alias("kept"), F.lit(0.0).alias("value"))
-    first = read_parquet(spark, images).select("image_id", "doc_id", "node", "sha256")
+    first = read_parquet(spark, images, ["image_id", "doc_id", "node", "sha256"])
     if told:
         best = survivors_of(spark, told, sign=1).withColumnRenamed("one", "image_id")
         best = best.select("image_id", F.col("kept").alias("instead"), F.col("value").alias("measured"))

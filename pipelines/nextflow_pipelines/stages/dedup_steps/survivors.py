@@ -10,10 +10,10 @@ import heapq
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+from nextflow_data.storage.store_path import AnyPath
 
 from nextflow_pipelines.contract.tables import UnitTables
 from nextflow_pipelines.contract.work import StageWork
@@ -44,11 +44,11 @@ class Rounds:
     progress: Progress
     note: str
 
-    def run(self, prefix: str, edges: Sequence[Path], count: int) -> list[Path]:
+    def run(self, prefix: str, edges: Sequence[AnyPath], count: int) -> list[AnyPath]:
         """Decides on `count` edges (files of EDGES). Gives files whose rows of kind STAYS say which copy goes (`one`), for
         which that stays (`other`), and what was measured of the two; one copy may have several."""
-        told: list[Path] = []
-        known: list[Path] = []
+        told: list[AnyPath] = []
+        known: list[AnyPath] = []
         news, left, number = list(edges), count, 0
         while left:
             schemas = {f"{KNOWN}-{prefix}-{number}": _ROWS, f"{TOLD}-{prefix}-{number}": _ROWS}
@@ -80,7 +80,7 @@ def count_rows(work: StageWork, names: Sequence[str], dataset: str) -> int:
     return sum(file.get("rows", 0) for file in files if file["path"].startswith(f"{dataset}/"))
 
 
-def survivors_of(spark: SparkSession, told: Sequence[Path], sign: int) -> DataFrame:
+def survivors_of(spark: SparkSession, told: Sequence[AnyPath], sign: int) -> DataFrame:
     """One row for each copy that goes: (one, kept, value), kept the survivor of smallest `sign`·value, then smallest id."""
     from nextflow_data.dedup.survivors import STAYS
     from pyspark.sql import functions as F
@@ -91,7 +91,7 @@ def survivors_of(spark: SparkSession, told: Sequence[Path], sign: int) -> DataFr
     return rows.groupBy("one").agg(best.alias("best")).select("one", F.col("best.other").alias("kept"), value.alias("value"))
 
 
-def _edges_frame(edges: Sequence[Path], buckets: int, spark: SparkSession) -> DataFrame:
+def _edges_frame(edges: Sequence[AnyPath], buckets: int, spark: SparkSession) -> DataFrame:
     from nextflow_data.dedup.survivors import BEFORE, WAITS_FOR
     from pyspark.sql import functions as F
 
@@ -104,7 +104,7 @@ def _edges_frame(edges: Sequence[Path], buckets: int, spark: SparkSession) -> Da
     return _bucketed(later.unionByName(earlier), buckets)
 
 
-def _news_frame(told: Sequence[Path], buckets: int, spark: SparkSession) -> DataFrame:
+def _news_frame(told: Sequence[AnyPath], buckets: int, spark: SparkSession) -> DataFrame:
     return _bucketed(read_parquet(spark, told), buckets)
 
 
@@ -113,7 +113,7 @@ def _bucketed(rows: DataFrame, buckets: int) -> DataFrame:
 
 
 def _round(
-    before: Sequence[Path], datasets: tuple[str, ...], bucket: int, tables: Iterator[pa.Table], out: UnitTables
+    before: Sequence[AnyPath], datasets: tuple[str, ...], bucket: int, tables: Iterator[pa.Table], out: UnitTables
 ) -> None:
     from nextflow_data.dedup.survivors import advance
 
@@ -126,7 +126,9 @@ def _round(
     in_tables(advance(rows), write)
 
 
-def _finish(news: Sequence[Path], known: Sequence[Path], are_edges: bool, told: str, payload: Any, out: UnitTables) -> None:
+def _finish(
+    news: Sequence[AnyPath], known: Sequence[AnyPath], are_edges: bool, told: str, payload: Any, out: UnitTables
+) -> None:
     from nextflow_data.dedup.survivors import both_sides, finish
 
     found = read_rows(news)

@@ -7,12 +7,12 @@ read from the file of summaries that has its bucket's number.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 from nextflow_data.config import DedupConfig
 from nextflow_data.document import IMAGE
+from nextflow_data.storage.store_path import AnyPath
 
 from nextflow_pipelines.contract.tables import UnitTables, iter_batches
 from nextflow_pipelines.spark.runner import bucket_of
@@ -57,7 +57,7 @@ def hash_documents(config: DedupConfig, payload: Any, out: UnitTables) -> None:
         out.write("_work/occurrences", [{**one, "image": nodes[one["node"]]["image"]} for one in found])
 
 
-def by(column: str, files: Sequence[Path], buckets: int, spark: SparkSession) -> DataFrame:
+def by(column: str, files: Sequence[AnyPath], buckets: int, spark: SparkSession) -> DataFrame:
     """Files as a DataFrame, bucketed by a column."""
     rows = read_parquet(spark, files)
     return rows.withColumn("bucket", bucket_of(rows[column], buckets))
@@ -76,7 +76,7 @@ def text_pairs(bucket: int, tables: Iterator[pa.Table], out: UnitTables) -> None
     in_tables(copies_and_pairs(rows), write)
 
 
-def with_child(summaries: Sequence[Path], bucket: int, tables: Iterator[pa.Table], out: UnitTables) -> None:
+def with_child(summaries: Sequence[AnyPath], bucket: int, tables: Iterator[pa.Table], out: UnitTables) -> None:
     """Each pair once, with what is compared of its later document."""
     columns = ["doc_id", *[name for name, _ in _COMPARED]]
     own = iter_batches(summaries[bucket : bucket + 1], ROWS, columns)
@@ -87,7 +87,7 @@ def with_child(summaries: Sequence[Path], bucket: int, tables: Iterator[pa.Table
 
 
 def verify_pairs(
-    config: DedupConfig, summaries: Sequence[Path], bucket: int, tables: Iterator[pa.Table], out: UnitTables
+    config: DedupConfig, summaries: Sequence[AnyPath], bucket: int, tables: Iterator[pa.Table], out: UnitTables
 ) -> None:
     from nextflow_data.dedup.texts import similarities
 
@@ -106,7 +106,7 @@ def _side(table: pa.Table) -> Side:
 
 
 def copies_of_documents(
-    equals: Sequence[Path], told: Sequence[Path], summaries: Sequence[Path], buckets: int, spark: SparkSession
+    equals: Sequence[AnyPath], told: Sequence[AnyPath], summaries: Sequence[AnyPath], buckets: int, spark: SparkSession
 ) -> DataFrame:
     """The documents that go: a copy of one that stays, or the equal of such a copy, which has its survivor and its value."""
     from pyspark.sql import functions as F
@@ -119,9 +119,7 @@ def copies_of_documents(
             F.coalesce("instead", "kept").alias("kept"), "doc_id", F.coalesce("measured", "value").alias("value")
         )
         going = best.withColumnRenamed("one", "doc_id").unionByName(equal)
-    kept = read_parquet(spark, summaries).select(
-        F.col("doc_id").alias("kept"), F.col("address").alias("kept_address"), F.col("text").alias("kept_text")
-    )
+    kept = read_parquet(spark, summaries, ["doc_id", "address", "text"]).toDF("kept", "kept_address", "kept_text")
     return going.join(kept, "kept").withColumn("bucket", bucket_of(F.col("doc_id"), buckets))
 
 
