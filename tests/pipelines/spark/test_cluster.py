@@ -207,7 +207,7 @@ def test_what_a_cluster_cannot_give_is_told(warc: Path, cluster: Standalone, tmp
         assert "has 1,024: lower spark.executor.memory in spark.options" in errors
     cluster.kill_worker(0)
     cluster.kill_worker(1)
-    with Driver(cluster, tmp_path / "driver", "ingest", warc, wait_seconds=90) as driver:
+    with Driver(cluster, tmp_path / "driver", "ingest", warc, wait_seconds=150) as driver:
         errors = driver.end()
         assert "no executor came from spark://127.0.0.1" in errors and "Finished units are kept" in errors
 
