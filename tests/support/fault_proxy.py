@@ -78,7 +78,9 @@ class FaultProxy:
                     return order.fault
             draw = self._draw.random()
             for fault, rate in self.rates.items():
-                if draw < rate and _possible(fault, method, path):
+                if draw < rate:
+                    if not _possible(fault, method, path):
+                        return None
                     self.done[fault] += 1
                     return fault
                 draw -= rate
