@@ -14,7 +14,7 @@ CPU_sse4 := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INST
 $(if $(filter undefined,$(origin CPU_$(CPU))),$(error CPU is native, avx2 or sse4, not $(CPU)))
 PYTEST := env $(CPU_$(CPU)) OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest -q -n $(JOBS) --no-loadscope-reorder
 
-.PHONY: quickstart test test-slow check format clean
+.PHONY: quickstart cluster test test-slow check format clean
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; run make PYTHON=/path/to/python3.11"; exit 1; }
@@ -25,6 +25,10 @@ $(READY): pyproject.toml constraints.txt
 
 quickstart: $(READY)
 	@$(BIN)/mnf run recipes/quickstart.yaml
+
+# A Spark master with two workers on this machine, to try a cluster on; Ctrl-C ends it.
+cluster: $(READY)
+	@$(BIN)/python -m nextflow_pipelines.spark.standalone
 
 test: $(READY)
 	@$(PYTEST) -m "not slow and not gpu"

@@ -29,7 +29,7 @@ from nextflow_tokenize.packing.pieces import shape_of
 from nextflow_tokenize.packing.plan import assign_shards, plan
 from nextflow_tokenize.packing.sample import build_pack
 from nextflow_tokenize.schedule import LEVEL_SCALES, choose_grids, token_count
-from nextflow_tokenize.shards.manifest import TextTokenizerRecord, VisionTokenizerRecord
+from nextflow_tokenize.shards.records import TextTokenizerRecord, VisionTokenizerRecord
 from nextflow_tokenize.shards.writer import shard_name, write_manifest, write_shard
 from nextflow_tokenize.vision.codes.quantizer import seed_of
 from nextflow_tokenize.vision.images.pixels import fit
@@ -92,7 +92,7 @@ def written(documents: list[TokenizedDocument], level: int, codebook: int, folde
     if planned.decisions:
         raise SystemExit(f"level {level}: {len(planned.decisions)} images fit no pack, so bytes an image would be wrong")
     shards = [
-        write_shard(folder / shard_name(number), (build_pack(pack, by_id) for pack in packs), codebook)
+        write_shard(folder / shard_name(number), (build_pack(pack, by_id) for pack in packs), codebook, config)
         for number, packs in enumerate(assign_shards(planned.packs, code_dtype(codebook).itemsize, config))
     ]
     write_manifest(

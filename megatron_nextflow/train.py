@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from pathlib import Path
 
+from megatron_nextflow.runtime.store_threads import waiting
 from megatron_nextflow.training.process import train_by_file
 
 
@@ -18,5 +20,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     ended = main()
-    if ended:
-        os._exit(ended)  # the collectives of a failed training could keep the interpreter from ending
+    if ended or waiting():
+        sys.stdout.flush()
+        os._exit(ended)  # a failed training's collectives, or a slow store, could keep the interpreter from ending

@@ -69,6 +69,15 @@ def _() -> bool:
     return [*parameters] == ["self", "death_sig", "timeout"] and len(PContext.close.__defaults__ or ()) == 2 and closes
 
 
+@seam("pyspark", "pipelines/nextflow_pipelines/stages/common.py", "from_arrow_schema")
+def _() -> bool:
+    import pyarrow as pa
+    from pyspark.sql.pandas.types import from_arrow_schema
+
+    nested = pa.list_(pa.struct([("a", pa.int32())]))
+    return from_arrow_schema(pa.schema([("x", nested)])).simpleString() == "struct<x:array<struct<a:int>>>"
+
+
 @seam("torch", "megatron_nextflow/launching/torchrun.py", "signals_to_handle")
 def _() -> bool:
     from torch.distributed import run

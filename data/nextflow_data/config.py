@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from nextflow_data.common.section import Section
+from nextflow_data.common.section import Section, operational
 
 MIB = 1 << 20
 
@@ -35,6 +35,9 @@ class IngestConfig(Section):
     """Most `data:` images taken from one page, since each is decoded while the page is parsed."""
     measure_side: int = Field(default=512, ge=16)
     """Images are shrunk to this longest side, in pixels, before they are measured."""
+    split_bytes: int = operational(1 << 30, ge=1)
+    """A source file of more bytes than this is read in parts by several tasks, and once more for its hash. The output is the
+    same whatever it is."""
     accept_status: tuple[int, ...] = (200,)
     """HTTP status codes whose records are used; others are kept aside (`http-status`)."""
 
@@ -97,6 +100,12 @@ class DedupConfig(Section):
     lie between the bands' own threshold (1/bands)^(1/rows) = 0.72 and here; of pairs at 0.8, the bands find 92 %."""
     min_shingles: int = Field(default=10, ge=1)
     """Texts with fewer distinct shingles are compared only exactly: their estimate says nothing. Ours."""
+    min_images_in_common: float = Field(default=0.8, ge=0, le=1)
+    """Documents of like texts are copies when at least this share of the images of the one with fewer is in the other, by
+    perceptual hash (`image_hamming`). 0 looks at texts only. Ours: two galleries under the same words are not copies."""
+    keep_document: Literal["richest", "any"] = "richest"
+    """Which copy of a document stays: the one with most images (more than 16 count as 16), then with most characters (in
+    steps of a fifth), then by a seeded hash; or by the hash alone, which takes the fewest rounds."""
 
     image_hamming: int = Field(default=6, ge=0, le=15)
     """Most differing bits of two 64-bit perceptual hashes for the pair to be looked at; at most 6 finds 391 of 397 resized
@@ -111,4 +120,9 @@ class DedupConfig(Section):
     across_documents: bool = True
     """Also remove an image that another document keeps; within one document copies are always removed."""
     keep: Literal["largest", "first"] = "largest"
-    """Which copy of an image stays: the one with most pixels (then the first), or the first by (doc_id, node)."""
+    """Which copy of an image stays: the one with most pixels (in steps of a fifth, then by a seeded hash), or the first by
+    (doc_id, node)."""
+
+    edges_in_one_task: int = operational(20_000, ge=0)
+    """Where no more pairs of copies than this are left to decide on, one process decides on them; else all executors do, in
+    rounds. The answer is the same."""

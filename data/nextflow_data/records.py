@@ -6,12 +6,15 @@ offset and length are bytes wherever a file has them; a columnar file counts row
 
 from __future__ import annotations
 
-from typing import Literal, NotRequired, TypedDict
+from dataclasses import dataclass
+from typing import Generic, Literal, NotRequired, TypedDict, TypeVar
 
 from nextflow_data.common.range_opener import kind_and_place
 from nextflow_data.common.stage_names import INGEST
 from nextflow_data.decisions import Aside, aside
 from nextflow_data.document import Ref, Source
+
+P = TypeVar("P")
 
 RecordKind = Literal["page", "document", "image", "other"]
 """What a record is good for: "page" makes a document that may show images of other records, by their address; "document"
@@ -42,6 +45,33 @@ class Unusable(Exception):
         super().__init__(f"{reason}: {detail}" if detail else reason)
         self.reason = reason
         self.detail = detail
+
+
+@dataclass
+class Span:
+    """Which part of a file is to be read: records that begin in [start, stop), `stop` None for the end of the file. What the
+    reader finds is written into the rest: where the first record `began` (None: none begins here), where the last one
+    `ended`, and how many numbered records (rows) went by."""
+
+    start: int = 0
+    stop: int | None = None
+    exact: bool = True
+    """Whether a record begins at `start`, or is to be looked for from there on."""
+    began: int | None = None
+    ended: int = 0
+    count: int = 0
+
+    def holds(self, offset: int) -> bool:
+        """Whether a record that begins at `offset` is of this part."""
+        return self.stop is None or offset < self.stop
+
+
+@dataclass(frozen=True, slots=True)
+class Read(Generic[P]):
+    """A record and, where a document is made of it, its payload, or why that cannot be used."""
+
+    record: RecordInfo
+    payload: P | Unusable | None = None
 
 
 def ref_of(record: RecordInfo) -> Ref:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 from nextflow_data.common.whole_files import file_problem
+from nextflow_data.storage.errors import StoreError
 from safetensors.torch import load as from_safetensors
 
 from megatron_nextflow.checkpoint.format import CheckpointManifest, generator_file, read_manifest
@@ -35,14 +36,14 @@ def in_force(find: Callable[[], Path | None]) -> tuple[Path, CheckpointManifest]
     """The checkpoint that `find` finds on the first process, and its manifest; every process must call this.
 
     One looks for all: on a shared disk another machine may for a while see the `latest` of before. Raises what `find` and
-    `read_manifest` raise as CheckpointError, on all of them.
+    `read_manifest` raise as CheckpointError, on all of them, but a store's failure as what it is.
     """
 
     def look() -> tuple[Path, CheckpointManifest] | None:
         path = find()
         return None if path is None else (path, read_manifest(path))
 
-    return on_first(look, lambda error: CheckpointError(str(error)))
+    return on_first(look, lambda error: error if isinstance(error, StoreError) else CheckpointError(str(error)))
 
 
 def load(trainer: Trainer, path: Path, manifest: CheckpointManifest) -> None:

@@ -20,10 +20,12 @@ def superfluous(found: Collection[int], newest: int, keep: int, keep_every: int 
     return [step for step in past[:-keep] if not keep_every or not step or step % keep_every]
 
 
-def prune(output: Path, newest: int, keep: int, keep_every: int | None) -> None:
-    """Remove what is superfluous. A kill while at it leaves no folder that looks like a checkpoint and is not whole."""
+def prune(output: Path, newest: int, keep: int, keep_every: int | None, held: Collection[int] = ()) -> None:
+    """Remove what is superfluous, but not now the steps that are `held`. A kill while at it leaves no folder that looks like
+    a checkpoint and is not whole."""
     for step in superfluous(steps(output), newest, keep, keep_every):
-        remove(folder(output) / folder_name(step))
+        if step not in held:
+            remove(folder(output) / folder_name(step))
 
 
 def remove(path: Path) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict
 from importlib.metadata import version
@@ -51,12 +51,14 @@ class SaveError(OSError):
 class Saver:
     """The checkpoints of one training. Every process makes one and calls its methods in the same order.
 
-    What a checkpoint says of layout and recipe is filled in here, from `config`.
+    What a checkpoint says of layout and recipe is filled in here, from `config`. `held` says, on the first process, which
+    steps' checkpoints must not be removed now.
     """
 
-    def __init__(self, trainer: Trainer, config: TrainConfig) -> None:
+    def __init__(self, trainer: Trainer, config: TrainConfig, held: Callable[[], Collection[int]] = tuple) -> None:
         self.trainer = trainer
         self.config = config
+        self.held = held
         self.parent = folder(config.output)
         self._facts = _facts(trainer, config)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -158,7 +160,7 @@ class Saver:
         working.rename(final)
         sync_folder(self.parent)
         replace_file(self.parent / LATEST, final.name + "\n")
-        retention.prune(self.config.output, state.step, self.config.keep, self.config.keep_every)
+        retention.prune(self.config.output, state.step, self.config.keep, self.config.keep_every, self.held())
 
     def _prepared(self, final: Path, state: CheckpointState) -> bool:
         """Whether `final` is in force already, then brought up to date; if not, its way is clear. On the first process."""

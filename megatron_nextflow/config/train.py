@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from nextflow_data.common.section import Section, operational
+from nextflow_data.storage.config import StorageConfig
 from pydantic import Field, model_validator
 
 from megatron_nextflow.config import installed
@@ -69,8 +70,14 @@ class FeedConfig(Section):
     """A row is padded to a multiple of this many slots on each process (FP8 matrix products need 16)."""
     seed: int = Field(default=0, ge=0)
     """Seed of the order; each epoch is another permutation."""
-    verify: bool = operational(True)
-    """Hash every shard against the manifest before the first step (each process takes its part of the shards)."""
+    verify: bool = operational(False)
+    """Hash every file of the set against its manifest before the first step, each process its part. Each pack is checked as
+    it is read in any case, and `mnf audit` does this once for all trainings."""
+    read_ahead: int = operational(4, ge=0)
+    """Global batches whose packs are asked of a store before they are laid out, beside the two that wait laid out; a process
+    holds its own part of them in memory."""
+    cache_bytes: int = operational(20 << 30, ge=0)
+    """Most that packs read from a store may take of the disk of `storage.cache`, for the processes of a machine together."""
 
     def repeats(self, packs: int) -> str:
         """What is to be said of a set of so few packs that each step takes some of them more than once; else ""."""
@@ -80,6 +87,18 @@ class FeedConfig(Section):
             f"there are fewer packs ({packs}) than a step takes (data.global_batch_size {self.global_batch_size}): "
             "each step takes some of them more than once"
         )
+
+
+class CheckpointConfig(Section):
+    """What becomes of checkpoints once they are in force."""
+
+    copy_to: str | None = operational(None)
+    """Folder or address (s3://…) that each is copied to beside the training, and from which a training whose own folder has
+    none goes on. One for each training."""
+    copy_keep: int = operational(2, ge=1)
+    """Newest copies kept there."""
+    copy_wait: float = operational(600.0, ge=0)
+    """Seconds that a training which ends waits for its last copy; never more than twice `health.hang_seconds`."""
 
 
 class WandbConfig(Section):
@@ -113,6 +132,9 @@ class TrainConfig(Section):
     """Newest checkpoints kept; older ones go once a newer one is verified."""
     keep_every: int | None = operational(None, ge=1)
     """Checkpoints of steps that are multiples of this are never removed."""
+    checkpoint: CheckpointConfig = operational(CheckpointConfig())
+    storage: StorageConfig = operational(StorageConfig())
+    """How stores are reached; a whole run fills it in with its own `storage` section."""
     async_save: bool = operational(True)
     """Write checkpoints beside the training; the step that follows waits only for the copy. The last one of a training is
     waited for."""

@@ -134,18 +134,18 @@ def _check(config: TrainConfig, processes: int) -> int:
 
 
 def _sizes(config: TrainConfig, notes: list[str]) -> Sizes:
-    from nextflow_tokenize.shards.reader import ShardSet, open_binary
+    from nextflow_data.storage.files import any_path
+    from nextflow_tokenize.shards.reader import ShardSet
 
     from megatron_nextflow.feeding.inputs import vocabulary_of
 
     data, model = config.data, config.model
     if data.shards is not None:
-        try:
-            open_binary(f"{data.shards}/{MANIFEST}").close()
-        except (FileNotFoundError, NotADirectoryError):
+        place = any_path(data.shards, config.storage)
+        if not (place / MANIFEST).is_file():
             notes.append(f"{data.shards} is not there yet: sizes are the recipe's")
         else:
-            manifest = ShardSet.open(data.shards).manifest
+            manifest = ShardSet.open(place).manifest
             vision = manifest.vision_tokenizer
             width = vision.semantic_dim + vision.pixel_dim if vision else 1
             return Sizes(vocabulary_of(config, data.shards, manifest), width, manifest)

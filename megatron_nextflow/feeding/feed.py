@@ -66,25 +66,35 @@ class Feed:
         self.keys: list[str] = []
         self.multiple = config.parallel.row_multiple(config.data.align)
 
-    def places(self) -> list[int]:
-        """Places of the order that this process's copy takes of the next global batch."""
-        self._jump()
-        first = self.consumed + self.share.rank
-        return list(range(first, self.consumed + self.config.data.global_batch_size, self.share.size))
+    def coming(self) -> Iterator[list[int]]:
+        """Without end, the packs of this copy's part of each global batch from here on; the state stays as it is."""
+        place = self.consumed
+        while True:
+            place = self._next(place)
+            yield self._packs_of(place)
+            place += self.config.data.global_batch_size
 
     def next_batch(self) -> Iterator[LayoutBatch]:
         """The micro-batches of this copy's part of the next global batch; the state has then moved on by the whole of it."""
-        indices = [shuffled(place, len(self.packs), self.config.data.seed) for place in self.places()]
-        self.consumed += self.config.data.global_batch_size
+        place = self._next(self.consumed)
+        indices = self._packs_of(place)
+        self.consumed = place + self.config.data.global_batch_size
         self.keys = []
         size = self.config.data.micro_batch_size
         return (
             join([self._lay_out(i) for i in indices[at : at + size]], self.multiple) for at in range(0, len(indices), size)
         )
 
-    def _jump(self) -> None:
-        while self.consumed in self.skip:
-            self.consumed += self.config.data.global_batch_size
+    def _next(self, place: int) -> int:
+        """Where the first global batch from `place` on begins that is not left out."""
+        while place in self.skip:
+            place += self.config.data.global_batch_size
+        return place
+
+    def _packs_of(self, place: int) -> list[int]:
+        """Numbers of the packs that this process's copy takes of the global batch at `place`."""
+        places = range(place + self.share.rank, place + self.config.data.global_batch_size, self.share.size)
+        return [shuffled(one, len(self.packs), self.config.data.seed) for one in places]
 
     def _lay_out(self, index: int) -> PackLayout:
         sample = self.packs.read(index)

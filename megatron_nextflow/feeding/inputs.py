@@ -1,26 +1,38 @@
-"""What a training is trained on: the shard set, checked whole, and the codebook of the vision tokenizer that made it.
+"""What a training is trained on: the shard set, and the codebook of the vision tokenizer that made it.
 
-A code means something only to the tokenizer that chose it, so the tokenizer's folder is hashed and compared with the hash in
-the shards' manifest before its vectors are used; and every shard is hashed before any of it is read, each process taking its
-part. The cost: the set is read once at the start (`data.verify: false` trusts it).
+The first process opens the set, looks at the tokenizer and tells the others, so that starting asks a store for the same few
+things whatever the number of processes and shards. A code means something only to the tokenizer that chose it, so the
+tokenizer's folder is hashed and compared with the hash in the shards' manifest before its vectors are used. Shards are not
+hashed: each pack is checked as it is read, and whole sets are for `mnf audit`. The cost: damage is found when its pack
+comes, which leaves a batch out (`data.verify: true` hashes every file first).
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
+import os
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from nextflow_data.common.errors import RequestError
+from nextflow_data.storage import cache
+from nextflow_data.storage.files import any_path
+from nextflow_data.storage.store_path import StorePath
 from nextflow_tokenize.shards.manifest import ShardManifest, VisionTokenizerRecord
 from nextflow_tokenize.shards.reader import ShardSet
 from nextflow_tokenize.vision.identity import identity, load_codebook
 from torch import Tensor
 
 from megatron_nextflow.config.train import TrainConfig
-from megatron_nextflow.runtime.agreement import of_all
+from megatron_nextflow.feeding.feed import Packs
+from megatron_nextflow.feeding.range_cache import RangeCache
+from megatron_nextflow.feeding.stored import Ranges, StoredPacks
+from megatron_nextflow.runtime.agreement import of_all, on_first
+from megatron_nextflow.runtime.notices import Notices
 from megatron_nextflow.sequence.vocabulary import Vocabulary
 
 
@@ -32,7 +44,9 @@ class InputError(RequestError):
 class Inputs:
     """The packs, the joint vocabulary, the codebook [V, D] float32, and the hashes that a checkpoint records.
 
-    `fingerprint` is the set's identity; `manifest` is its manifest's hash, by which older checkpoints know it.
+    `fingerprint` is the set's identity; `manifest` is its manifest's hash, by which older checkpoints know it. A training
+    reads from `fed`; `notices` takes what is to be told of it, and `threads` are what reading from there is worth: 0 of a
+    disk.
     """
 
     packs: ShardSet
@@ -42,24 +56,45 @@ class Inputs:
     manifest: str
     text_tokenizer: str
     vision_tokenizer: str
+    fed: Packs
+    notices: Notices
+    threads: int = 0
 
 
 def open_inputs(config: TrainConfig) -> Inputs:
     """Open and check the shard set and the vision tokenizer that `config.data` names.
 
     torch.distributed must be running; every process must call this. Raises InputError, or what `ShardSet.open` raises for a
-    manifest it cannot use (a ValueError too), on all processes and before anything is read.
+    manifest it cannot use (a ValueError too), on all processes and before anything is read; OSError where a store does not
+    answer.
     """
     folder = config.data.shards
     if folder is None:
         raise InputError("data.shards is not set: name the folder of a shard set")
-    packs = ShardSet.open(folder)
+    place = any_path(folder, config.storage)
+    packs = on_first(lambda: ShardSet.open(place), _refusal)
     manifest = packs.manifest
     vocabulary = vocabulary_of(config, folder, manifest)
     if config.data.verify:
         verify_files(packs)
-    vision = manifest.vision_tokenizer
-    codebook = _codebook(config.data.vision_tokenizer, folder, vision) if vision else torch.zeros(1, 1)
+    vision, tokenizer = manifest.vision_tokenizer, config.data.vision_tokenizer
+    codebook = torch.zeros(1, 1)
+    if vision:
+        codebook = on_first(lambda: _codebook(tokenizer, folder, vision), _refusal)
+    notices = Notices()
+    fed: Packs = packs
+    threads = 0
+    if isinstance(place, StorePath):
+        threads = config.storage.s3.concurrency
+        kept = RangeCache(
+            cache.folder(config.storage) / ".packs",  # what has a dot there is not a copy, and left alone
+            config.data.cache_bytes,
+            int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+            lambda problem: notices.add("storage", f"{socket.gethostname()}: {problem}"),
+        )
+        ranges = Ranges(kept, manifest.sha256)
+        packs.opener = ranges
+        fed = StoredPacks(packs, ranges)
     return Inputs(
         packs=packs,
         vocabulary=vocabulary,
@@ -68,7 +103,15 @@ def open_inputs(config: TrainConfig) -> Inputs:
         manifest=manifest.sha256,
         text_tokenizer=manifest.text_tokenizer.sha256,
         vision_tokenizer=vision.sha256 if vision else "",
+        fed=fed,
+        notices=notices,
+        threads=threads,
     )
+
+
+def _refusal(error: Exception) -> Exception:
+    """What is not there or not allowed is a mistake in the request; a store that does not answer is none."""
+    return InputError(str(error)) if isinstance(error, (FileNotFoundError, PermissionError)) else error
 
 
 def vocabulary_of(config: TrainConfig, folder: str, manifest: ShardManifest) -> Vocabulary:
@@ -124,13 +167,12 @@ def packed_for_another(config: TrainConfig, manifest: ShardManifest) -> str:
 def verify_files(packs: ShardSet) -> None:
     """Compare the sha256 of every file of the set with its manifest's, each process its share of them.
 
-    Raises InputError on all processes, naming the first file that differs. Sizes were compared when the set was opened.
+    Raises InputError on all processes, naming the first file that differs.
     """
-    table = packs.manifest.file_table()
     mine: list[str] = []
-    for name in sorted(table)[dist.get_rank() :: dist.get_world_size()]:
-        with packs.opener(f"{packs.path}/{name}") as stream:
-            if hashlib.file_digest(stream, "sha256").hexdigest() != table[name][1]:  # type: ignore[arg-type]
+    for name, _, digest in itertools.islice(packs.files(), dist.get_rank(), None, dist.get_world_size()):
+        with packs.opener(packs.path / name) as stream:
+            if hashlib.file_digest(stream, "sha256").hexdigest() != digest:  # type: ignore[arg-type]
                 mine.append(name)
     damaged = sorted(name for part in of_all(mine) for name in part)
     if damaged:

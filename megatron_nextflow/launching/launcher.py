@@ -148,10 +148,17 @@ def with_absolute_paths(config: TrainConfig, root: Path) -> TrainConfig:
 
     data = config.data
     tokenizers = {name: under(getattr(data, name)) for name in ("vision_tokenizer", "text_tokenizer")}
-    shards = data.shards if data.shards is None or "://" in data.shards else str(under(Path(data.shards)))
+
+    def address(text: str | None) -> str | None:
+        return text if text is None or "://" in text else str(under(Path(text)))
+
     return config.model_copy(
         update={
-            "data": data.model_copy(update={"shards": shards, **tokenizers}),
+            "data": data.model_copy(update={"shards": address(data.shards), **tokenizers}),
+            "checkpoint": config.checkpoint.model_copy(update={"copy_to": address(config.checkpoint.copy_to)}),
+            "storage": config.storage.model_copy(
+                update={"cache": under(config.storage.cache), "lock": under(config.storage.lock)}
+            ),
             "output": under(config.output),
             "init_from": under(config.init_from),
             "slurm": config.slurm.model_copy(update={"setup": under(config.slurm.setup)}),

@@ -1,4 +1,5 @@
-"""Where a training begins: at its own last checkpoint, at another training stage's weights, or at the initial ones.
+"""Where a training begins: at its own last checkpoint, or the last copy of one where its folder has none, at another
+training stage's weights, or at the initial ones.
 
 A checkpoint goes on only with what it was trained on: another tokenizer, shard set, order or model is refused with what
 differs, because the place in the data or the codes would mean something else. Another training's weights (`init_from`) need
@@ -17,8 +18,11 @@ from pathlib import Path
 
 import torch
 from nextflow_data.common.whole_files import replace_file
+from nextflow_data.storage.files import any_path, put
+from nextflow_data.storage.store_path import AnyPath
 from torch import Tensor
 
+from megatron_nextflow.checkpoint.copies import Copy, copies, restore
 from megatron_nextflow.checkpoint.format import CheckpointManifest, CheckpointState, RunRecord
 from megatron_nextflow.checkpoint.load import in_force, load, load_weights
 from megatron_nextflow.config.model import ModelConfig
@@ -57,9 +61,10 @@ class Beginning:
 
 
 def find_origin(config: TrainConfig, source: inputs.Inputs) -> Origin:
-    """The training's latest checkpoint, else `init_from`, else nothing.
+    """The training's latest checkpoint, else the newest whole copy of one, else `init_from`, else nothing.
 
-    Every process must call this. Raises CheckpointError where a checkpoint does not belong to this training.
+    Every process must call this. Raises CheckpointError where a checkpoint does not belong to this training, or copies could
+    not be written; OSError where the store that has the copies does not answer.
     """
     fresh = CheckpointState(
         step=0,
@@ -74,7 +79,7 @@ def find_origin(config: TrainConfig, source: inputs.Inputs) -> Origin:
         model=config.model,
         trainable=config.trainable,
     )
-    found = in_force(lambda: _own(config.output))
+    found = in_force(lambda: _own(config, fresh, source))
     if found is not None:
         if not config.resume:
             raise CheckpointError(f"{found[0]} exists and resume is false; choose another output folder or remove it")
@@ -109,13 +114,38 @@ def begin(origin: Origin, trainer: Trainer) -> Beginning:
     return Beginning(fresh.model_copy(update=kept), resumed=True, said=_changed(manifest.state.run, trainer))
 
 
-def _own(output: Path) -> Path | None:
+def _own(config: TrainConfig, fresh: CheckpointState, source: inputs.Inputs) -> Path | None:
     """The training's checkpoint in force; one that nothing points to is pointed to, because others look there."""
+    output = config.output
     path = training_folder.latest(output)
     pointer = training_folder.folder(output) / training_folder.LATEST
     if path is not None and not pointer.is_file():
         replace_file(pointer, path.name + "\n")
-    return path
+    if config.checkpoint.copy_to is None:
+        return path
+    place = any_path(config.checkpoint.copy_to, config.storage)
+    found = copies(place)
+    if found:
+        _require_own_copies(found[-1], fresh, source.manifest)
+    if found and not config.resume:
+        raise CheckpointError(f"{place} holds copies of checkpoints and resume is false; choose another checkpoint.copy_to")
+    try:  # that nothing can be copied there is better known before the first step
+        put(place / training_folder.CONFIG, config.model_dump_json(indent=1) + "\n")
+    except PermissionError as error:
+        raise CheckpointError(f"checkpoint.copy_to: {error}") from None
+    return path or restore(place, output, lambda said: source.notices.add("storage", said))
+
+
+def _require_own_copies(newest: Copy, fresh: CheckpointState, set_manifest: str) -> None:
+    """Copies of another training would be taken for this one's on a fresh machine."""
+    try:
+        manifest, _ = newest.manifest()
+    except (CheckpointError, FileNotFoundError):
+        return  # passed over where it would be fetched
+    try:
+        _require_same_training(newest.path, manifest, fresh, set_manifest)
+    except CheckpointError as error:
+        raise CheckpointError(f"checkpoint.copy_to holds copies of another training, name another: {error}") from None
 
 
 def _changed(before: RunRecord | None, trainer: Trainer) -> str:
@@ -129,7 +159,7 @@ def _changed(before: RunRecord | None, trainer: Trainer) -> str:
     return f"changed since the checkpoint: {', '.join(changed)}" if changed else ""
 
 
-def _require_same_training(path: Path, manifest: CheckpointManifest, fresh: CheckpointState, set_manifest: str) -> None:
+def _require_same_training(path: AnyPath, manifest: CheckpointManifest, fresh: CheckpointState, set_manifest: str) -> None:
     old = manifest.state
     if old.shards == set_manifest:  # as checkpoints named a set before it had an identity
         old = old.model_copy(update={"shards": fresh.shards})
@@ -198,7 +228,7 @@ def _rows_in_words(old: int, new: int) -> str:
     return f"scale embeddings, {new} rows" + (f" of its {old}" if new < old else "")
 
 
-def _require_tokenizers(path: Path, old: CheckpointState, new: CheckpointState) -> None:
+def _require_tokenizers(path: AnyPath, old: CheckpointState, new: CheckpointState) -> None:
     for name in ("text_tokenizer", "vision_tokenizer", "text_vocabulary", "codebook_size", "codebook_dim"):
         before, now = getattr(old, name), getattr(new, name)
         if before != now:

@@ -1,12 +1,13 @@
 """The training on one process: check, build, resume, read, step, judge, save, stop when told.
 
-Everything that can be refused is refused before the first step: a damaged shard, a tokenizer that is not the shards' or the
-checkpoint's, a parallel layout that does not fit. A request to stop (SIGTERM, SIGINT) on any process is shared among all
-before each step, so that they stop at the same one, save, and leave a checkpoint; until a training has begun it has nothing
-to save, and the signal ends it. A batch is read whole before its step begins. One that holds a pack that cannot be used is
-left out; so is one with a bad loss, or the training goes back to its last checkpoint, as the recipe's `health` says, and
-which batches those were is part of the checkpoints that follow. The cost: two small all-reduces a step, reading that no step
-hides, and a checkpoint before the first step where the recipe may go back.
+Everything that can be refused is refused before the first step: a set that cannot be opened, a tokenizer that is not the
+shards' or the checkpoint's, a parallel layout that does not fit, a place where nothing can be copied to. A request to stop
+(SIGTERM, SIGINT) on any process is shared among all before each step, so that they stop at the same one, save, and leave a
+checkpoint; until a training has begun it has nothing to save, and the signal ends it. A batch is read whole before its step
+begins, beside the steps before it. One that holds a pack that cannot be used is left out; so is one with a bad loss, or the
+training goes back to its last checkpoint, as the recipe's `health` says, and which batches those were is part of the
+checkpoints that follow. The cost: two small all-reduces a step, and a checkpoint before the first step where the recipe may
+go back.
 """
 
 from __future__ import annotations
@@ -20,16 +21,20 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
+from nextflow_data.storage.files import any_path
 from rich.markup import escape
 
+from megatron_nextflow.checkpoint.copier import Copier
 from megatron_nextflow.checkpoint.format import CheckpointState
 from megatron_nextflow.checkpoint.load import in_force, load
 from megatron_nextflow.checkpoint.save import Saver
 from megatron_nextflow.config.train import TrainConfig
 from megatron_nextflow.feeding import inputs
+from megatron_nextflow.feeding.ahead import FeedAhead, PacksAhead
 from megatron_nextflow.feeding.feed import Feed, FeedError, Share
 from megatron_nextflow.runtime import training_folder
 from megatron_nextflow.runtime.agreement import of_all
+from megatron_nextflow.runtime.notices import Notice
 from megatron_nextflow.runtime.stop_request import Stop
 from megatron_nextflow.sequence.batch import LayoutBatch
 from megatron_nextflow.step.process_groups import start_parallel
@@ -104,7 +109,11 @@ class Training:
         self.end = end
         self.begun = False
         self.saved_step = beginning.state.step if beginning.resumed else -1
-        self.saver = Saver(trainer, config)
+        self.copier: Copier | None = None
+        if config.checkpoint.copy_to is not None and dist.get_rank() == 0:
+            place = any_path(config.checkpoint.copy_to, config.storage)
+            self.copier = Copier(place, config.checkpoint.copy_keep, source.notices)
+        self.saver = Saver(trainer, config, self.copier.held if self.copier else tuple)
         self.stragglers = Stragglers(trainer.device, config.health.straggler_factor)
         seconds = config.health.hang_seconds
         self.watchdog = Watchdog(seconds, config.output, dist.get_rank(), self._hung) if end else None
@@ -114,7 +123,9 @@ class Training:
         self.state = state
         self.health = Health(self.config.health, state.losses)
         share = Share(parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size())
-        self.feed = Feed(self.source.packs, self.config, self.source.vocabulary, share, state.consumed, state.skipped)
+        packs = PacksAhead(self.source.fed, self.source.threads)
+        feed = Feed(packs, self.config, self.source.vocabulary, share, state.consumed, state.skipped)
+        self.feed = FeedAhead(feed, packs, self.config.data.read_ahead if self.source.threads else 0)
 
     def run(self) -> int:
         """Step until the last one or a signal; returns the step reached, of which a checkpoint then lies there, if any.
@@ -129,6 +140,9 @@ class Training:
             self.reporter.beat("failed")
             raise
         finally:
+            self.feed.close()
+            if self.copier:
+                self.copier.close()
             if self.watchdog:
                 self.watchdog.close()
             self.reporter.close()
@@ -136,6 +150,7 @@ class Training:
     def _until_done(self, stop: Stop) -> int:
         if self.state.step:
             self.reporter.event("resumed", f"going on from step {self.state.step}", self.state.step)
+            self._copy(training_folder.folder(self.config.output) / training_folder.folder_name(self.state.step))
         if self.saved_step < 0 and "rollback" in (self.config.health.nan, self.config.health.spike):
             self._save()  # something to go back to
             self._announce(self.saver.finish())
@@ -190,10 +205,14 @@ class Training:
     def _read(self) -> list[LayoutBatch]:
         """This copy's part of the next global batch that all processes can use."""
         in_a_row = 0
-        while isinstance(found := read(self.feed, self.stragglers, self.trainer.device), Trouble):
+        reading = (self.feed, self.stragglers, self.trainer.device, self.source.notices, self._tell)
+        while isinstance(found := read(*reading), Trouble):
             self._leave_out(found, in_a_row)
             in_a_row += 1
         return found
+
+    def _tell(self, notice: Notice) -> None:
+        self.reporter.event(notice.kind, notice.message, self.state.step, **notice.details)
 
     def _leave_out(self, trouble: Trouble, in_a_row: int) -> None:
         """Say so of the batch just read, or end the training, saved. No checkpoint names it: whoever comes to it again
@@ -232,12 +251,14 @@ class Training:
             path, manifest = found
             load(self.trainer, path, manifest)
             kept = {name: getattr(manifest.state, name) for name in ("step", "consumed", "losses")}
+            self.feed.close()
             self._begin_at(self.state.model_copy(update=kept))
             self.trainer.set_step(self.state.step)
             # It has the step already: only what is left out is written down there, for a training that is killed before it
             # saves.
             self.saver.begin(self.state)
-            self.saver.poll()
+            for saved in self.saver.poll():
+                self._copy(saved)
         self.saved_step = self.state.step
         self.reporter.rewind(self.state.step)
         self.reporter.event("rollback", f"back at step {self.state.step}, from {path}", self.state.step, place=place)
@@ -255,9 +276,20 @@ class Training:
             if self.state.step:  # else there is nothing yet that a fresh start has not
                 self._save()
             self._announce(self.saver.finish())
+        if self.config.checkpoint.copy_to is not None:
+            with self._patiently("copying the last checkpoint"):
+                if self.copier:
+                    self.copier.finish(min(self.config.checkpoint.copy_wait, 2 * self.config.health.hang_seconds))
+                for notice in (one for some in of_all(self.source.notices.take()) for one in some):
+                    self._tell(notice)
+
+    def _copy(self, checkpoint: Path) -> None:
+        if self.copier:
+            self.copier.submit(checkpoint)
 
     def _announce(self, saved: list[Path]) -> None:
         for path in saved:
+            self._copy(path)
             self.reporter.event("saved", f"saved {path}", int(path.name.removeprefix("step-")))
 
     def _compare(self) -> None:

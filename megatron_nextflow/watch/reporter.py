@@ -24,14 +24,18 @@ from rich.markup import escape
 
 from megatron_nextflow.config.loss import ALWAYS
 from megatron_nextflow.config.train import TrainConfig
+from megatron_nextflow.runtime import notices
 from megatron_nextflow.runtime.training_folder import EVENTS, METRICS
 from megatron_nextflow.watch.heartbeat import Heartbeat, State
 from megatron_nextflow.watch.trackers import Tracker, open_trackers
 
-Kind = Literal[
-    "nan", "spike", "data", "rollback", "stop", "saved", "resumed", "straggler", "hang", "tracker", "repeats", "finished"
-]
-_STYLES = {"saved": "dim", "resumed": "", "finished": "", "stop": ""}
+Kind = (
+    Literal[
+        "nan", "spike", "data", "rollback", "stop", "saved", "resumed", "straggler", "hang", "tracker", "repeats", "finished"
+    ]
+    | notices.Kind
+)
+_STYLES = {"saved": "dim", "copied": "dim", "resumed": "", "finished": "", "stop": ""}
 """Of events on the terminal; those not named are warnings."""
 
 
@@ -46,7 +50,7 @@ def read_events(output: Path) -> list[dict[str, Any]]:
 
     nan and spike add action, place (where the batch begins in the order of packs), loss, median and keys (of its packs);
     data adds action, place and keys (of the packs that cannot be used); rollback adds place; straggler adds rank, host, what
-    and factor.
+    and factor; copied adds copy (its address) and bytes, not-copied adds failures (so far).
     """
     return read_rows(output / EVENTS)
 

@@ -20,7 +20,14 @@ from nextflow_orchestration.verbs import checkpoint as checkpoint_cli
 from nextflow_orchestration.verbs import convert as convert_cli
 from nextflow_orchestration.verbs import tokenizer as tokenizer_cli
 from nextflow_orchestration.verbs import train as training_cli
-from nextflow_orchestration.verbs.common import RecipeArg, SetOption, plain_errors
+from nextflow_orchestration.verbs.common import (
+    DEFAULT_ROOT,
+    OfRecipe,
+    RecipeArg,
+    RootOption,
+    SetOption,
+    plain_errors,
+)
 
 app = typer.Typer(
     help="Web pages to verified shards of multi-scale image tokens, and a Megatron-Core trainer that learns from them.",
@@ -33,9 +40,6 @@ app = typer.Typer(
 app.add_typer(tokenizer_cli.app, name="tokenizer")
 app.add_typer(convert_cli.app, name="convert")
 app.add_typer(checkpoint_cli.app, name="checkpoint")
-
-RootOption = Annotated[Path, typer.Option("--root", help="folder of the run to look in")]
-DEFAULT_ROOT = Path("runs/quickstart")
 
 
 @app.command()
@@ -68,6 +72,7 @@ def generate(
     interleaved: Annotated[bool, typer.Option("--interleaved", help="text in which the model begins images")] = False,
     checkpoint: Annotated[Path | None, typer.Option(help="checkpoint folder (default: the run's last one)")] = None,
     root: RootOption = DEFAULT_ROOT,
+    recipe: OfRecipe = None,
     n: Annotated[int, typer.Option(help="results a prompt, seeds one after the other", min=1)] = 1,
     batch: Annotated[int, typer.Option(help="results computed beside each other", min=1)] = 4,
     preview: Annotated[Path | None, typer.Option(help="folder or PNG for the image after each scale")] = None,
@@ -92,9 +97,10 @@ def generate(
     """
     with plain_errors():
         from nextflow_orchestration.generation import generate_from_run
+        from nextflow_orchestration.verbs.where import where
 
         generate_from_run(
-            root, checkpoint, prompt, out, images=image or [], interleaved=interleaved, n=n, batch=batch,
+            where(root, recipe), checkpoint, prompt, out, images=image or [], interleaved=interleaved, n=n, batch=batch,
             files={"preview": preview, "text-tokenizer": text_tokenizer, "vision-tokenizer": vision_tokenizer},
             level=level, prompt_level=prompt_level, aspect=aspect, guidance=guidance, guidance_schedule=guidance_schedule,
             temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, max_tokens=max_tokens, max_images=max_images,
@@ -104,14 +110,17 @@ def generate(
 
 @app.command()
 def audit(
-    shards: Annotated[Path, typer.Argument(help="shard set: the folder with manifest.json and the tars")],
-    report: Annotated[Path | None, typer.Option(help="HTML page to write (default: audit.html beside the set)")] = None,
+    shards: Annotated[str, typer.Argument(help="shard set: the folder, or s3:// address, of manifest.json and the tars")],
+    report: Annotated[
+        Path | None, typer.Option(help="HTML page to write (default: audit.html beside the set; here for one in a store)")
+    ] = None,
+    recipe: Annotated[Path | None, typer.Option(help="recipe whose `storage` says how the store is reached")] = None,
 ) -> None:
     """Verifies every hash, count, code and grid of a shard set; exits 1 when anything is wrong."""
     with plain_errors():
         from nextflow_orchestration.verbs.audit import audit_shards
 
-        if not audit_shards(shards, report):
+        if not audit_shards(shards, report, recipe):
             raise typer.Exit(1)
 
 
@@ -119,6 +128,7 @@ def audit(
 def explain(
     query: Annotated[str, typer.Argument(help="a page's address, a document id, or shard:key")],
     root: RootOption = DEFAULT_ROOT,
+    recipe: OfRecipe = None,
 ) -> None:
     """The whole story of a document: its record, each decision, and the pack that holds it or why none does.
 
@@ -127,8 +137,10 @@ def explain(
     with plain_errors():
         from nextflow_orchestration.explain.find import explain as tell
         from nextflow_orchestration.explain.story import print_story
+        from nextflow_orchestration.verbs.where import where
 
-        story = tell(root, query)
+        place = where(root, recipe)
+        story = tell(place.root, query, place.recipe)
         print_story(story, Console())
         if not story.found:
             raise typer.Exit(1)
@@ -150,13 +162,16 @@ def schedule(
 @app.command()
 def ui(
     root: RootOption = DEFAULT_ROOT,
+    recipe: OfRecipe = None,
+    work: Annotated[Path | None, typer.Option(help="the run's folder on this machine, where it set one")] = None,
     port: Annotated[int, typer.Option(help="port of the Prefect server")] = 4200,
 ) -> None:
     """Keeps a Prefect server up for the runs beside ROOT, past and present; open the address it prints."""
     with plain_errors():
         from nextflow_orchestration.runs.server import serve_standing
+        from nextflow_orchestration.verbs.where import where
 
-        raise typer.Exit(serve_standing(root, port))
+        raise typer.Exit(serve_standing(work or where(root, recipe).work, port))
 
 
 @app.command()
@@ -164,9 +179,11 @@ def doctor(
     recipe: Annotated[Path | None, typer.Argument(help="a recipe of any kind, to check what it asks for too")] = None,
     set_: SetOption = None,
     root: Annotated[
-        Path, typer.Option("--root", help="folder that runs would write to (default: the recipe's)")
+        str, typer.Option("--root", help="folder or s3:// address that runs would write to (default: the recipe's)")
     ] = DEFAULT_ROOT,
-    s3: Annotated[str | None, typer.Option(help="s3://bucket/prefix to try; AWS_ENDPOINT_URL names the server")] = None,
+    s3: Annotated[
+        str | None, typer.Option(help="s3://bucket/prefix to try, beside the recipe's; AWS_ENDPOINT_URL names the server")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="for machines")] = False,
 ) -> None:
     """What works on this machine, and what to do about the rest; exits 1 where something that is needed does not work."""

@@ -13,14 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from nextflow_data.common.errors import REFUSED
+from nextflow_data.storage.store_path import AnyPath
 from nextflow_pipelines.contract.stage import StageError
 from rich.console import Console
 
 from megatron_nextflow.config.generate import GenerateConfig, GenerationError
 from megatron_nextflow.runtime.training_folder import last_step
-from nextflow_orchestration.recipes.run import GenerateSection
+from nextflow_orchestration.recipes.sections import GenerateSection
 from nextflow_orchestration.report.training_page import SAMPLES
 from nextflow_orchestration.runs.lineage import newest_training
+from nextflow_orchestration.runs.records import SETTINGS, RunPlace, last_recipe
+from nextflow_orchestration.training.copies import checkpoint_on_disk, copy_of
 from nextflow_orchestration.training.folders import last_checkpoint
 from nextflow_orchestration.words.numbers import short
 
@@ -50,7 +53,7 @@ def generate_in_process(
 
 
 def generate_from_run(
-    root: Path,
+    run: RunPlace,
     checkpoint: Path | None,
     prompts: list[str],
     out: Path | None,
@@ -61,12 +64,16 @@ def generate_from_run(
     files: Mapping[str, Path | None],
     **overrides: Any,
 ) -> None:
-    """`mnf generate`: from `checkpoint`, or the newest of the run in `root`; settings left out are the run's own.
+    """`mnf generate`: from `checkpoint`, or the newest of the run; settings left out are the run's own.
 
     `files`: options of `megatron_nextflow.generate` that name a file, and the file.
     """
-    checkpoint = checkpoint or last_checkpoint(newest_training(root))
-    given = run_settings(root) | {key: value for key, value in overrides.items() if value is not None}
+    if checkpoint is None:
+        training = newest_training(run)
+        checkpoint = checkpoint_on_disk(training, copy_of(training, run.root))
+    given = (run_settings(run.root) if run.settings is None else _sampling(run.settings)) | {
+        key: value for key, value in overrides.items() if value is not None
+    }
     settings = GenerateConfig.of({key: value for key, value in given.items() if key != "prompt"})
     options = [f"--image={image}" for image in images] + [f"--n={n}", f"--batch={batch}"] + ["--interleaved"] * interleaved
     options += [f"--{name}={file}" for name, file in files.items() if file is not None]
@@ -98,10 +105,15 @@ def make_samples(output: Path, count: int, prompts: list[str], level: int | None
     return [Path(result["path"]) for result in done["results"]]
 
 
-def run_settings(root: Path) -> dict[str, Any]:
-    """How the run in `root` samples, and its `prompt`, as its stored recipe says; nothing where there is none."""
+def run_settings(root: AnyPath) -> dict[str, Any]:
+    """How the last run in `root` samples, and its `prompt`, as its stored recipe says; nothing where there is none, or it is
+    another run's that ended beside it."""
     try:
-        tree = json.loads((root / "recipe.json").read_text(encoding="utf-8"))
-        return {"end_of_text": tree["text_tokenizer"]["end_of_text"], **tree["generate"]}
+        tree = json.loads((root / SETTINGS).read_text(encoding="utf-8"))
+        return _sampling(tree) if last_recipe(root) in (None, tree.get("name")) else {}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
+
+
+def _sampling(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    return {"end_of_text": recipe["text_tokenizer"]["end_of_text"], **recipe["generate"]}

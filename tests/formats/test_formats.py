@@ -51,7 +51,7 @@ def test_a_run_is_explained_from_record_to_pack(run: Path) -> None:
 
 def test_its_shards_are_whole_and_read(run: Path) -> None:
     (folder,) = find_committed(run, "pack")
-    shards = ShardSet.open(folder / "shards", verify=True)
+    shards = ShardSet.open(folder / "shards", verify="full")
     assert sum(shards.read(number).slots for number in range(len(shards))) == shards.manifest.totals.slots > 0
 
 

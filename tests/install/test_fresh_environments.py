@@ -79,7 +79,7 @@ def test_the_base_then_the_data_side(environment: Path, small_warc: Path, tmp_pa
     assert "spark:" in _mnf(environment, "recipe", HERE / "recipes" / "quickstart.yaml")
     assert "nothing is wrong" in _mnf(environment, "audit", SHARDS, "--report", tmp_path / "audit.html")
     assert (tmp_path / "audit.html").stat().st_size > 10_000
-    values = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")} | {"COLUMNS": "300"}
+    values = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")} | {"COLUMNS": "600"}
     seen = subprocess.run([environment / "mnf", "doctor"], cwd=tmp_path, env=values, capture_output=True, text=True)
     assert seen.returncode == 1 and "pip install 'megatron-nextflow[data]'" in seen.stdout, seen.stderr
 

@@ -19,7 +19,7 @@ from nextflow_tokenize.packing.pieces import shape_of
 from nextflow_tokenize.packing.plan import assign_shards, plan
 from nextflow_tokenize.packing.sample import build_pack
 from nextflow_tokenize.schedule import canonical_final, grids, token_count
-from nextflow_tokenize.shards.manifest import TextTokenizerRecord, VisionTokenizerRecord
+from nextflow_tokenize.shards.records import TextTokenizerRecord, VisionTokenizerRecord
 from nextflow_tokenize.shards.writer import shard_name, write_manifest, write_shard
 from nextflow_tokenize.vision.identity import identity
 from safetensors.numpy import save_file
@@ -65,7 +65,7 @@ def write_shards(folder: Path, vision_tokenizer: Path, documents: int = 40, seed
     by_id = {row["doc_id"]: row for row in rows}
     shards = assign_shards(plan(map(shape_of, rows), config).packs, 1, config)
     infos = [
-        write_shard(folder / shard_name(number), [build_pack(pack, by_id) for pack in packs], CODES)
+        write_shard(folder / shard_name(number), [build_pack(pack, by_id) for pack in packs], CODES, config)
         for number, packs in enumerate(shards)
     ]
     write_manifest(

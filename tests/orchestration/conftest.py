@@ -23,7 +23,7 @@ from nextflow_tokenize.packing.pieces import shape_of
 from nextflow_tokenize.packing.plan import plan
 from nextflow_tokenize.packing.sample import build_pack
 from nextflow_tokenize.schedule import grids, token_count
-from nextflow_tokenize.shards.manifest import TextTokenizerRecord, VisionTokenizerRecord
+from nextflow_tokenize.shards.records import TextTokenizerRecord, VisionTokenizerRecord
 from nextflow_tokenize.shards.writer import write_manifest, write_shard
 
 SITE = "https://docs.example/"
@@ -262,7 +262,7 @@ def _shards(folder: Path, row: dict[str, Any]) -> None:
     config = PackConfig(max_length=512)
     (packed,) = plan([shape_of(row)], config).packs  # type: ignore[arg-type]
     sample = build_pack(packed, {row["doc_id"]: row})  # type: ignore[dict-item]
-    info = write_shard(folder / "shard-000000.tar", [sample], codebook_size=16)
+    info = write_shard(folder / "shard-000000.tar", [sample], 16, config)
     write_manifest(
         folder,
         [info],

@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 from nextflow_data.common.whole_files import file_sha256
+from nextflow_data.storage.errors import ChangedObject
 from nextflow_pipelines.contract.stage import StageError, find_committed, read_manifest
 from nextflow_pipelines.contract.tables import read_table
 from nextflow_pipelines.registry import STAGES, run_stage
-from nextflow_pipelines.sources import SOURCES_FOLDER, bind_sources, image_loader
+from nextflow_pipelines.sources import SOURCES_FOLDER, bind_sources, image_loader, source_opener
 from nextflow_pipelines.spark.config import SparkConfig
 from nextflow_pipelines.spark.context import RunContext, StageResult
 
@@ -151,7 +152,7 @@ def test_tokenizers_are_named_by_hash_all_the_way_to_the_shards(results: Results
     text = file_sha256(results["text_tokenizer"].dir / "tokenizer.json")
     inputs = read_manifest(results["tokenize"].dir)["inputs"]
     assert (inputs["vision_tokenizer_hash"], inputs["text_tokenizer_hash"]) == (vision, text)
-    manifest = ShardSet.open(results["pack"].dir / "shards", verify=True).manifest
+    manifest = ShardSet.open(results["pack"].dir / "shards", verify="full").manifest
     assert manifest.vision_tokenizer is not None
     assert (manifest.vision_tokenizer.sha256, manifest.text_tokenizer.sha256) == (vision, text)
     assert manifest.parents["tokenize"] == results["tokenize"].fingerprint
@@ -162,8 +163,8 @@ def test_tokenizers_are_named_by_hash_all_the_way_to_the_shards(results: Results
 def test_every_token_of_every_document_is_in_the_shards_once(results: Results) -> None:
     from nextflow_tokenize.shards.reader import ShardSet
 
-    shards = ShardSet.open(results["pack"].dir / "shards", verify=True)
-    assert len(shards.manifest.shards) > 1
+    shards = ShardSet.open(results["pack"].dir / "shards", verify="full")
+    assert shards.manifest.totals.shards > 1
     tokens = results["tokenize"].counts["tokens"]
     totals = shards.manifest.totals
     assert (totals.text_tokens, totals.image_codes, totals.images) == (
@@ -182,9 +183,8 @@ def test_every_token_of_every_document_is_in_the_shards_once(results: Results) -
         row["doc_id"]: sum(len(s["text"] or ()) for s in row["segments"]) for row in rows(results["tokenize"], "tokenized")
     }
     assert set(packed) == set(whole)
-    pieces = shards.table("documents.parquet").to_pylist()
     for doc_id, count in whole.items():
-        assert sum(piece["text_tokens"] for piece in pieces if piece["doc_id"] == doc_id) == count
+        assert sum(piece["text_tokens"] for piece in shards.pieces_of(doc_id)) == count
 
 
 def test_a_second_run_does_nothing_and_starts_no_session(
@@ -205,7 +205,7 @@ def test_the_number_of_files_changes_no_shard(results: Results, chain: ModuleTyp
 
     def shards(result: StageResult) -> dict[str, str]:
         return {
-            p.name: file_sha256(p) for p in (result.dir / "shards").iterdir() if p.suffix in (".tar", ".idx", ".parquet")
+            p.name: file_sha256(p) for p in (result.dir / "shards").rglob("*") if p.suffix in (".tar", ".idx", ".parquet")
         }
 
     assert shards(other["pack"]) == shards(results["pack"])
@@ -261,7 +261,7 @@ def test_sources_without_records_end_in_an_empty_shard_set(session: Any, chain: 
     results = chain.run_chain(tmp_path / "run", [empty, noise], files=1, partitions=1)
     assert [row["reason"] for row in rows(results["ingest"], "asides")] == ["empty-file", "not-warc"]
     assert results["vision_tokenizer"].facts["tokenizer"] is None
-    shards = ShardSet.open(results["pack"].dir / "shards", verify=True)
+    shards = ShardSet.open(results["pack"].dir / "shards", verify="full")
     assert len(shards) == 0 and shards.manifest.vision_tokenizer is None
 
 
@@ -278,10 +278,12 @@ def test_sources_are_known_by_content(tmp_path: Path) -> None:
     other.write_bytes(b"2")
     found = bind_sources(tmp_path / "root", [one, copy, other])
     assert [source.sha256 for source in found] == [file_sha256(one), file_sha256(other)]
-    assert [(tmp_path / "root" / source.uri).read_bytes() for source in found] == [b"1", b"2"]
-    other.rename(tmp_path / "moved.warc")
-    (tmp_path / "moved.warc").rename(other)
-    assert bind_sources(tmp_path / "root", [one, other]) == found
+    opener = source_opener(tmp_path / "root")
+    assert [opener.read(source.uri, 0, 9) for source in found] == [b"1", b"2"]
+    other.write_bytes(b"22")
+    with pytest.raises(ChangedObject, match=r"c\.warc"):
+        opener.read(found[1].uri, 0, 9)
+    assert bind_sources(tmp_path / "root", [one, other])[0] == found[0]
 
 
 def test_a_stage_that_lacks_a_section_or_an_input_says_which(tmp_path: Path, chain: ModuleType) -> None:

@@ -14,9 +14,9 @@ from nextflow_tokenize.packing.pieces import shape_of
 from nextflow_tokenize.packing.plan import Packing, assign_shards, plan
 from nextflow_tokenize.packing.sample import PackSample, build_pack
 from nextflow_tokenize.schedule import FINAL_GRIDS, canonical_final, grids, token_count
-from nextflow_tokenize.shards.manifest import ShardManifest, TextTokenizerRecord, VisionTokenizerRecord
-from nextflow_tokenize.shards.tables import ShardInfo
-from nextflow_tokenize.shards.writer import shard_name, write_manifest, write_shard
+from nextflow_tokenize.shards.manifest import ShardManifest
+from nextflow_tokenize.shards.records import TextTokenizerRecord, VisionTokenizerRecord
+from nextflow_tokenize.shards.writer import ShardInfo, shard_name, write_manifest, write_shard
 
 CODEBOOK, VOCABULARY = 4096, 1000
 COST = CostModel(hidden_size=32, ffn_hidden_size=64, layers=2, heads=2, query_groups=2, vocabulary=VOCABULARY)
@@ -90,11 +90,11 @@ def write_set(
     planned = plan(map(shape_of, documents), config)
     path.mkdir(parents=True, exist_ok=True)
     shards = [
-        write_shard(path / shard_name(number), (change(build_pack(pack, by_id)) for pack in packs), codebook)
+        write_shard(path / shard_name(number), (change(build_pack(pack, by_id)) for pack in packs), codebook, config)
         for number, packs in enumerate(assign_shards(planned.packs, code_dtype(codebook).itemsize, config))
     ]
     vision = VisionTokenizerRecord(sha256="b" * 64, codebook_size=stated_codebook or codebook, semantic_dim=8, pixel_dim=16)
-    manifest = write_manifest(
+    manifest, _ = write_manifest(
         path,
         shards,
         config=config,

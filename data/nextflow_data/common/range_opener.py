@@ -9,6 +9,7 @@ root or an address with a scheme (`jsonl:s3://bucket/rows.jsonl`).
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -41,6 +42,10 @@ class RangeOpener(Protocol):
         """`length` bytes from `offset`, fewer where the file ends before."""
         ...
 
+    def read_many(self, uri: str, ranges: Iterable[tuple[int, int]]) -> Iterator[bytes]:
+        """`read` of each (offset, length) in the order given, which is best the file's; ahead of what is taken."""
+        ...
+
     def size(self, uri: str) -> int:
         """Bytes of the whole file."""
         ...
@@ -60,6 +65,9 @@ class LocalFiles:
         with self.open(uri) as stream:
             stream.seek(offset)
             return stream.read(length)
+
+    def read_many(self, uri: str, ranges: Iterable[tuple[int, int]]) -> Iterator[bytes]:
+        return (self.read(uri, offset, length) for offset, length in ranges)
 
     def size(self, uri: str) -> int:
         return self._path(uri).stat().st_size

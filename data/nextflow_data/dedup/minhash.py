@@ -60,11 +60,6 @@ def signature_keys(found: np.ndarray, config: DedupConfig) -> list[bytes]:
     return [number.to_bytes(2, "big") + xxhash.xxh3_128_digest(band.tobytes()) for number, band in enumerate(bands)]
 
 
-def similarity_of(a: np.ndarray, b: np.ndarray) -> float:
-    """Estimated Jaccard similarity of two texts' shingles, 0…1; standard error below 0.05 with 112 hashes."""
-    return float(np.mean(np.asarray(a) == np.asarray(b)))
-
-
 @lru_cache(maxsize=8)
 def _parameters(seed: int, hashes: int) -> tuple[np.ndarray, np.ndarray]:
     generator = np.random.Generator(np.random.PCG64(seed))

@@ -86,7 +86,20 @@ def measure(payload: bytes, config: IngestConfig) -> ImageMeasures:
 
 def measured_image(ref: Ref, address: str | None, payload: bytes, config: IngestConfig) -> Image:
     """An image node's content without words: alt and caption come from the document that shows it. Raises ImageRejected."""
-    return {"ref": ref, "address": address, **measure(payload, config), "alt": None, "caption": None, "captioner": None}
+    return image_of(ref, address, measure(payload, config))
+
+
+def image_of(ref: Ref, address: str | None, measured: ImageMeasures) -> Image:
+    """`measured_image` of what was measured before."""
+    return {"ref": ref, "address": address, **measured, "alt": None, "caption": None, "captioner": None}
+
+
+def try_measure(payload: bytes, config: IngestConfig) -> ImageMeasures | tuple[str, str]:
+    """`measure`, or reason and detail why not."""
+    try:
+        return measure(payload, config)
+    except ImageRejected as error:
+        return error.reason, error.detail
 
 
 def perceptual_hash(image: Pillow.Image) -> str:

@@ -2,9 +2,9 @@
 
 Images are looked up by canonical address among the records of the same source. One that is not there, or that is there and
 cannot be decoded, leaves the document with a decision that says so. A `data:` image has no record of its own: its reference
-is the page's record and its address is the page's with `#data-image-N`, N counting the page's data: images; to get at it
-(`data_image`) the page is parsed again. That is slow and rare; the gain is one kind of reference for every image, and no
-pixels in documents.
+is the page's record and its address is the page's with `#data-image-N`, N counting the page's data: images; to get at its
+pixels (`data_image`) the page is parsed again. That is slow and rare; the gain is one kind of reference for every image, and
+no pixels in documents.
 """
 
 from __future__ import annotations
@@ -12,23 +12,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from nextflow_data.common.stage_names import INGEST
-from nextflow_data.config import IngestConfig
 from nextflow_data.decisions import Aside, Decision, Finding, Subject, aside, decision
 from nextflow_data.document import Document, Image, Node, doc_id, image_node, text_node
-from nextflow_data.images.measure import ImageRejected, measured_image
+from nextflow_data.images.measure import image_of
 from nextflow_data.nodes import BLOCK_SEPARATOR, task_of
-from nextflow_data.pages.blocks import PAGE_CAPTIONER, ImageCandidate, ParsedPage, TextBlock
+from nextflow_data.pages.blocks import PAGE_CAPTIONER, ImageCandidate, PageContent, TextBlock
 from nextflow_data.records import RecordInfo, ref_of, source_of
 
 DATA_FRAGMENT = "#data-image-"
 
 
-def image_addresses(parsed: ParsedPage) -> list[str]:
+def image_addresses(parsed: PageContent) -> list[str]:
     """Every canonical address at which an image of the page may be found, in document order, each once."""
     return list(dict.fromkeys(a for block in parsed.blocks if isinstance(block, ImageCandidate) for a in block.addresses))
 
 
-def data_image(parsed: ParsedPage, address: str) -> bytes | None:
+def data_image(parsed: PageContent, address: str) -> bytes | None:
     """The bytes of the `data:` image of that address, None where the page has none of its number."""
     number = address.partition(DATA_FRAGMENT)[2]
     for block in parsed.blocks:
@@ -39,9 +38,8 @@ def data_image(parsed: ParsedPage, address: str) -> bytes | None:
 
 def assemble(
     record: RecordInfo,
-    parsed: ParsedPage,
+    parsed: PageContent,
     images: Mapping[str, Image],
-    config: IngestConfig,
     rejected: Mapping[str, str] | None = None,
 ) -> tuple[Document | None, list[Decision], list[Aside]]:
     """The document of one page, the decisions that made it, and what of it was put aside.
@@ -64,7 +62,7 @@ def assemble(
         if isinstance(block, TextBlock):
             gathered.append(block)
             continue
-        image = _resolve(block, record, images, config, rejected or {}, subject, decisions, asides)
+        image = _resolve(block, record, images, rejected or {}, subject, decisions, asides)
         if image is not None:
             close_text()
             nodes.append(image_node(image))
@@ -89,7 +87,6 @@ def _resolve(
     block: ImageCandidate,
     record: RecordInfo,
     images: Mapping[str, Image],
-    config: IngestConfig,
     rejected: Mapping[str, str],
     subject: Subject,
     decisions: list[Decision],
@@ -97,18 +94,18 @@ def _resolve(
 ) -> Image | None:
     """The first of a candidate's addresses that is at hand, with the page's words; or None and a decision."""
     found: Image | None = next((images[address] for address in block.addresses if address in images), None)
-    if found is None and block.data is not None:
+    if found is None and block.measured is not None:
         address = f"{record['address']}{DATA_FRAGMENT}{block.data_index}"
-        try:
-            found = measured_image(ref_of(record), address, block.data, config)
-        except ImageRejected as error:
-            asides.append(aside(INGEST, error.reason, address, ref_of(record), error.detail))
-            decisions.append(_decide(subject, Finding("image-unusable", detail=f"{address}: {error.reason}")))
+        if isinstance(block.measured, tuple):
+            reason, detail = block.measured
+            asides.append(aside(INGEST, reason, address, ref_of(record), detail))
+            decisions.append(_decide(subject, Finding("image-unusable", detail=f"{address}: {reason}")))
             return None
+        found = image_of(ref_of(record), address, block.measured)
     if found is None:
-        reason = next((f"{address}: {rejected[address]}" for address in block.addresses if address in rejected), None)
-        rule = "image-not-in-source" if reason is None else "image-unusable"
-        decisions.append(_decide(subject, Finding(rule, detail=reason or " ".join(block.addresses)[:500])))
+        why = next((f"{address}: {rejected[address]}" for address in block.addresses if address in rejected), None)
+        rule = "image-not-in-source" if why is None else "image-unusable"
+        decisions.append(_decide(subject, Finding(rule, detail=why or " ".join(block.addresses)[:500])))
         return None
     caption = block.figcaption
     return {**found, "alt": block.alt, "caption": caption, "captioner": PAGE_CAPTIONER if caption else None}

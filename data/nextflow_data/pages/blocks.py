@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from nextflow_data.images.measure import ImageMeasures
     from nextflow_data.pages.charset import Origin
 
 PAGE_CAPTIONER = "figcaption"
@@ -25,8 +26,9 @@ class TextBlock:
 
 @dataclass(slots=True)
 class ImageCandidate:
-    """One `img`: its `addresses`, canonical and best first, or its `data` (then `data_index` counts the page's data:
-    images). `figcaption` is the caption of the figure it stands in. Sides are declared ones, in pixels."""
+    """One `img`: its `addresses`, canonical and best first, or its `data` (then `data_index` counts the page's data: images,
+    and `measured` is what was measured of it, or reason and detail why it cannot be used). `figcaption` is the caption of
+    the figure it stands in. Sides are declared ones, in pixels."""
 
     addresses: tuple[str, ...]
     alt: str | None
@@ -34,6 +36,7 @@ class ImageCandidate:
     height: int | None = None
     data: bytes | None = None
     data_index: int | None = None
+    measured: ImageMeasures | tuple[str, str] | None = None
     figcaption: str | None = None
 
 
@@ -47,16 +50,22 @@ class Removed:
     detail: str
 
 
-@dataclass(slots=True)
-class ParsedPage:
-    """A page's blocks in document order, and what was left out of it."""
+@dataclass(slots=True, kw_only=True)
+class PageContent:
+    """What a document is made of: a page's blocks in document order, and what was left out of it."""
+
+    licence: str | None
+    blocks: list[TextBlock | ImageCandidate] = field(default_factory=list)
+    removed: list[Removed] = field(default_factory=list)
+
+
+@dataclass(slots=True, kw_only=True)
+class ParsedPage(PageContent):
+    """A page as it was parsed."""
 
     address: str
     base: str
     title: str | None
     lang: str | None
-    licence: str | None
     charset: str
     charset_origin: Origin
-    blocks: list[TextBlock | ImageCandidate] = field(default_factory=list)
-    removed: list[Removed] = field(default_factory=list)

@@ -150,8 +150,8 @@ def _named(
 
 
 def _add(frame: _Open, text: str | None, in_link: int) -> None:
-    if text:
-        length = len(_WORD.sub("", text))
+    if text and not text.isspace():
+        length = len(text) if text.isalnum() else len(_WORD.sub("", text))
         frame.characters += length
         if in_link:
             frame.linked += length

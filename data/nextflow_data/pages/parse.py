@@ -38,7 +38,8 @@ def parse_page(payload: bytes, address: str, content_type: str | None, config: I
     text = _INVISIBLE.sub("", decoded.text)
     if not text.strip():
         raise PageRejected("empty-page", "no text")
-    parser = html.HTMLParser(encoding="utf-8", huge_tree=True)
+    # Not lxml.html's own parser, which asks Python for the class of every element.
+    parser = etree.HTMLParser(encoding="utf-8", huge_tree=True)
     try:
         root = html.document_fromstring(text.encode("utf-8"), parser=parser)
     except (etree.ParserError, etree.XMLSyntaxError, ValueError) as error:

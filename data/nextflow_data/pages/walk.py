@@ -31,6 +31,7 @@ _PRE = frozenset({"pre", "listing", "xmp", "plaintext"})
 _FIGURE_CLASSES = frozenset({"figure", "wp-caption", "thumb", "image-container", "figure-wrapper"})
 _CAPTION_CLASSES = frozenset({"caption", "figcaption", "wp-caption-text", "thumbcaption", "caption-text", "title"})
 _SPACE = re.compile(r"[ \t\n\r\f\v\u00a0\u2028\u2029\x1c-\x1f\x85]+")
+_SPACES, _BREAKS = re.compile(" {2,}"), re.compile(r" *\n[ \n]*")
 _PILCROWS = ("¶", "🔗")
 
 
@@ -172,6 +173,8 @@ class PageWalk:
 
     def _flush(self) -> None:
         """Makes a block of the pieces gathered; the paragraph goes on."""
+        if not self.pieces:
+            return
         text = "".join(self.pieces)
         self.pieces.clear()
         kind = self.kinds[-1]
@@ -180,8 +183,9 @@ class PageWalk:
         elif kind == "table":
             text = _tidy_row(text)
         else:
-            text = re.sub(r" *\n *", "\n", re.sub(" +", " ", text)).strip()
-            text = re.sub(r"\n{2,}", "\n", text)
+            text = _SPACES.sub(" ", text).strip()
+            if "\n" in text:
+                text = _BREAKS.sub("\n", text).strip()
         if kind == "heading" and text.endswith(_PILCROWS):
             text = text[:-1].rstrip()
         if not text or (len(text) == 1 and not text.isalnum() and kind != "pre"):

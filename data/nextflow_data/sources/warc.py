@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterator
+from typing import BinaryIO, Literal
 
 from nextflow_data.common.range_opener import RangeOpener
 from nextflow_data.config import IngestConfig
 from nextflow_data.decisions import Aside
 from nextflow_data.document import Image
-from nextflow_data.records import RecordInfo, Unusable, ref_of
-from nextflow_data.sources.base import SOURCES, Found, Made, Source, SourceConfig
-
-if TYPE_CHECKING:
-    from nextflow_data.pages.blocks import ParsedPage
+from nextflow_data.records import Read, RecordInfo, Span, Unusable, ref_of
+from nextflow_data.sources.base import SOURCES, Found, Made, SourceConfig
+from nextflow_data.sources.one_pass import Draft, OnePass
 
 
 class WarcConfig(SourceConfig):
@@ -23,47 +21,44 @@ class WarcConfig(SourceConfig):
 
 
 @SOURCES.register("warc")
-class WarcSource(Source[bytes]):
-    """Pages, and the images that they name; a page is parsed once for its links and once for its document."""
+class WarcSource(OnePass[bytes]):
+    """Pages, and the images that they name."""
 
     Config = WarcConfig
 
-    def records(self, uri: str, opener: RangeOpener) -> Iterator[RecordInfo | Aside]:
+    def read_on(self, stream: BinaryIO, uri: str, span: Span) -> Iterator[Read[bytes] | Aside]:
         from nextflow_data.warc.records import scan
 
-        return scan(uri, self.limits, opener)
+        return scan(stream, uri, self.limits, span)
 
     def payload(self, record: RecordInfo, opener: RangeOpener) -> bytes:
-        from nextflow_data.warc.records import read
+        from nextflow_data.warc.records import RecordError, page_error, read
 
         page = record["kind"] == "page"
         most = self.limits.max_page_bytes if page else self.limits.max_image_bytes
         try:
             return read(ref_of(record), self.limits, opener, most)
-        except Unusable as error:
-            if page and error.reason == "payload-too-large":
-                raise Unusable("page-too-large", error.detail) from None
-            raise
+        except RecordError as error:
+            raise page_error(error) if page else error from None
 
-    def links(self, record: RecordInfo, payload: bytes) -> Sequence[str]:
+    def draft(self, record: RecordInfo, payload: bytes) -> Draft:
         from nextflow_data.pages.assemble import image_addresses
+        from nextflow_data.pages.draft import draft_text
+        from nextflow_data.pages.parse import parse_page
 
-        return image_addresses(self._parse(record, payload))
+        page = parse_page(payload, record["address"], record.get("charset"), self.limits)
+        return Draft(draft_text(page, self.limits), image_addresses(page))
 
     def image(self, record: RecordInfo, payload: bytes) -> Image:
         from nextflow_data.images.measure import measured_image
 
         return measured_image(ref_of(record), record["address"], payload, self.limits)
 
-    def document(self, record: RecordInfo, payload: bytes, found: Found) -> Made:
+    def finish(self, record: RecordInfo, draft: str, found: Found) -> Made:
         from nextflow_data.pages.assemble import assemble
+        from nextflow_data.pages.draft import page_of
 
-        return Made(*assemble(record, self._parse(record, payload), found.images, self.limits, found.rejected))
-
-    def _parse(self, record: RecordInfo, payload: bytes) -> ParsedPage:
-        from nextflow_data.pages.parse import parse_page
-
-        return parse_page(payload, record["address"], record.get("charset"), self.limits)
+        return Made(*assemble(record, page_of(draft), found.images, found.rejected))
 
     @classmethod
     def image_bytes(cls, image: Image, opener: RangeOpener, limits: IngestConfig) -> bytes:

@@ -5,7 +5,10 @@ is reported, and the walk goes on at the next place where a gzip member inflates
 is done with the next line that begins a record. Inflating here, and not in the WARC library, costs a copy of each record's
 header; it gives exact member lengths (a reader can seek to any record) and keeps one bad length from swallowing neighbours.
 
-Only the head of a record is kept in memory, so that memory stays the same whatever a record inflates to.
+Only the beginning of a record is kept in memory, so that memory stays the same whatever a record inflates to.
+
+A part of a file is walked in the same way (`Span`). Where a walk stands is its only state, so parts that begin where the one
+before ended give what one walk over the whole file gives.
 """
 
 from __future__ import annotations
@@ -14,6 +17,8 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
+
+from nextflow_data.records import Span
 
 GZIP_MAGIC = b"\x1f\x8b\x08"
 WARC_MAGIC = b"WARC/"
@@ -24,14 +29,14 @@ FOREIGN_MAGIC = {
     b"\xfd7zXZ\x00": "xz",
     b"PK\x03\x04": "zip",
 }
-_CHUNK = 1 << 18
+_CHUNK = 1 << 16
 _SEARCH = 1 << 20
 _SALVAGE = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One record as it lies in the file: `length` bytes at `offset`, inflating to `size` bytes that begin with `head`.
+    """One record as it lies in the file: `length` bytes at `offset`, inflating to `size` bytes that begin with `start`.
 
     `problem` is the reason why it cannot be used, or None. `size` is then how far it inflated.
     """
@@ -39,50 +44,56 @@ class Member:
     offset: int
     length: int
     size: int
-    head: bytes
+    start: bytes
     problem: str | None = None
 
 
-def members(stream: BinaryIO, head_bytes: int, max_bytes: int) -> Iterator[Member]:
-    """Every member of a WARC in order, good and bad. `stream` is seekable and stands at 0; an empty one gives nothing."""
-    start = stream.read(8)
+def members(stream: BinaryIO, head_bytes: int, keep: int, max_bytes: int, span: Span) -> Iterator[Member]:
+    """Every member of a part of a WARC in order, good and bad, each with at most `keep` bytes of it; a plain record's header
+    is looked for in `head_bytes`. `stream` is seekable; an empty one gives nothing."""
     stream.seek(0)
-    if not start:
-        return
+    first = stream.read(8)
     for magic, name in FOREIGN_MAGIC.items():
-        if start.startswith(magic):
-            yield Member(0, stream.seek(0, 2), 0, name.encode(), "unsupported-compression")
+        if first.startswith(magic):
+            span.began, span.ended = span.start, stream.seek(0, 2)
+            if span.start == 0:
+                yield Member(0, span.ended, 0, name.encode(), "unsupported-compression")
             return
-    yield from (
-        _gzip(stream, head_bytes, max_bytes) if start.startswith(GZIP_MAGIC[:2]) else _plain(stream, head_bytes, max_bytes)
-    )
+    packed = first.startswith(GZIP_MAGIC[:2])
+    span.began = span.start if span.exact else (_next_gzip if packed else _next_plain)(stream, span.start, span.stop)
+    if span.began is None:
+        span.ended = span.start
+        return
+    if packed:
+        yield from _gzip(stream, keep, max_bytes, span)
+    else:
+        yield from _plain(stream, head_bytes, keep, max_bytes, span)
 
 
-def _gzip(stream: BinaryIO, head_bytes: int, max_bytes: int) -> Iterator[Member]:
-    offset = 0
+def _gzip(stream: BinaryIO, keep: int, max_bytes: int, span: Span) -> Iterator[Member]:
+    offset = span.began or 0
     while True:
+        span.ended = offset
         stream.seek(offset)
-        if not stream.read(1):
+        if not span.holds(offset) or not stream.read(1):
             return
-        member = inflate_member(stream, offset, head_bytes, max_bytes)
+        member = inflate_member(stream, offset, keep, max_bytes)
         if member.problem is None:
             yield member
             offset += member.length
             continue
         following = _next_gzip(stream, offset + 1)
         end = stream.seek(0, 2) if following is None else following
-        yield Member(offset, end - offset, member.size, member.head, member.problem)
-        if following is None:
-            return
-        offset = following
+        yield Member(offset, end - offset, member.size, member.start, member.problem)
+        offset = end
 
 
-def inflate_member(stream: BinaryIO, offset: int, head_bytes: int, max_bytes: int) -> Member:
-    """Inflates the gzip member at `offset`, keeping `head_bytes` bytes of it. `problem` is gzip-corrupt, gzip-truncated,
+def inflate_member(stream: BinaryIO, offset: int, keep: int, max_bytes: int) -> Member:
+    """Inflates the gzip member at `offset`, keeping `keep` bytes of it. `problem` is gzip-corrupt, gzip-truncated,
     record-too-large or not-warc."""
     stream.seek(offset)
     inflater = zlib.decompressobj(31)
-    head, size, consumed, data = bytearray(), 0, 0, b""
+    start, size, consumed, data = bytearray(), 0, 0, b""
     problem = None
     try:
         while not inflater.eof:
@@ -95,9 +106,9 @@ def inflate_member(stream: BinaryIO, offset: int, head_bytes: int, max_bytes: in
             out = inflater.decompress(data, _SEARCH)
             data = inflater.unconsumed_tail
             size += len(out)
-            if len(head) < head_bytes:
-                head += out[: head_bytes - len(head)]
-                if not WARC_MAGIC.startswith(bytes(head[:5])):
+            if len(start) < keep:
+                start += out[: keep - len(start)]
+                if not WARC_MAGIC.startswith(bytes(start[:5])):
                     problem = "not-warc"
                     break
             if size > max_bytes:
@@ -105,26 +116,26 @@ def inflate_member(stream: BinaryIO, offset: int, head_bytes: int, max_bytes: in
                 break
     except zlib.error:
         problem = "gzip-corrupt"
-        head = _salvage(stream, offset, head_bytes)
-    return Member(offset, consumed - len(inflater.unused_data) - len(data), size, bytes(head), problem)
+        start = _salvage(stream, offset, keep)
+    return Member(offset, consumed - len(inflater.unused_data) - len(data), size, bytes(start), problem)
 
 
-def _salvage(stream: BinaryIO, offset: int, head_bytes: int) -> bytearray:
+def _salvage(stream: BinaryIO, offset: int, keep: int) -> bytearray:
     """What a corrupt member gives before its damage: zlib drops the output of the call that fails, so calls are small."""
     stream.seek(offset)
     inflater = zlib.decompressobj(31)
-    head = bytearray()
+    start = bytearray()
     try:
-        while len(head) < min(head_bytes, _SALVAGE) and not inflater.eof and (data := stream.read(16)):
-            head += inflater.decompress(data)
+        while len(start) < min(keep, _SALVAGE) and not inflater.eof and (data := stream.read(16)):
+            start += inflater.decompress(data)
     except zlib.error:
         pass
-    return head
+    return start
 
 
-def _next_gzip(stream: BinaryIO, offset: int) -> int | None:
-    """The next offset at which a gzip member inflates to something that begins a WARC record."""
-    for candidate in _occurrences(stream, GZIP_MAGIC, offset):
+def _next_gzip(stream: BinaryIO, offset: int, stop: int | None = None) -> int | None:
+    """The next offset, before `stop`, at which a gzip member inflates to something that begins a WARC record."""
+    for candidate in _occurrences(stream, GZIP_MAGIC, offset, stop):
         stream.seek(candidate)
         try:
             if zlib.decompressobj(31).decompress(stream.read(1024), 5) == WARC_MAGIC:
@@ -134,12 +145,20 @@ def _next_gzip(stream: BinaryIO, offset: int) -> int | None:
     return None
 
 
-def _occurrences(stream: BinaryIO, pattern: bytes, offset: int) -> Iterator[int]:
-    while True:
+def _next_plain(stream: BinaryIO, offset: int, stop: int | None) -> int | None:
+    """The next offset, before `stop`, at which a line begins as a record does."""
+    found = next(_occurrences(stream, b"\nWARC/1.", offset - 1, None if stop is None else stop - 1), None)
+    return None if found is None else found + 1
+
+
+def _occurrences(stream: BinaryIO, pattern: bytes, offset: int, stop: int | None = None) -> Iterator[int]:
+    while stop is None or offset < stop:
         stream.seek(offset)
         block = stream.read(_SEARCH)
         at = block.find(pattern)
         while at >= 0:
+            if stop is not None and offset + at >= stop:
+                return
             yield offset + at
             at = block.find(pattern, at + 1)
         if len(block) < _SEARCH:
@@ -147,9 +166,9 @@ def _occurrences(stream: BinaryIO, pattern: bytes, offset: int) -> Iterator[int]
         offset += len(block) - len(pattern) + 1
 
 
-def _plain(stream: BinaryIO, head_bytes: int, max_bytes: int) -> Iterator[Member]:
+def _plain(stream: BinaryIO, head_bytes: int, keep: int, max_bytes: int, span: Span) -> Iterator[Member]:
     total = stream.seek(0, 2)
-    offset = 0
+    offset = span.began or 0
     while offset < total:
         stream.seek(offset)
         head = stream.read(head_bytes)
@@ -157,14 +176,19 @@ def _plain(stream: BinaryIO, head_bytes: int, max_bytes: int) -> Iterator[Member
         if blank:
             offset += blank
             continue
+        span.ended = offset
+        if not span.holds(offset):
+            return
         end, problem = _plain_end(stream, head, offset, total)
         if problem is not None:
             following = next(_occurrences(stream, b"\r\n\r\nWARC/1.", offset), None)
             end = total if following is None else following + 4
         if end - offset > max_bytes:
             problem = "record-too-large"
-        yield Member(offset, end - offset, end - offset, head[: end - offset], problem)
+        stream.seek(offset)
+        yield Member(offset, end - offset, end - offset, stream.read(min(end - offset, keep)), problem)
         offset = end
+    span.ended = total
 
 
 def _plain_end(stream: BinaryIO, head: bytes, offset: int, total: int) -> tuple[int, str | None]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from typing import Literal, get_args
+from typing import BinaryIO, Literal, get_args
 
 from fastwarc.warc import ArchiveIterator, WarcRecord, WarcRecordType
 
@@ -23,7 +23,7 @@ from nextflow_data.config import IngestConfig
 from nextflow_data.decisions import Aside, aside
 from nextflow_data.document import Ref
 from nextflow_data.images.sniff import sniff_image
-from nextflow_data.records import RecordInfo, Unusable
+from nextflow_data.records import Read, RecordInfo, Span, Unusable
 from nextflow_data.warc.content import ContentError, decode_content
 from nextflow_data.warc.members import GZIP_MAGIC, Member, content_length, inflate_member, members
 
@@ -49,27 +49,23 @@ class RecordError(Unusable):
         super().__init__(reason, detail)
 
 
-def scan(uri: str, config: IngestConfig, opener: RangeOpener) -> Iterator[RecordInfo | Aside]:
-    """Every record of a WARC in file order; one that cannot be used as an Aside of stage "ingest". Addresses are canonical
-    (`nextflow_data.addresses`).
+def scan(stream: BinaryIO, uri: str, config: IngestConfig, span: Span) -> Iterator[Read[bytes] | Aside]:
+    """Every record of a part of a WARC in file order, a page with its payload; one that cannot be used as an Aside of stage
+    "ingest". Addresses are canonical (`nextflow_data.addresses`).
 
     warcinfo, request, metadata and conversion records are passed over in silence: they hold no page or image of their own.
     """
-    whole: Ref = {"uri": uri, "offset": 0, "length": 0}
-    try:
-        stream = opener.open(uri)
-    except OSError as error:
-        yield aside(INGEST, "missing-file", None, whole, f"cannot be opened: {type(error).__name__}")
-        return
-    with stream:
-        empty = True
-        for member in members(stream, 2 * config.max_header_bytes, config.max_record_bytes):
-            empty = False
-            found = _describe(member, uri, config)
-            if found is not None:
-                yield found
-        if empty:
-            yield aside(INGEST, "empty-file", None, whole, "the file has no bytes")
+    headers = 2 * config.max_header_bytes
+    # What a page may have: both header blocks, and one byte more than is allowed, so that it is seen to be too large.
+    keep = headers + min(config.max_page_bytes, config.max_record_bytes) + 1
+    empty = True
+    for member in members(stream, headers, keep, config.max_record_bytes, span):
+        empty = False
+        found = _describe(member, uri, config)
+        if found is not None:
+            yield found
+    if empty and span.start == 0 and not stream.seek(0, 2):
+        yield aside(INGEST, "empty-file", None, {"uri": uri, "offset": 0, "length": 0}, "the file has no bytes")
 
 
 def read(ref: Ref, config: IngestConfig, opener: RangeOpener, max_bytes: int | None = None) -> bytes:
@@ -79,9 +75,13 @@ def read(ref: Ref, config: IngestConfig, opener: RangeOpener, max_bytes: int | N
     bad data.
     """
     limit = config.max_record_bytes if max_bytes is None else min(max_bytes, config.max_record_bytes)
-    record = _load(ref, config, opener)
+    return _payload(_load(ref, config, opener), b"", limit)
+
+
+def _payload(record: WarcRecord, start: bytes, limit: int) -> bytes:
+    """The payload of a record of which `start` has been read."""
     http = record.http_headers
-    raw = record.reader.read(limit + 1)
+    raw = start + record.reader.read(limit + 1 - len(start))
     encodings = http.get("Content-Encoding", "") if http is not None else ""
     if http is not None and "chunked" in (http.get("Transfer-Encoding") or "").lower():
         raw = _unchunk(raw)
@@ -96,14 +96,14 @@ def _load(ref: Ref, config: IngestConfig, opener: RangeOpener) -> WarcRecord:
     most = config.max_record_bytes + config.max_record_bytes // 256 + 1024
     try:
         data = opener.read(ref["uri"], ref["offset"], min(ref["length"], most))
-    except OSError as error:
-        raise RecordError("missing-file", f"{type(error).__name__}") from None
+    except FileNotFoundError:
+        raise RecordError("missing-file", ref["uri"]) from None
     if data.startswith(GZIP_MAGIC):
         member = inflate_member(io.BytesIO(data), 0, config.max_record_bytes, config.max_record_bytes)
         if member.problem is not None:
             reasons: dict[str, Reason] = {reason: reason for reason in get_args(Reason)}
             raise RecordError(reasons[member.problem], f"at offset {ref['offset']}")
-        data = member.head
+        data = member.start
     elif ref["length"] > config.max_record_bytes:
         raise RecordError("record-too-large", f"{ref['length']} bytes")
     try:
@@ -141,38 +141,40 @@ def _unchunk(raw: bytes) -> bytes:
         position = line_end + 4 + size
 
 
-def _describe(member: Member, uri: str, config: IngestConfig) -> RecordInfo | Aside | None:
+def _describe(member: Member, uri: str, config: IngestConfig) -> Read[bytes] | Aside | None:
+    head = member.start[: 2 * config.max_header_bytes]
+
     def put_aside(reason: str, address: str | None, detail: str) -> Aside:
         return aside(INGEST, reason, address, _place(member, uri), detail)
 
     if member.problem is not None:
         detail = f"inflated to {member.size} bytes"
         if member.problem == "unsupported-compression":
-            detail = f"{member.head.decode()}: recompress with gzip, one member a record"
-        return put_aside(member.problem, _address_in(member.head), detail)
-    header_end = member.head.find(b"\r\n\r\n", 0, config.max_header_bytes)
-    declared = content_length(member.head[:header_end]) if header_end >= 0 else None
+            detail = f"{head.decode()}: recompress with gzip, one member a record"
+        return put_aside(member.problem, _address_in(head), detail)
+    header_end = head.find(b"\r\n\r\n", 0, config.max_header_bytes)
+    declared = content_length(head[:header_end]) if header_end >= 0 else None
     if declared is None:
-        return put_aside("warc-header", _address_in(member.head), "no header block, or no Content-Length")
+        return put_aside("warc-header", _address_in(head), "no header block, or no Content-Length")
     held = member.size - header_end - 4
     if declared > held:
-        return put_aside("content-length", _address_in(member.head), f"declared {declared} bytes, held {held}")
+        return put_aside("content-length", _address_in(head), f"declared {declared} bytes, held {held}")
     if held - declared > 4:
         block_end = header_end + 4 + declared
-        several = member.head[block_end : block_end + 9].lstrip(b"\r\n").startswith(b"WARC/")
+        several = head[block_end : block_end + 9].lstrip(b"\r\n").startswith(b"WARC/")
         detail = "recompress with one gzip member a record" if several else f"declared {declared} bytes, held {held - 4}"
-        return put_aside("several-records-in-member" if several else "content-length", _address_in(member.head), detail)
+        return put_aside("several-records-in-member" if several else "content-length", _address_in(head), detail)
     try:
-        record = _parse(member.head, config)
+        record = _parse(head, config)
     except OSError as error:
-        reason = "http-header" if b"application/http" in member.head[:header_end] else "warc-header"
-        return put_aside(reason, _address_in(member.head), str(error))
+        reason = "http-header" if b"application/http" in head[:header_end] else "warc-header"
+        return put_aside(reason, _address_in(head), str(error))
     return _classify(record, member, uri, config, declared)
 
 
 def _classify(
     record: WarcRecord, member: Member, uri: str, config: IngestConfig, declared: int
-) -> RecordInfo | Aside | None:
+) -> Read[bytes] | Aside | None:
     headers = record.headers
     raw_address = (headers.get("WARC-Target-URI") or "").strip().strip("<>")
     address = canonical_address(raw_address)
@@ -201,15 +203,14 @@ def _classify(
         if status not in config.accept_status:
             return put_aside("http-status", str(status))
         claimed = (http.get("Content-Length") or "").strip()
-        block = member.head.find(b"\r\n\r\n") + 4
-        body = declared - (member.head.find(b"\r\n\r\n", block) + 4 - block)
+        block = member.start.find(b"\r\n\r\n") + 4
+        body = declared - (member.start.find(b"\r\n\r\n", block) + 4 - block)
         if claimed.isascii() and claimed.isdigit() and int(claimed) > body and "Transfer-Encoding" not in http:
             return put_aside("http-body-short", f"HTTP says {claimed} bytes, the record holds {body}")
     encoded = http is not None and bool((http.get("Content-Encoding") or "").strip())
     mime, charset = split_content_type(content_type)
     start = b"" if encoded else record.reader.read(512)
-    date = headers.get("WARC-Date")
-    return {
+    info: RecordInfo = {
         "address": address,
         "uri": uri,
         "offset": member.offset,
@@ -219,9 +220,22 @@ def _classify(
         "charset": charset,
         "status": status,
         "record_id": (headers.get("WARC-Record-ID") or f"offset-{member.offset}").strip("<>"),
-        "date": date,
+        "date": headers.get("WARC-Date"),
         "licence": licence.strip() if licence else None,
     }
+    if info["kind"] != "page":
+        return Read(info)
+    try:
+        if len(member.start) > 2 * config.max_header_bytes:
+            record, start = _parse(member.start, config), b""
+        return Read(info, _payload(record, start, min(config.max_page_bytes, config.max_record_bytes)))
+    except RecordError as error:
+        return Read(info, page_error(error))
+
+
+def page_error(error: RecordError) -> Unusable:
+    """A page's error by its own name."""
+    return Unusable("page-too-large", error.detail) if error.reason == "payload-too-large" else error
 
 
 def split_content_type(value: str) -> tuple[str, str | None]:

@@ -16,12 +16,13 @@ from enum import StrEnum
 from pathlib import Path
 
 from nextflow_data.common.sockets import Socket
+from nextflow_data.storage.config import StorageConfig
 from nextflow_pipelines.spark.config import SparkConfig
 from nextflow_tokenize.config.vision_recipe import TokenizerRecipe
 
 from megatron_nextflow.config.train import TrainConfig
 from nextflow_orchestration.recipes.run import Recipe
-from nextflow_orchestration.recipes.training import TrainingRecipe
+from nextflow_orchestration.recipes.training import TrainingRecipe, storage_of
 
 AREAS = ("python", "packages", "java", "spark", "disk", "machine", "network", "prefect", "s3", "gpu", "recipe")
 """In the order in which they are shown; others come after."""
@@ -61,11 +62,19 @@ def bad(found: str, advice: str) -> Diagnosis:
 
 @dataclass(frozen=True)
 class Case:
-    """What the machine is examined for: a run into `root`, perhaps a recipe's, perhaps on an S3 address."""
+    """What the machine is examined for: a run into `root`, perhaps a recipe's, perhaps on an S3 address.
+
+    `root` is the run's folder on this machine, also where what it commits goes to a store.
+    """
 
     root: Path
     s3: str | None = None
     recipe: Recipe | TrainingRecipe | TokenizerRecipe | None = None
+
+    @property
+    def storage(self) -> StorageConfig:
+        """How the recipe reaches stores, or the default way."""
+        return storage_of(self.recipe) if isinstance(self.recipe, Recipe | TrainingRecipe) else StorageConfig()
 
     @property
     def folder(self) -> Path:

@@ -7,23 +7,22 @@ columns of one data set for each question: seconds on millions of documents, wit
 
 from __future__ import annotations
 
-import difflib
 import re
-from bisect import bisect_left
-from collections.abc import Iterable
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from nextflow_data.addresses import canonical_address
+from nextflow_data.storage.store_path import AnyPath
 from nextflow_pipelines.contract.tables import dataset_files, iter_batches, read_table
 from nextflow_tokenize.schedule import schedule_of, token_count
-from nextflow_tokenize.shards.manifest import DOCUMENTS, SAMPLES
+from nextflow_tokenize.shards.reader import ShardSet
 
+from nextflow_orchestration.explain.nearest import alike, nearest
 from nextflow_orchestration.explain.story import DocumentStory, PackStory, Placement, Step, Story, TokenLine, Verdict
 from nextflow_orchestration.runs.lineage import Commit, chain, shard_folder
+from nextflow_orchestration.runs.records import whose_run
 from nextflow_orchestration.words.numbers import plural
 from nextflow_orchestration.words.rows import AsideLine, aside_line, node_lines, node_words
 from nextflow_orchestration.words.rules import in_words
@@ -33,21 +32,22 @@ _VERDICTS: dict[str, Verdict] = {"drop": "dropped", "edit": "edited", "flag": "f
 _PACK_QUERY = re.compile(r"(shard-\d+)(?:\.tar)?:(.+)")
 _MOST_ALIKE = 3
 """Decisions of one rule that are told one by one."""
-_COMPARED = 250
-"""Neighbours that a misspelt query is compared with, before and after it, in each order."""
 TOKENIZED = "tokenized"
 """The data set of the tokenize stage."""
 
 
-def explain(root: Path, query: str) -> Story:
-    """The story that `query` asks for in the newest run under `root`.
+def explain(root: AnyPath, query: str, recipe: str | None = None) -> Story:
+    """The story that `query` asks for in the last run under `root`, or the last one of `recipe`.
 
     `query`: a page's address (also without scheme, or the end of it where only one page ends so), a document id or the
     beginning of one, the beginning of an image's sha256 (8 digits or more), or `shard:key`. An unknown query gives a Story
     with the nearest addresses. Raises NoRun when nothing is committed under `root`.
     """
-    commits = chain(root)
-    query = query.strip()
+    commits = chain(root, recipe=recipe)
+    return replace(_told(commits, query.strip()), run=whose_run(root, recipe))
+
+
+def _told(commits: dict[str, Commit], query: str) -> Story:
     if found := _PACK_QUERY.fullmatch(query):
         return _explain_pack(commits, query, found[1], found[2])
     first = (
@@ -62,7 +62,7 @@ def explain(root: Path, query: str) -> Story:
     if documents or asides:
         more = tuple(addresses[ids.index(m)] for m in matches[5:15])
         return Story(query, documents, asides=asides, suggestions=more)
-    return Story(query, suggestions=_nearest(query, addresses))
+    return Story(query, suggestions=nearest(query, addresses))
 
 
 def _directory(commit: Commit) -> tuple[list[str], list[str]]:
@@ -95,26 +95,6 @@ def _documents_showing(commit: Commit, sha256: str) -> list[str]:
             if any((node["image"] or {}).get("sha256", "").startswith(sha256) for node in row["nodes"]):
                 found.append(row["doc_id"])
     return found
-
-
-def _nearest(query: str, addresses: list[str]) -> tuple[str, ...]:
-    lowered = {a.lower(): a for a in addresses}
-    inside = [a for low, a in lowered.items() if query.lower() in low]
-    close = [lowered[m] for m in _alike(query.lower(), lowered, 0.5)]
-    ends = {low.rsplit("/", 1)[-1]: a for low, a in lowered.items()}
-    close += [ends[m] for m in _alike(query.lower().rsplit("/", 1)[-1], ends, 0.6)]
-    return tuple(dict.fromkeys(inside[:5] + close))[:5]
-
-
-def _alike(word: str, words: Iterable[str], cutoff: float) -> list[str]:
-    """Of `words`, up to five that are most like `word`, among those that begin or end as it does: what has a slip at both
-    ends is missed, and millions cost two sorts and a bounded number of comparisons."""
-    near: list[str] = []
-    for turn in (slice(None), slice(None, None, -1)):
-        ordered = sorted(one[turn] for one in words)
-        place = bisect_left(ordered, word[turn])
-        near += [one[turn] for one in ordered[max(0, place - _COMPARED) : place + _COMPARED]]
-    return difflib.get_close_matches(word, dict.fromkeys(near), n=5, cutoff=cutoff)
 
 
 def _asides(commits: dict[str, Commit], query: str) -> tuple[AsideLine, ...]:
@@ -257,22 +237,26 @@ def _placements(commits: dict[str, Commit], doc_id: str) -> tuple[Placement, ...
     folder = shard_folder(commits)
     if folder is None:
         return ()
-    rows = pq.read_table(folder / DOCUMENTS, filters=[("doc_id", "==", doc_id)]).to_pylist()
-    return tuple(_placement(row) for row in sorted(rows, key=lambda row: row["piece"]))
+    return tuple(_placement(row) for row in ShardSet.open(folder).pieces_of(doc_id))
 
 
 def _explain_pack(commits: dict[str, Commit], query: str, shard: str, key: str) -> Story:
     folder = shard_folder(commits)
     if folder is None:
         return Story(query, note="This run has no shards yet.")
-    here = [("shard", "==", f"{shard}.tar"), ("key", "==", key)]
-    found = pq.read_table(folder / SAMPLES, columns=["slots", "cost"], filters=here).to_pylist()
+    shards = ShardSet.open(folder)
+    number = int(shard.removeprefix("shard-"))
+    if number >= len(shards.shards):
+        last = shards.shards[len(shards.shards) - 1].name.removesuffix(".tar")
+        return Story(query, note=f"The set's last shard is {last}.")
+    record = shards.shards[number]
+    of_pack = pc.field("key") == key
+    found = shards.samples(record).filter(of_pack).to_pylist()
     if not found:
-        known = pq.read_table(folder / SAMPLES, columns=["shard", "key"]).to_pylist()
-        keys = [f"{row['shard'].removesuffix('.tar')}:{row['key']}" for row in known]
-        return Story(query, suggestions=tuple(_alike(query, keys, 0.0)))
+        keys = [f"{shard}:{known}" for known in shards.samples(record)["key"].to_pylist()]
+        return Story(query, suggestions=tuple(alike(query, keys, 0.0)))
     (sample,) = found
-    rows = pq.read_table(folder / DOCUMENTS, filters=here).to_pylist()
+    rows = shards.documents(record).filter(of_pack).to_pylist()
     rows.sort(key=lambda row: row["first_slot"])
     pieces = tuple((_placement(row), row["address"] or row["doc_id"]) for row in rows)
     documents = tuple(_document(commits, doc_id) for doc_id in dict.fromkeys(row["doc_id"] for row in rows))

@@ -93,6 +93,8 @@ class Story:
     asides: tuple[AsideLine, ...] = ()
     suggestions: tuple[str, ...] = ()
     note: str = ""
+    run: str = ""
+    """Whose run it is told of, where there are several."""
 
     @property
     def found(self) -> bool:
@@ -113,6 +115,8 @@ def _text(words: str, style: str = "") -> Text:
 
 def print_story(story: Story, console: Console) -> None:
     """Tells the story on `console`."""
+    if story.run:
+        console.print(_text(story.run, "dim"), soft_wrap=True)
     if story.note:
         console.print(_text(story.note, "yellow"))
     if not story.found:

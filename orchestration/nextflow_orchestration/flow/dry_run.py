@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
+from nextflow_data.storage.store_path import AnyPath
 from nextflow_pipelines.contract.stage import read_manifest
 from nextflow_pipelines.registry import STAGES
 
 from megatron_nextflow.config.train import TrainConfig
+from nextflow_orchestration.flow.final_stages import REPORT, report_identity
+from nextflow_orchestration.flow.input_files import described, local_bytes
 from nextflow_orchestration.flow.looking import INPUT, Look, look, require_before
 from nextflow_orchestration.recipes.parts import Parts
+from nextflow_orchestration.recipes.places import shown
 from nextflow_orchestration.recipes.run import Recipe
+from nextflow_orchestration.report.run_report import is_report_of
 
 KEPT, RUNS = "kept", "would run"
 
@@ -21,32 +25,35 @@ def dry_run(recipe: Recipe, which: Parts, command: Sequence[str]) -> Iterator[st
     found = look(recipe, which.needed)
     require_before(recipe, which, command, found)
     if found.entries is None:
-        yield _line(INPUT, RUNS, f"the sample would be made in {recipe.root / 'input'}, of packages that it downloads")
+        yield _line(
+            INPUT, RUNS, f"the sample would be made in {shown(recipe.root / 'input')}, of packages that it downloads"
+        )
     else:
-        yield _line(INPUT, "", ", ".join(f"{path} ({_size(path.stat().st_size)})" for path in found.files))
+        yield _line(INPUT, "", described(recipe, found.entries))
     for part in which.needed:
         if part in STAGES:
-            yield _stage(part, found)
+            yield _stage(recipe, part, found)
         elif part == "train" and recipe.train is not None:
             yield _training(recipe.train, found)
         elif part == "generate":
             yield _generated(recipe, found)
         else:
-            yield _line(part, RUNS, f"always new: {recipe.root / 'report.html'}")
+            yield _line(part, *_report(recipe, found))
 
 
 def _line(part: str, state: str, words: str) -> str:
     return f"{part:<17}{state:<11}{words}"
 
 
-def _stage(name: str, found: Look) -> str:
+def _stage(recipe: Recipe, name: str, found: Look) -> str:
     if found.kept(name):
         folder = found.stages[name].dir
         return _line(name, KEPT, f"{folder.name} ({_size(_bytes(folder))})")
     definition = STAGES[name]
     reads = [_source(found, stage) for stage in definition.inputs]
     if name == "ingest":
-        reads = ["the input" if found.entries is None else _size(sum(path.stat().st_size for path in found.files))]
+        size = local_bytes(recipe, found.entries or [])
+        reads = [_size(size) if size else "the input"]
     elif "ingest" in definition.sections:  # which bounds what is decoded
         reads.append("images of the input")
     return _line(name, RUNS, f"{_writes(name, found)}; reads {', '.join(reads)}")
@@ -84,7 +91,15 @@ def _generated(recipe: Recipe, found: Look) -> str:
     return _line("generate", RUNS, f'"{recipe.generate.prompt}", {_writes("generate", found)}')
 
 
-def _bytes(folder: Path) -> int:
+def _report(recipe: Recipe, found: Look) -> tuple[str, str]:
+    out = recipe.root / REPORT
+    results = {name: result for name, result in found.stages.items() if result.skipped}
+    if not recipe.report.audit and is_report_of(out, report_identity(recipe, results, found.training, found.step)):
+        return KEPT, shown(out)
+    return RUNS, shown(out)
+
+
+def _bytes(folder: AnyPath) -> int:
     return sum(file["bytes"] for file in read_manifest(folder)["files"])
 
 

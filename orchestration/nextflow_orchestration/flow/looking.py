@@ -16,12 +16,13 @@ from nextflow_data.sources.base import SourceConfig
 from nextflow_pipelines.registry import STAGES, run_stage
 from nextflow_pipelines.spark.context import NotKnown, RunContext, StageResult
 
-from megatron_nextflow.runtime.training_folder import last_step
 from nextflow_orchestration.flow.final_stages import generate_stage
 from nextflow_orchestration.flow.input_files import present_files
 from nextflow_orchestration.recipes.errors import RecipeError
 from nextflow_orchestration.recipes.parts import Parts
+from nextflow_orchestration.recipes.places import shown
 from nextflow_orchestration.recipes.run import Recipe
+from nextflow_orchestration.training.copies import copy_of, step_of
 from nextflow_orchestration.training.folders import training_folder
 
 INPUT = "input"
@@ -38,11 +39,6 @@ class Look:
     training: Path | None = None
     step: int = 0
 
-    @property
-    def files(self) -> list[Path]:
-        """The input files, as far as they are there."""
-        return [Path(name) for entry in self.entries or () for name in entry.files]
-
     def kept(self, part: str, steps: int = 0) -> bool:
         """Whether a part is committed; a training, where it has gone `steps` steps."""
         if part == "train":
@@ -53,7 +49,7 @@ class Look:
 def look(recipe: Recipe, names: Iterable[str]) -> Look:
     """What is there of the parts `names`, which begin with the first. Raises Corrupt for a commit that is damaged."""
     found = Look(present_files(recipe))
-    context = RunContext(recipe.root, recipe.spark, look=True)
+    context = RunContext(root=recipe.root, work=recipe.working, storage=recipe.storage, spark=recipe.spark, look=True)
     for name in names:
         if name in STAGES:
             _look_for_stage(recipe, context, name, found)
@@ -62,8 +58,8 @@ def look(recipe: Recipe, names: Iterable[str]) -> Look:
             if pack is None or not pack.skipped:
                 found.unknown[name] = "pack"
                 continue
-            found.training = training_folder(recipe.root, recipe.train, pack.dir / "shards")
-            found.step = last_step(found.training)
+            found.training = training_folder(recipe.working, recipe.train, pack.dir / "shards")
+            found.step = step_of(found.training, copy_of(found.training, recipe.root))
         elif name == "generate" and recipe.train is not None:
             if found.training is None or not found.kept("train", recipe.train.steps):
                 found.unknown[name] = "train"
@@ -101,7 +97,7 @@ def require_before(recipe: Recipe, which: Parts, command: Sequence[str], found: 
         folder = f" ({found.stages[missing].dir.name})" if missing in found.stages else ""
         what = f"{missing}{folder} is not committed"
     make = shlex.join([*command, "--to", which.before[-1]])
-    raise RecipeError(f"--from {which.run[0]} needs what lies before it, and {what} in {recipe.root}: run {make}")
+    raise RecipeError(f"--from {which.run[0]} needs what lies before it, and {what} in {shown(recipe.root)}: run {make}")
 
 
 def command(recipe_path: Path | str, overrides: Sequence[str]) -> list[str]:

@@ -41,7 +41,7 @@ def decided(counts: Mapping[str, Any]) -> dict[str, int]:
 
 
 def describe(result: StageResult) -> str:
-    """One line: documents out, drops and edits, kept-aside records, and the stage's own facts."""
+    """One line: documents out, drops and edits, kept-aside records, the stage's own facts, and how it came about."""
     counts = result.counts
     words = []
     documents = counts.get("rows", {}).get("documents")
@@ -61,6 +61,7 @@ def describe(result: StageResult) -> str:
             words.append(form.format(result.facts[name]))
     if result.kept and not result.skipped:
         words.append(f"{result.kept} parts kept from before")
+    words += result.notes
     return ", ".join(words)
 
 

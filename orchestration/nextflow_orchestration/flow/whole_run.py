@@ -14,7 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from nextflow_data.common.whole_files import replace_file
+from nextflow_data.storage.files import put
+from nextflow_data.storage.store_path import AnyPath
 from nextflow_pipelines.registry import STAGES, run_stage
 from nextflow_pipelines.spark.context import RunContext, StageResult
 from nextflow_pipelines.spark.session import stop_session
@@ -24,15 +25,16 @@ from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 from rich.console import Console
 
-from nextflow_orchestration.flow.final_stages import IMAGE, generate_stage, report_stage, train_stage
+from nextflow_orchestration.flow.final_stages import IMAGE, REPORT, generate_stage, report_stage, train_stage
 from nextflow_orchestration.flow.input_files import source_files
 from nextflow_orchestration.flow.looking import Look, command, require_before
 from nextflow_orchestration.flow.progress import StageDisplay
 from nextflow_orchestration.flow.stage_summary import describe, table
 from nextflow_orchestration.recipes.parts import Parts
+from nextflow_orchestration.recipes.places import shown
 from nextflow_orchestration.recipes.run import Recipe, load_run
 from nextflow_orchestration.runs.interrupts import Interrupts
-from nextflow_orchestration.runs.lineage import remember_run
+from nextflow_orchestration.runs.records import RUN, SETTINGS, begin_run, remember_run
 
 T = TypeVar("T")
 
@@ -43,11 +45,11 @@ class RunOutcome:
 
     last: StageResult
     """The last data stage that is committed."""
-    shards: Path | None = None
+    shards: AnyPath | None = None
     training: Path | None = None
     step: int = 0
-    image: Path | None = None
-    report: Path | None = None
+    image: AnyPath | None = None
+    report: AnyPath | None = None
 
 
 class NothingPacked(ValueError):
@@ -91,9 +93,22 @@ def nextflow(
     recipe, which = load_run(Path(recipe_path), overrides, first, last)
     recipe.check_inputs(which)
     before = require_before(recipe, which, command(recipe_path, overrides or []))
-    recipe.root.mkdir(parents=True, exist_ok=True)
-    with Interrupts() as interrupts, StageDisplay(Console(stderr=True), interrupts.check) as display:
+    for folder in (recipe.root, recipe.working):
+        if isinstance(folder, Path):
+            folder.mkdir(parents=True, exist_ok=True)
+    console = Console(stderr=True, highlight=False)
+    if others := begin_run(recipe.root, recipe.name):
+        console.print(sharing(recipe, others), style="dim", markup=False, soft_wrap=True)
+    with Interrupts() as interrupts, StageDisplay(console, interrupts.check) as display:
         return _Run(recipe, which, before, display).carry_out()
+
+
+def sharing(recipe: Recipe, others: list[str]) -> str:
+    """What is to be known of a root that other recipes have too."""
+    return (
+        f"note: {shown(recipe.root)} is also the root of {', '.join(map(repr, others))}. What each makes is kept apart, and "
+        f"what both need is made once; {REPORT}, {SETTINGS} and {RUN} are those of the run that ended last."
+    )
 
 
 class _Run:
@@ -101,11 +116,13 @@ class _Run:
 
     def __init__(self, recipe: Recipe, which: Parts, before: Look, display: StageDisplay) -> None:
         self.recipe, self.which, self.display = recipe, which, display
-        self.context = RunContext(root=recipe.root, spark=recipe.spark, progress=display.update)
+        self.context = RunContext(
+            root=recipe.root, work=recipe.working, storage=recipe.storage, spark=recipe.spark, progress=display.update
+        )
         self.results = {name: before.stages[name] for name in STAGES if name in before.stages}
         self.training, self.step = before.training, before.step
         self.generated = before.stages.get("generate")
-        self.report: Path | None = None
+        self.report: AnyPath | None = None
 
     def carry_out(self) -> RunOutcome:
         self._data()
@@ -141,8 +158,8 @@ class _Run:
         recipe, train = self.recipe, self.recipe.train
         assert train is not None  # or there would be no such part
         if not self.results["pack"].facts["packs"]:
-            report = report_stage(recipe, self.results)
-            raise NothingPacked(f"{_NOTHING}; {report} says why")
+            report, _ = report_stage(recipe, self.results)
+            raise NothingPacked(f"{_NOTHING}; {shown(report)} says why")
         self.display.begin("train", live=False)
         self.training, self.step, trained = _as_task(recipe, "train", lambda: train_stage(recipe, train, self.results))
         self.display.end(f"step {self.step}", skipped=not trained)
@@ -156,14 +173,16 @@ class _Run:
 
     def _report(self) -> None:
         self.display.begin("report")
-        self.report = _as_task(
-            self.recipe, "report", lambda: report_stage(self.recipe, self.results, self.training, self._image())
+        self.report, written = _as_task(
+            self.recipe,
+            "report",
+            lambda: report_stage(self.recipe, self.results, self.training, self.step, self.generated),
         )
-        self.display.end("", skipped=False)
-        link = self.report.absolute().as_uri()
-        create_link_artifact(link, link_text=str(self.report), key="report", description="The run's report")
+        self.display.end("", skipped=not written)
+        link = self.report.as_uri() if isinstance(self.report, Path) else str(self.report)
+        create_link_artifact(link, link_text=shown(self.report), key="report", description="The run's report")
 
-    def _image(self) -> Path | None:
+    def _image(self) -> AnyPath | None:
         return None if self.generated is None else self.generated.dir / IMAGE
 
     def _remembered(self) -> RunOutcome:
@@ -174,8 +193,10 @@ class _Run:
         if pack is not None:
             generated = None if self.generated is None else self.generated.dir
             made = {"pack": pack.dir, "train": self.training, "generate": generated}
-            remember_run(self.recipe.root, **{name: folder for name, folder in made.items() if folder is not None})
+            folders = {name: folder for name, folder in made.items() if folder is not None}
+            remember_run(self.recipe.root, self.recipe.name, **folders)
         settings = json.dumps(self.recipe.model_dump(mode="json"), indent=1) + "\n"
-        replace_file(self.recipe.root / "recipe.json", settings)
+        for folder in dict.fromkeys((self.recipe.root, self.recipe.working)):  # `mnf page` looks beside the training
+            put(folder / SETTINGS, settings)
         last, shards = list(self.results.values())[-1], None if pack is None else pack.dir / "shards"
         return RunOutcome(last, shards, self.training, self.step, self._image(), self.report)

@@ -9,7 +9,8 @@ from nextflow_orchestration.recipes.written import Written
 
 RUN_ONLY = frozenset(
     {
-        *("root", "input", "sources", "spark", "flow", "ingest", "filter", "dedup", "caption", "text_tokenizer", "tokenize"),
+        *("root", "work", "storage", "input", "sources", "spark", "flow", "ingest", "filter", "dedup", "caption"),
+        *("text_tokenizer", "tokenize"),
         *("pack", "generate", "report"),
     }
 )

@@ -10,16 +10,19 @@ that there is not; a section in which something was let pass is left out of the 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 from nextflow_data.captioners.config import CaptionConfig
-from nextflow_data.common.section import Section
+from nextflow_data.common.section import Section, operational
 from nextflow_data.config import DedupConfig, IngestConfig
 from nextflow_data.rules.config import FilterConfig
 from nextflow_data.sources.base import SourceConfig
 from nextflow_data.sources.entry import AnySource
 from nextflow_data.sources.warc import WarcConfig
+from nextflow_data.storage.config import StorageConfig
+from nextflow_data.storage.store_path import AnyPath, StorePath
 from nextflow_pipelines.spark.config import SparkConfig
 from nextflow_tokenize.config.pack import PackConfig
 from nextflow_tokenize.config.tokenize import TextTokenizerConfig, TokenizeConfig
@@ -27,14 +30,16 @@ from nextflow_tokenize.config.vision import VisionTokenizerConfig, missing_weigh
 from nextflow_tokenize.schedule import LEVEL_SCALES, grids
 from nextflow_tokenize.segments import image_slots
 from nextflow_tokenize.vision.usable import check_levels, read_tokenizer_config
-from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import Field, PrivateAttr, ValidationError, ValidationInfo, field_validator, model_validator
 
-from megatron_nextflow.config.generate import GenerateConfig
 from megatron_nextflow.config.train import TrainConfig
 from nextflow_orchestration.recipes import cost
-from nextflow_orchestration.recipes.errors import Misfit, RecipeError, explain
+from nextflow_orchestration.recipes.errors import Keys, Misfit, RecipeError, explain
+from nextflow_orchestration.recipes.inputs import Places, input_problems, root_problem
 from nextflow_orchestration.recipes.kinds import require_kind
 from nextflow_orchestration.recipes.parts import Parts, parts
+from nextflow_orchestration.recipes.places import Root, place, work_of
+from nextflow_orchestration.recipes.sections import FlowConfig, GenerateSection, ReportConfig
 from nextflow_orchestration.recipes.written import Written, read
 
 R = TypeVar("R", bound=Section)
@@ -43,45 +48,17 @@ SAMPLE = "sample"
 """The input that `nextflow_orchestration.sample.warc` makes from PyPI packages."""
 
 
-class FlowConfig(Section):
-    """How the flow behaves as a Prefect flow."""
-
-    retries: int = Field(default=1, ge=0)
-    """Tries again of a stage that failed; bad configuration is never tried again."""
-    retry_delay_seconds: float = Field(default=2.0, ge=0)
-    """Wait before a retry."""
-
-
-class GenerateSection(GenerateConfig):
-    """The image that a run makes at its end. `end_of_text` left out is the text tokenizer's."""
-
-    prompt: str = "A photograph of a coffee cup"
-    """What it should show."""
-
-    @field_validator("prompt")
-    @classmethod
-    def _words_alone(cls, value: str) -> str:
-        if "<image>" in value:
-            raise ValueError("a run's own prompt has no images; say it in words, and use `mnf generate --image` afterwards")
-        return value
-
-
-class ReportConfig(Section):
-    """What the run's report shows."""
-
-    packs: int = Field(default=8, ge=0)
-    """Packs whose images and text are shown."""
-    examples: int = Field(default=4, ge=0)
-    """Examples a rule."""
-
-
 class Recipe(Section):
     """A run, from source files to shards; with a `train` section, to a trained model and an image as well."""
 
     name: str = Field(min_length=1)
     """Shown in reports, in Prefect and in messages."""
-    root: Path
-    """Folder of the run's outputs."""
+    root: Root
+    """Folder of the run's outputs: of a disk, or an s3:// address. A relative one counts from the current directory."""
+    work: Path | None = operational(None)
+    """Folder of this machine for what runs and is not committed: Prefect's database beside it, trainings, metrics. Null: the
+    root where that is on a disk, else a folder of runs/ that is named after the root's address."""
+    storage: StorageConfig = StorageConfig()
     input: list[str] | None = Field(default=None, min_length=1)
     """WARC files, or "sample": pages and photographs that ship in PyPI packages. Short for `sources`."""
     sources: list[AnySource] | None = Field(default=None, min_length=1)
@@ -101,6 +78,8 @@ class Recipe(Section):
     """Left out or null: the run ends with its shards."""
     generate: GenerateSection = GenerateSection()
     report: ReportConfig = ReportConfig()
+    _at: Places = PrivateAttr(default_factory=Places)
+    """For what is found out later than when the recipe is read."""
 
     @field_validator("input", mode="before")
     @classmethod
@@ -112,6 +91,12 @@ class Recipe(Section):
         if (self.input is None) == (self.sources is None):
             both = "both `input` and `sources` are set" if self.input else "neither `input` nor `sources` is set"
             raise ValueError(f"{both}; set `sources`, or `input` where all is WARC")
+        return self
+
+    @model_validator(mode="after")
+    def _reached(self) -> Recipe:
+        """The root is reached by the recipe's own settings."""
+        self._resolve("root", place(self.root, self.storage))
         return self
 
     @model_validator(mode="after")
@@ -145,8 +130,8 @@ class Recipe(Section):
         except ValueError as error:
             raise Misfit(f"pack.cost: {error}", "pack", "cost") from None
 
-    def _resolve(self, name: str, section: Section) -> None:
-        object.__setattr__(self, name, section)  # still being made: what is frozen is the finished recipe
+    def _resolve(self, name: str, value: Section | AnyPath) -> None:
+        object.__setattr__(self, name, value)  # still being made: what is frozen is the finished recipe
 
     def _can_make_the_image(self, train: TrainConfig) -> None:
         model, level = train.model, self.generate.level
@@ -160,6 +145,11 @@ class Recipe(Section):
             said = f"an image of generate.level {level} does not fit train.model.max_length {model.max_length}"
             raise Misfit(said, "generate", "level")
 
+    @property
+    def working(self) -> Path:
+        """The folder of this machine for what runs (`work`, or what stands for it)."""
+        return work_of(self.root, self.work)
+
     def sections(self) -> dict[str, Section]:
         """The sections by name, as the stages take them."""
         return {name: value for name in type(self).model_fields if isinstance(value := getattr(self, name), Section)}
@@ -168,15 +158,22 @@ class Recipe(Section):
         """What `sources` says, or `input` in its place: one entry of kind warc (where SAMPLE may stand for a file)."""
         return self.sources or [WarcConfig(files=tuple(self.input or ()))]
 
+    def _named(self) -> Iterator[tuple[Keys, str]]:
+        """Where each input file is named, and its name; without the sample, which is made."""
+        if self.input:
+            yield from ((("input", n), name) for n, name in enumerate(self.input) if name != SAMPLE)
+        for number, entry in enumerate(self.sources or ()):
+            yield from ((("sources", number, "files", n), name) for n, name in enumerate(entry.files))
+
     def check_inputs(self, which: Parts | None = None) -> None:
-        """RecipeError where an input file is missing, naming it, and where the vision tokenizer cannot be used for the parts
-        that are needed (None: all that the recipe has)."""
+        """RecipeError, with its line, where an input file is missing or a store cannot be used, and where the vision
+        tokenizer cannot be used for the parts that are needed (None: all that the recipe has)."""
         needed = (which or parts(None, None, self.train is not None)).needed
-        named = [name for entry in self.entries() for name in entry.files]
-        missing = [name for name in named if not (name == SAMPLE and self.input) and not Path(name).is_file()]
-        if missing:
-            key = "input" if self.input else "sources"
-            raise RecipeError("\n".join(f"input file not found: {name}; correct `{key}` in the recipe" for name in missing))
+        wrong = list(input_problems(self._named(), self.storage, self._at))
+        if isinstance(self.root, StorePath) and (problem := root_problem(self.root)) is not None:
+            wrong.append(f"{self._at(('root',))}{problem}")
+        if wrong:
+            raise RecipeError("\n".join(wrong))
         if "vision_tokenizer" not in needed:
             return
         wrong = missing_weights(self.vision_tokenizer)
@@ -214,9 +211,16 @@ def load_parts(written: Written, first: str | None = None, last: str | None = No
     require_kind(written, "run")
     trains = written.tree.get("train") is not None
     which = parts(first, last, trains)
+    recipe = _let_pass(written, which)
+    recipe._at = Places(written.places)
+    return recipe, which
+
+
+def _let_pass(written: Written, which: Parts) -> Recipe:
+    """The recipe without what is wrong in parts that do not run."""
     findings = _findings(written.tree, which)
     if isinstance(findings, Recipe):
-        return findings, which
+        return findings
     held = [finding for finding in findings if _held(finding, which)]
     if held:
         raise RecipeError(explain(held, Recipe, written.places, written.source))
@@ -227,7 +231,7 @@ def load_parts(written: Written, first: str | None = None, last: str | None = No
     recipe = _findings(tree, which)
     if not isinstance(recipe, Recipe):
         raise RecipeError(explain(recipe, Recipe, written.places, written.source))
-    return recipe.model_copy(update={"train": None}) if "train" in wrong else recipe, which
+    return recipe.model_copy(update={"train": None}) if "train" in wrong else recipe
 
 
 def _findings(tree: dict[str, Any], which: Parts) -> Recipe | list[Any]:

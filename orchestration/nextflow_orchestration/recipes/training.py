@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nextflow_data.common.section import Section
+from nextflow_data.storage.config import StorageConfig
 from pydantic import Field, model_validator
 
 from megatron_nextflow.config.train import TrainConfig
@@ -42,3 +43,8 @@ def load_either(path: Path, overrides: list[str] | None = None) -> Recipe | Trai
     written = read(path, overrides)
     require_kind(written, "run", "training")
     return load_parts(written)[0] if kind_of(written) == "run" else validated(TrainingRecipe, written)
+
+
+def storage_of(recipe: Recipe | TrainingRecipe) -> StorageConfig:
+    """How a recipe of either kind reaches stores."""
+    return recipe.storage if isinstance(recipe, Recipe) else recipe.train.storage

@@ -8,6 +8,7 @@ stored with a run, only the result. The cost: a recipe with a base cannot be rea
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from nextflow_orchestration.recipes.override import setting
 
 BASE = "base"
 SET = "--set"
+_PASSWORD = re.compile(r"://[^/@\s:]*:[^/@\s]+@")
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,26 @@ def read(path: Path, overrides: list[str] | None = None) -> Written:
     written = _with_bases(path, ())
     for assignment in overrides or []:
         _override(written, assignment)
+    held = [_nearest(written, keys) for keys in _with_passwords(written.tree, ())]
+    if held:
+        what = "an address with a password in it would be stored with the run; give credentials by the environment"
+        raise RecipeError("\n".join(f"{place}: {what}" for place in held))
     return written
+
+
+def _with_passwords(value: Any, at: Keys) -> Iterator[Keys]:
+    """Where texts stand that hold `scheme://user:password@host`."""
+    if isinstance(value, dict | list):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _with_passwords(inner, (*at, key))
+    elif isinstance(value, str) and _PASSWORD.search(value):
+        yield at
+
+
+def _nearest(written: Written, keys: Keys) -> str:
+    """`file:line: key` of a setting."""
+    found = (written.places.get(keys[:length]) for length in range(len(keys), 0, -1))
+    return f"{next(filter(None, found), written.source)}: {'.'.join(map(str, keys))}"
 
 
 def _with_bases(path: Path, above: tuple[Path, ...]) -> Written:

@@ -85,17 +85,11 @@ def _svg(parts: list[str], title: str) -> Markup:
     return Markup(head + f"<title>{escape(title)}</title>" + "".join(parts) + "</svg>")
 
 
-def histogram(
-    values: Sequence[float], title: str, x_label: str, limit: float | None = None, bins: int = 20, y_label: str = "packs"
-) -> Markup:
-    """A histogram from 0 to `limit` (or the largest value), with `limit` drawn as a line. Empty input: an empty string."""
-    if not values:
+def histogram(counts: Sequence[int], top: float, title: str, x_label: str, y_label: str = "packs") -> Markup:
+    """Bars over 0 … `top`, which is drawn as a line: a limit. Nothing counted: an empty string."""
+    if not any(counts):
         return Markup("")
-    top = max(max(values), limit or 0)
-    top = top if top > 1e-200 else 1.0
-    counts = [0] * bins
-    for value in values:
-        counts[min(bins - 1, max(0, int(value / top * bins)))] += 1
+    bins = len(counts)
     frame = _Frame((0, top), (0, max(counts) * 1.08))
     parts = frame.grid(x_label, y_label)
     for i, count in enumerate(counts):
@@ -107,9 +101,8 @@ def histogram(
                 f'<rect class="bar" x="{left + 0.8:.1f}" y="{frame.y(count):.1f}" width="{width:.1f}" '
                 f'height="{frame.y(0) - frame.y(count):.1f}" rx="1.5"><title>{escape(span)}</title></rect>'
             )
-    if limit is not None:
-        x = frame.x(limit)
-        parts.append(f'<line class="limit" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{HEIGHT - _BOTTOM}"/>')
+    x = frame.x(top)
+    parts.append(f'<line class="limit" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{HEIGHT - _BOTTOM}"/>')
     return _svg(parts, title)
 
 

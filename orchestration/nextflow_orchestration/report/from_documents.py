@@ -10,13 +10,13 @@ import statistics
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc
 from nextflow_data.common.excerpts import shorten
-from nextflow_data.common.json_lines import read_rows
 from nextflow_data.common.stage_names import PACK, TOKENIZE
+from nextflow_data.storage.store_path import AnyPath
+from nextflow_pipelines.contract.metrics import read_metrics
 from nextflow_pipelines.contract.tables import dataset_files, iter_batches, read_decisions, read_table
 from nextflow_pipelines.registry import STAGES
 
@@ -30,10 +30,10 @@ from nextflow_orchestration.words.rules import number, place, reason_words, rule
 _ORDER = {"drop": 0, "edit": 1, "flag": 2}
 
 
-def stage_seconds(root: Path, commit: Commit) -> float | None:
+def stage_seconds(root: AnyPath, commit: Commit) -> float | None:
     """How long the stage took when it was made, from the run's metrics; None where that is not known."""
     found = None
-    for row in read_rows(root / "metrics" / f"{commit.manifest['stage']}.jsonl"):
+    for row in read_metrics(root, commit.manifest["stage"]):
         if row.get("fingerprint") == commit.manifest["fingerprint"] and isinstance(row.get("seconds"), int | float):
             found = float(row["seconds"])
     return found
@@ -49,7 +49,7 @@ def count_documents(commit: Commit) -> tuple[int, int]:
     return documents, images
 
 
-def stage_counts(root: Path, commits: dict[str, Commit], reused: frozenset[str]) -> tuple[StageCount, ...]:
+def stage_counts(root: AnyPath, commits: dict[str, Commit], reused: frozenset[str]) -> tuple[StageCount, ...]:
     """What was left after each stage, in documents and images; the stages past documents are counted by their manifests."""
     found = []
     for stage, commit in commits.items():

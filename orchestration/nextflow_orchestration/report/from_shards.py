@@ -1,67 +1,68 @@
-"""The report's part on a shard set: token mix, packing, and some packs opened and looked at."""
+"""The report's part on a shard set: token mix and packing as an audit counted them, and some packs opened and looked at."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-from nextflow_data.addresses import site_of
 from nextflow_data.common.excerpts import beginning
+from nextflow_data.storage.files import local_copy
+from nextflow_data.storage.store_path import AnyPath
 from nextflow_tokenize.segments import image_grids, slots
-from nextflow_tokenize.shards.manifest import DOCUMENTS, SAMPLES
 from nextflow_tokenize.shards.reader import ShardSet
+from nextflow_tokenize.shards.records import BudgetRecord
 from nextflow_tokenize.shards.sample_format import Sample
+from nextflow_tokenize.shards.statistics import OTHER, UNKNOWN, Amounts, Statistics
 
 from nextflow_orchestration.report.model import Mix, Packing, PackSheet, Piece, Share
 from nextflow_orchestration.report.pictures import Gallery
 
 MOST_SHARES = 12
+MOST_SHARDS = 16
+"""Shards among whose packs some are chosen to be shown."""
 MOST_PIECES = 12
 MOST_TEXT = 420
 """Characters shown of a text segment."""
 
 
-def mixes(shards: ShardSet) -> tuple[Mix, ...]:
+def mixes(counted: Statistics) -> tuple[Mix, ...]:
     """Tokens by kind, by site, by task and by licence."""
-    total = shards.manifest.totals
-    kinds = (Share("text", total.text_tokens, 0), Share("image", 0, total.image_codes))
-    pieces = shards.table(DOCUMENTS)
-    rows = pieces.select(["doc_id", "address", "licence", "task", "text_tokens", "image_codes"]).to_pylist()
+    kinds = (Share("text", counted.text_tokens, 0), Share("image", 0, counted.image_codes))
     cuts = {
-        "source": [site_of(row["address"]) if row["address"] else "(unknown)" for row in rows],
-        "task": [row["task"] or "(unknown)" for row in rows],
-        "licence": [row["licence"] or "(not stated)" for row in rows],
+        "source": _shares(counted.tokens_by_site),
+        "task": _shares(counted.tokens_by_task),
+        "licence": _shares(counted.tokens_by_licence, "(not stated)"),
     }
-    return (Mix("kind", kinds), *(Mix(by, _shares(rows, labels)) for by, labels in cuts.items()))
+    return (Mix("kind", kinds), *(Mix(by, shares) for by, shares in cuts.items() if shares))
 
 
-def _shares(rows: Sequence[dict[str, Any]], labels: Sequence[str]) -> tuple[Share, ...]:
-    sums: dict[str, list[int]] = {}
-    documents: dict[str, set[str]] = {}
-    for row, label in zip(rows, labels, strict=True):
-        amount = sums.setdefault(label, [0, 0])
-        amount[0] += row["text_tokens"]
-        amount[1] += row["image_codes"]
-        documents.setdefault(label, set()).add(row["doc_id"])
-    shares = [Share(label, text, image, len(documents[label])) for label, (text, image) in sums.items()]
-    shares.sort(key=lambda share: (-share.total, share.label))
+def _shares(amounts: Amounts, unknown: str = UNKNOWN) -> tuple[Share, ...]:
+    shares = [
+        Share(unknown if name == UNKNOWN else name, one["text_tokens"], one["image_codes"], one["documents"])
+        for name, one in amounts.items()
+    ]
+    shares.sort(key=lambda share: (share.label == OTHER, -share.total, share.label))
     if len(shares) <= MOST_SHARES:
         return tuple(shares)
     rest = shares[MOST_SHARES:]
-    other = Share(
-        f"{len(rest)} others", sum(s.text for s in rest), sum(s.image for s in rest), sum(s.documents or 0 for s in rest)
+    label = "all others" if rest[-1].label == OTHER else f"{len(rest)} others"
+    text, image = sum(share.text for share in rest), sum(share.image for share in rest)
+    return (*shares[:MOST_SHARES], Share(label, text, image, sum(share.documents or 0 for share in rest)))
+
+
+def packing(counted: Statistics, budget: BudgetRecord) -> Packing:
+    """Lengths and costs of the packs, and the budgets."""
+    return Packing(
+        packs=counted.packs,
+        slots=counted.slots,
+        fill=tuple(counted.fill),
+        cost_fill=tuple(counted.cost_fill),
+        costs=(counted.cost_min, counted.cost_mean, counted.cost_max),
+        deviation=counted.cost_deviation,
+        max_slots=budget.max_length,
+        max_cost=budget.max_cost,
     )
-    return (*shares[:MOST_SHARES], other)
-
-
-def packing(shards: ShardSet) -> Packing:
-    """Length and cost of every pack, and the budgets."""
-    table: pa.Table = shards.table(SAMPLES)
-    budget = shards.manifest.budget
-    return Packing(tuple(table["slots"].to_pylist()), tuple(table["cost"].to_pylist()), budget.max_length, budget.max_cost)
 
 
 def spread(items: Sequence[int], wanted: int) -> list[int]:
@@ -78,28 +79,37 @@ def chosen(images: Sequence[int], wanted: int) -> list[int]:
     return sorted([*pictured, *spread(without, wanted - len(pictured))])
 
 
-def sheets(shards: ShardSet, wanted: int, text_tokenizer: Path | None, gallery: Gallery) -> tuple[PackSheet, ...]:
-    """Some packs, spread over the set, with their segments made visible."""
-    addresses = {row["doc_id"]: row["address"] for row in shards.table(DOCUMENTS).select(["doc_id", "address"]).to_pylist()}
+def sheets(shards: ShardSet, wanted: int, text_tokenizer: AnyPath | None, gallery: Gallery) -> tuple[PackSheet, ...]:
+    """Some packs, spread over the set, with their segments made visible. Of a large set they are of a few shards."""
     decode = _decoder(text_tokenizer, gallery)
+    looked = [shards.shards[number] for number in spread(range(len(shards.shards)), MOST_SHARDS)]
+    places = [(shard, int(shards.shards.starts[shard.number])) for shard in looked]
+    numbers = [first + place for shard, first in places for place in range(shard.samples)]
+    images = [count for shard in looked for count in shards.samples(shard)["images"].to_pylist()]
+    samples = [shards.read(numbers[index]) for index in chosen(images, wanted)]
+    of_shard = {shard.number: shard for shard in looked}
+    addresses: dict[str, str | None] = {}
+    for number in {int(sample.key.partition("-")[0]) for sample in samples}:
+        rows = shards.documents(of_shard[number]).select(["doc_id", "address"]).to_pylist()
+        addresses |= {row["doc_id"]: row["address"] for row in rows}
+    shown = [segment for sample in samples for segment in sample.segments[:MOST_PIECES] if segment["kind"] == "image"]
+    nodes = gallery.find({one["sha256"] for one in shown}, {one["doc"] for one in shown}) if shown else {}
     found = []
-    for index in chosen(shards.table(SAMPLES)["images"].to_pylist(), wanted):
-        shard, _ = shards.locate(index)
-        sample = shards.read(index)
-        pieces = tuple(_pieces(sample, addresses, decode, gallery))
-        total = sample.slots
+    for sample in samples:
+        pieces = tuple(_pieces(sample, addresses, decode, nodes, gallery))
+        name = of_shard[int(sample.key.partition("-")[0])].name.removesuffix(".tar")
         hidden = len(sample.segments) - len(pieces)
-        found.append(PackSheet(shard.name.removesuffix(".tar"), sample.key, total, sample.cost, pieces, hidden))
+        found.append(PackSheet(name, sample.key, sample.slots, sample.cost, pieces, hidden))
     return tuple(found)
 
 
-def _decoder(path: Path | None, gallery: Gallery) -> Any:
+def _decoder(path: AnyPath | None, gallery: Gallery) -> Any:
     if path is None:
         return None
     try:
         from nextflow_tokenize.documents.text_tokenizer import TextTokenizer
 
-        return TextTokenizer.load(path).decode
+        return TextTokenizer.load(local_copy(path)).decode
     except ImportError as error:
         gallery.problems[
             f"Texts are not decoded: {error.name} is not installed (pip install 'megatron-nextflow[train]')."
@@ -109,7 +119,9 @@ def _decoder(path: Path | None, gallery: Gallery) -> Any:
     return None
 
 
-def _pieces(sample: Sample, addresses: dict[str, str | None], decode: Any, gallery: Gallery) -> list[Piece]:
+def _pieces(
+    sample: Sample, addresses: dict[str, str | None], decode: Any, images: dict[str, Any], gallery: Gallery
+) -> list[Piece]:
     """The first segments of a pack; texts and codes are taken from where the segments before them end."""
     pieces: list[Piece] = []
     at_text = at_code = 0
@@ -130,7 +142,7 @@ def _pieces(sample: Sample, addresses: dict[str, str | None], decode: Any, galle
         last = at_code + count - grids[-1][0] * grids[-1][1]
         codes = sample.input[at_code:last].tolist() + sample.target[last : at_code + count].tolist()
         at_code += count
-        pair = gallery.pair(segment["sha256"], codes, grids)
+        pair = gallery.pair(segment["sha256"], images.get(segment["sha256"]), codes, grids)
         note = "" if pair is not None else f"image {segment['sha256'][:12]}"
         pieces.append(
             Piece(

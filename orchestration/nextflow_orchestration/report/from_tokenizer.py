@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nextflow_data.common.json_lines import read_rows
+from nextflow_data.storage.files import local_copy
 from nextflow_tokenize.schedule import grids, schedule_of
 from nextflow_tokenize.vision.identity import VisionInfo, vision_info
 
@@ -28,12 +29,13 @@ TEACHERS = {
 """What a teacher is, in words."""
 
 
-def tokenizer(commit: Commit, images: dict[str, Any], gallery: Gallery) -> Tokenizer | None:
+def tokenizer(commit: Commit, gallery: Gallery) -> Tokenizer | None:
     """Facts, pairs and usage; None where no tokenizer was trained. Sizes are the committed tokenizer's own, so they hold for
     a given one too."""
-    facts, folder = commit.manifest["facts"], commit.folder / "tokenizer"
+    facts = commit.manifest["facts"]
     if not facts.get("tokenizer"):
         return None
+    folder = local_copy(commit.folder / "tokenizer")
     info = vision_info(folder)
     evaluation = _read_evaluation(folder)
     rows = read_rows(folder / "metrics.jsonl")
@@ -44,7 +46,7 @@ def tokenizer(commit: Commit, images: dict[str, Any], gallery: Gallery) -> Token
     return Tokenizer(
         facts=_facts(facts, info, evaluation),
         codebook=info["codebook_size"],
-        pairs=tuple(_pairs(evaluation, images, gallery)),
+        pairs=tuple(_pairs(evaluation, gallery)),
         usage=tuple(_usage(evaluation)),
         curves=tuple(curves),
         note=_note(facts, evaluation),
@@ -101,8 +103,9 @@ def _usage(evaluation: dict[str, Any]) -> list[ScaleUse]:
     ]
 
 
-def _pairs(evaluation: dict[str, Any], images: dict[str, Any], gallery: Gallery) -> list[Pair]:
+def _pairs(evaluation: dict[str, Any], gallery: Gallery) -> list[Pair]:
     found = []
+    images = gallery.find({scored["sha256"] for scored in evaluation["images"][:MOST_PAIRS]})
     for scored in evaluation["images"][:MOST_PAIRS]:
         image = images.get(scored["sha256"])
         model = gallery.tokenizer()

@@ -101,12 +101,17 @@ class Mix:
 
 @dataclass(frozen=True)
 class Packing:
-    """Every pack's length in slots and compute cost in FLOPs, and the budgets (None: not known)."""
+    """The packs' lengths in slots and compute costs in FLOPs. `slots` is their sum; `fill` and `cost_fill` count packs by
+    their share of a budget, in bars over 0 … 1; `costs` are the least, the mean and the most."""
 
-    slots: tuple[int, ...]
-    costs: tuple[float, ...]
-    max_slots: int | None = None
-    max_cost: float | None = None
+    packs: int
+    slots: int
+    fill: tuple[int, ...]
+    cost_fill: tuple[int, ...]
+    costs: tuple[float, float, float]
+    deviation: float
+    max_slots: int
+    max_cost: float
 
 
 @dataclass(frozen=True)
@@ -210,11 +215,13 @@ class AuditLine:
 
 @dataclass(frozen=True)
 class Audit:
-    """The audit's verdict: what was checked, every finding, and whether the set may be trained on (`ok`)."""
+    """The audit's verdict: what was checked, every finding, and whether the set may be trained on (`ok`). `read`: whether
+    the shards' bytes were read for it; else it is what was counted as they were written."""
 
     facts: tuple[Fact, ...]
     findings: tuple[AuditLine, ...] = ()
     ok: bool = True
+    read: bool = True
 
 
 @dataclass(frozen=True)

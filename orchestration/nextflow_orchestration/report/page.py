@@ -7,7 +7,6 @@ cost: nothing on the page is interactive beyond folding and scrolling.
 
 from __future__ import annotations
 
-import statistics
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -91,18 +90,15 @@ def _chart(curves: tuple[Curve, ...], title: str, y_label: str) -> Markup:
 
 
 def _packing(packing: Packing) -> dict[str, Any]:
-    slots, costs = packing.slots, packing.costs
-    fill = ""
-    if slots and packing.max_slots:
-        fill = f"On average {_percent(statistics.fmean(slots), packing.max_slots)} full over {len(slots):,} packs."
-    spread = ""
-    if costs and statistics.fmean(costs) > 0:
-        mean = statistics.fmean(costs)
-        deviation = _percent(statistics.pstdev(costs), mean)
-        spread = f"Mean {short(mean)}, from {short(min(costs))} to {short(max(costs))}; deviation {deviation} of the mean."
+    fill = spread = ""
+    if packing.packs:
+        least, mean, most = packing.costs
+        fill = f"On average {_percent(packing.slots, packing.packs * packing.max_slots)} full over {packing.packs:,} packs."
+        deviation = _percent(packing.deviation, mean)
+        spread = f"Mean {short(mean)}, from {short(least)} to {short(most)}; deviation {deviation} of the mean."
     return {
-        "fill_chart": histogram(slots, "Pack lengths", "slots", packing.max_slots),
-        "cost_chart": histogram(costs, "Pack costs", "FLOPs", packing.max_cost),
+        "fill_chart": histogram(packing.fill, packing.max_slots, "Pack lengths", "slots"),
+        "cost_chart": histogram(packing.cost_fill, packing.max_cost, "Pack costs", "FLOPs"),
         "fill_words": fill,
         "cost_words": spread,
     }

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nextflow_data.storage.files import local_copy
+from nextflow_data.storage.store_path import AnyPath
+
+from nextflow_orchestration.report.images import Images
 from nextflow_orchestration.report.model import Pair
 
 if TYPE_CHECKING:
@@ -56,12 +60,16 @@ class Gallery:
     def __init__(
         self,
         load: Callable[[Any], bytes] | None = None,
-        images: Mapping[str, Any] | None = None,
-        tokenizer: Path | None = None,
+        images: Images | None = None,
+        tokenizer: AnyPath | None = None,
     ) -> None:
-        self._load, self._images, self._folder = load, images or {}, tokenizer
+        self._load, self._images, self._folder = load, images, tokenizer
         self._tokenizer: Any = None
         self.problems: dict[str, None] = {}
+
+    def find(self, wanted: Set[str], documents: Set[str] = frozenset()) -> dict[str, Any]:
+        """Image nodes by sha256, as `Images.find` gives them; none without documents to look in."""
+        return {} if self._images is None else self._images.find(wanted, documents)
 
     def payload(self, image: Any) -> bytes | None:
         """An image node's encoded bytes, None where they cannot be read."""
@@ -114,7 +122,7 @@ class Gallery:
             try:
                 from nextflow_tokenize.vision.model import VisionTokenizer
 
-                self._tokenizer = VisionTokenizer.load(self._folder)
+                self._tokenizer = VisionTokenizer.load(local_copy(self._folder))
             except ImportError as error:
                 self.problems[
                     f"No reconstructions: {error.name} is not installed (pip install 'megatron-nextflow[train]')."
@@ -125,10 +133,10 @@ class Gallery:
                 self._folder = None
         return self._tokenizer
 
-    def pair(self, sha256: str, codes: Iterable[int], grids: tuple[tuple[int, int], ...]) -> Pair | None:
-        """The original of `sha256` beside what its codes decode to, at the size of the codes' grid."""
+    def pair(self, sha256: str, image: Any, codes: Iterable[int], grids: tuple[tuple[int, int], ...]) -> Pair | None:
+        """The original of `sha256` (`image`: its node, None where it was not found) beside what its codes decode to, at the
+        size of the codes' grid."""
         made = self.reconstruct(list(codes), grids)
-        image = self._images.get(sha256)
         size = (16 * grids[-1][1], 16 * grids[-1][0])
         shown = self.picture(image, 2 * max(size)) if image is not None else None
         if made is None and shown is None:

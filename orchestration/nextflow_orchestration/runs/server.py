@@ -33,9 +33,10 @@ class ServerError(RuntimeError):
     """The Prefect server did not come up; the message ends with the last lines of its log."""
 
 
-def prefect_home(root: Path) -> Path:
-    """Where Prefect keeps its database: PREFECT_HOME, else beside the run's folder, shared by its neighbours."""
-    return Path(os.environ.get("PREFECT_HOME") or root.absolute().parent / ".prefect")
+def prefect_home(work: Path) -> Path:
+    """Where Prefect keeps its database: PREFECT_HOME, else beside the run's folder on this machine, shared by its
+    neighbours."""
+    return Path(os.environ.get("PREFECT_HOME") or work.absolute().parent / ".prefect")
 
 
 def configure(home: Path, api_url: str | None = None) -> None:
@@ -106,9 +107,9 @@ def _wait(api_url: str, process: subprocess.Popen[bytes], log: Path) -> None:
 
 
 @contextmanager
-def server(root: Path) -> Iterator[str]:
+def server(work: Path) -> Iterator[str]:
     """The UI address of a Prefect server for this run; Prefect's environment is set on entry. Raises ServerError."""
-    home = prefect_home(root)
+    home = prefect_home(work)
     configure(home)
     given = os.environ.get("PREFECT_API_URL")
     if given:
@@ -156,9 +157,9 @@ def send_what_is_queued() -> None:
     EventsWorker.drain_all(timeout=10)
 
 
-def serve_standing(root: Path, port: int) -> int:
+def serve_standing(work: Path, port: int) -> int:
     """Runs a server in the foreground until Ctrl-C, for `mnf ui`; runs of this folder find and use it."""
-    home = prefect_home(root)
+    home = prefect_home(work)
     configure(home)
     port = free_port(port)
     record = home / "server.json"

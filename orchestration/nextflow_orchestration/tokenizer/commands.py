@@ -10,6 +10,8 @@ from typing import Any
 
 from nextflow_data.common.errors import RequestError
 from nextflow_data.common.whole_files import replace_file
+from nextflow_data.storage.files import any_path, local_copy
+from nextflow_data.storage.store_path import AnyPath
 from nextflow_tokenize.config.vision_recipe import TokenizerRecipe
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -142,14 +144,14 @@ def import_tokenizer(checkpoint: Path, out: Path) -> None:
     Console(highlight=False).print(f"{out}: tokenizer {name[:16]}, from {checkpoint.name}", soft_wrap=True)
 
 
-def roundtrip_image(image: Path, tokenizer: Path | None, root: Path, out: Path | None, level: int | None) -> None:
+def roundtrip_image(image: Path, tokenizer: Path | None, root: str, out: Path | None, level: int | None) -> None:
     """`mnf tokenizer roundtrip`."""
     from nextflow_data.config import IngestConfig
     from nextflow_data.images.measure import ImageRejected, open_rgb
     from nextflow_tokenize.vision.model import VisionTokenizer
     from nextflow_tokenize.vision.scores.sheets import preview
 
-    folder = tokenizer or _of_run(root)
+    folder = tokenizer or _of_run(any_path(root))
     loaded = VisionTokenizer.load(folder)
     try:
         picture = open_rgb(image.read_bytes(), IngestConfig())
@@ -162,11 +164,11 @@ def roundtrip_image(image: Path, tokenizer: Path | None, root: Path, out: Path |
     Console(highlight=False).print(f"{target}: {sheet.width}×{sheet.height} pixels, tokenizer {folder}", soft_wrap=True)
 
 
-def _of_run(root: Path) -> Path:
-    """The tokenizer that the run in `root` used. Raises NoRun where there is none."""
+def _of_run(root: AnyPath) -> Path:
+    """The tokenizer that the run in `root` used, or a copy of it on this machine. Raises NoRun where there is none."""
     from nextflow_orchestration.runs.lineage import NoRun, chain
 
     commit = chain(root).get("vision_tokenizer")
     if commit is None or not (commit.folder / "tokenizer").is_dir():
         raise NoRun(f"{root} holds no vision tokenizer: name one with --tokenizer, or a run with --root")
-    return commit.folder / "tokenizer"
+    return local_copy(commit.folder / "tokenizer")

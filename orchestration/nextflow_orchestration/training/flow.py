@@ -63,7 +63,7 @@ def nextflow_training(
     Returns the outcome, or the state Cancelled where the training was stopped before its last step. Raises TrainingRefused,
     TrainingFailed, SlurmError.
     """
-    prepared = prepare(Path(recipe_path), overrides or [], Path(shards) if shards else None, Path(out) if out else None)
+    prepared = prepare(Path(recipe_path), overrides or [], shards, Path(out) if out else None)
     output, began = prepared.config.output, time.time()
     with _Asked() as asked:
         job, found = start_or_find(prepared, processes, on_slurm)

@@ -17,7 +17,11 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from nextflow_pipelines.contract.stage import canonical_json
+from nextflow_data.storage.config import StorageConfig
+from nextflow_data.storage.files import download
+from nextflow_data.storage.store_path import AnyPath
+from nextflow_pipelines.contract.stage import canonical_json, stage_file
+from nextflow_pipelines.contract.stage import read_manifest as read_stage
 from nextflow_tokenize.shards.manifest import MANIFEST, ShardManifest, from_bytes
 from pydantic import ValidationError
 
@@ -28,15 +32,15 @@ from megatron_nextflow.runtime.training_folder import CONFIG, CheckpointError, l
 from nextflow_orchestration.runs.lineage import NoRun
 
 
-def training_folder(root: Path, config: TrainConfig, shards: Path) -> Path:
-    """`<root>/train-<12 digits>` of a training on the shard set in the folder `shards`, or the one that it has already.
+def training_folder(work: Path, config: TrainConfig, shards: AnyPath) -> Path:
+    """`<work>/train-<12 digits>` of a training on the shard set in the folder `shards`, or the one that it has already.
 
     Raises FileNotFoundError, ManifestError for what is no shard set.
     """
     manifest = from_bytes((shards / MANIFEST).read_bytes(), str(shards / MANIFEST))
     identity = canonical_json({"settings": config.identity(), "shards": manifest.set_identity})
-    named = root / f"train-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
-    return named if last_step(named) else _same_training(root, config, manifest) or named
+    named = work / f"train-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
+    return named if last_step(named) else _same_training(work, config, manifest) or named
 
 
 def _same_training(root: Path, config: TrainConfig, shards: ShardManifest) -> Path | None:
@@ -65,13 +69,41 @@ def last_checkpoint(output: Path) -> Path:
     return found
 
 
+def on_disk(stage: AnyPath, inner: str, work: Path) -> Path:
+    """A file or folder of a committed stage on this machine: itself, or a copy under `work`, by the names it has there.
+
+    A copy of its own and not one of the bounded cache, because a training needs it for as long as it goes on.
+    """
+    if isinstance(stage, Path):
+        return stage / inner
+    for entry in read_stage(stage)["files"]:
+        if entry["path"] == inner or entry["path"].startswith(f"{inner}/"):
+            target = work / stage.name / entry["path"]
+            if not target.is_file() or target.stat().st_size != entry["bytes"]:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                download(stage_file(stage, entry), target)
+    return work / stage.name / inner
+
+
 def with_paths(
-    train: TrainConfig, shards: Path, vision_tokenizer: Path, text_tokenizer: Path | None, output: Path
+    train: TrainConfig,
+    shards: AnyPath,
+    vision_tokenizer: Path,
+    text_tokenizer: Path | None,
+    output: Path,
+    copy: AnyPath | None = None,
+    storage: StorageConfig | None = None,
 ) -> TrainConfig:
-    """A run's `train` section with its paths filled in, validated again."""
+    """A run's `train` section with its paths filled in, validated again. `copy`: where its checkpoints are copied to, unless
+    it says so itself; `storage`: how stores are reached."""
     tree: dict[str, Any] = train.model_dump()
     tree["output"] = output.absolute()
-    tree["data"] |= {"shards": str(shards.absolute()), "vision_tokenizer": vision_tokenizer.absolute()}
+    place = shards.absolute() if isinstance(shards, Path) else shards
+    if storage is not None:
+        tree["storage"] = storage
+    if copy is not None and train.checkpoint.copy_to is None:
+        tree["checkpoint"] |= {"copy_to": str(copy)}
+    tree["data"] |= {"shards": str(place), "vision_tokenizer": vision_tokenizer.absolute()}
     if text_tokenizer is not None:
         tree["data"]["text_tokenizer"] = text_tokenizer.absolute()
     return TrainConfig.model_validate(tree)

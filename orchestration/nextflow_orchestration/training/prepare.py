@@ -8,13 +8,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from nextflow_data.storage.files import any_path
+
 from megatron_nextflow.config.train import TrainConfig
 from megatron_nextflow.launching.launcher import with_absolute_paths
 from nextflow_orchestration.recipes.errors import RecipeError
 from nextflow_orchestration.recipes.run import Recipe
 from nextflow_orchestration.recipes.training import TrainingRecipe, load_either
 from nextflow_orchestration.runs.lineage import NoRun, chain
-from nextflow_orchestration.training.folders import training_folder, with_paths
+from nextflow_orchestration.training.copies import copy_of
+from nextflow_orchestration.training.folders import on_disk, training_folder, with_paths
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class Prepared:
     home: Path
 
 
-def prepare(recipe_path: Path, overrides: list[str], shards: Path | None, out: Path | None) -> Prepared:
+def prepare(recipe_path: Path, overrides: list[str], shards: str | None, out: Path | None) -> Prepared:
     """The configuration that a recipe of either kind trains with. Raises RecipeError, NoRun.
 
     `shards` replaces the set that the recipe trains on, `out` the folder that it trains into.
@@ -35,30 +38,33 @@ def prepare(recipe_path: Path, overrides: list[str], shards: Path | None, out: P
     if isinstance(recipe, TrainingRecipe):
         config = _of_training_recipe(recipe.train, shards, out)
         return Prepared(recipe.name, config, config.output)
-    return Prepared(recipe.name, _of_run(recipe, recipe_path, shards, out), recipe.root)
+    return Prepared(recipe.name, _of_run(recipe, recipe_path, shards, out), recipe.working)
 
 
-def _of_training_recipe(config: TrainConfig, shards: Path | None, out: Path | None) -> TrainConfig:
-    data = config.data if shards is None else config.data.model_copy(update={"shards": str(shards)})
+def _of_training_recipe(config: TrainConfig, shards: str | None, out: Path | None) -> TrainConfig:
+    data = config.data if shards is None else config.data.model_copy(update={"shards": shards})
     return with_absolute_paths(config.model_copy(update={"data": data, "output": out or config.output}), Path.cwd())
 
 
-def _of_run(recipe: Recipe, recipe_path: Path, shards: Path | None, out: Path | None) -> TrainConfig:
+def _of_run(recipe: Recipe, recipe_path: Path, shards: str | None, out: Path | None) -> TrainConfig:
     train = _train_section(recipe, recipe_path)
     if shards is None:
-        commits = chain(recipe.root)
+        commits = chain(recipe.root, recipe=recipe.name)
         if "pack" not in commits:
             raise NoRun(f"{recipe.root} holds no shards yet: run `mnf run {recipe_path}` first, or name a set with --shards")
-        pack = commits["pack"]
-        shards, tokenizer = pack.folder / "shards", commits["vision_tokenizer"].folder / "tokenizer"
-        text_tokenizer: Path | None = commits["text_tokenizer"].folder / "tokenizer.json"
+        folder = commits["pack"].folder / "shards"
+        tokenizer = on_disk(commits["vision_tokenizer"].folder, "tokenizer", recipe.working)
+        text_tokenizer: Path | None = on_disk(commits["text_tokenizer"].folder, "tokenizer.json", recipe.working)
     else:
         given = train.data.vision_tokenizer
         if given is None:
             raise RecipeError("--shards needs train.data.vision_tokenizer: the folder of the tokenizer that made them")
-        tokenizer, text_tokenizer = given, train.data.text_tokenizer
-    output = out or training_folder(recipe.root, train, shards)
-    return with_absolute_paths(with_paths(train, shards, tokenizer, text_tokenizer, output), Path.cwd())
+        folder, tokenizer, text_tokenizer = any_path(shards, recipe.storage), given, train.data.text_tokenizer
+    output = out or training_folder(recipe.working, train, folder)
+    copy = copy_of(output, recipe.root) if out is None else None
+    return with_absolute_paths(
+        with_paths(train, folder, tokenizer, text_tokenizer, output, copy, recipe.storage), Path.cwd()
+    )
 
 
 def _train_section(recipe: Recipe, recipe_path: Path) -> TrainConfig:

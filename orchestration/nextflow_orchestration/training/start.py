@@ -39,7 +39,7 @@ def train_on_slurm(prepared: Prepared, submit: bool) -> None:
 
 
 def watch(
-    recipe_path: Path, overrides: list[str], shards: Path | None, out: Path | None, processes: int | None, on_slurm: bool
+    recipe_path: Path, overrides: list[str], shards: str | None, out: Path | None, processes: int | None, on_slurm: bool
 ) -> None:
     """Trains as a Prefect flow; a stop that saved is no error. Raises what the flow raises."""
     prepared = prepare(recipe_path, overrides, shards, out)
@@ -47,7 +47,7 @@ def watch(
         console.print(f"[dim]Prefect UI while this runs: {ui}[/]")
         from nextflow_orchestration.training.flow import nextflow_training
 
-        given = (str(recipe_path), overrides, *(None if path is None else str(path) for path in (shards, out)))
+        given = (str(recipe_path), overrides, shards, None if out is None else str(out))
         try:
             state = nextflow_training(*given, processes, on_slurm, return_state=True)
         finally:

@@ -17,6 +17,11 @@ RecipeArg = Annotated[Path, typer.Argument(help="recipe (YAML)")]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="override a setting: --set train.steps=20", metavar="KEY=VALUE")
 ]
+RootOption = Annotated[str, typer.Option("--root", help="folder, or s3:// address, of the run to look in")]
+OfRecipe = Annotated[
+    Path | None, typer.Option("--recipe", help="recipe of the run to look in: its root, and how its store is reached")
+]
+DEFAULT_ROOT = "runs/quickstart"
 
 
 @contextmanager

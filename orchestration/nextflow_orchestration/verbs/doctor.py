@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from textwrap import shorten
 
+from nextflow_data.storage.files import any_path
 from nextflow_tokenize.config.vision_recipe import TokenizerRecipe
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -14,6 +15,7 @@ from rich.table import Table
 from nextflow_orchestration.doctor.check import Case, State, checks_of
 from nextflow_orchestration.doctor.examine import Examined, examine
 from nextflow_orchestration.recipes.kinds import kind_of
+from nextflow_orchestration.recipes.places import work_of
 from nextflow_orchestration.recipes.run import Recipe, validated
 from nextflow_orchestration.recipes.training import TrainingRecipe, load_either
 from nextflow_orchestration.recipes.written import read
@@ -21,10 +23,13 @@ from nextflow_orchestration.recipes.written import read
 MARKS = {State.OK: "[green]✓[/]", State.UNNEEDED: "[dim]–[/]", State.BAD: "[red]✗[/]"}
 
 
-def doctor(recipe_path: Path | None, overrides: list[str], root: Path, s3: str | None, as_json: bool) -> bool:
+def doctor(recipe_path: Path | None, overrides: list[str], root: str, s3: str | None, as_json: bool) -> bool:
     """Whether all works that is needed. Raises RecipeError for a recipe that cannot be read."""
     recipe = None if recipe_path is None else _load(recipe_path, overrides)
-    case = Case(root if recipe is None else _root(recipe), s3, recipe)
+    place = any_path(root)
+    if recipe is None and not isinstance(place, Path):
+        s3 = s3 or str(place)
+    case = Case(work_of(place) if recipe is None else _root(recipe), s3, recipe)
     checks = checks_of(case)
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn())
     found: list[Examined] = []
@@ -52,7 +57,7 @@ def _load(path: Path, overrides: list[str]) -> Recipe | TrainingRecipe | Tokeniz
 
 def _root(recipe: Recipe | TrainingRecipe | TokenizerRecipe) -> Path:
     if isinstance(recipe, Recipe):
-        return recipe.root
+        return recipe.working
     return recipe.output if isinstance(recipe, TokenizerRecipe) else recipe.train.output
 
 

@@ -9,11 +9,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nextflow_data.storage.config import StorageConfig
 from rich.console import Console
 
 from nextflow_orchestration.recipes.parts import Parts, parts
+from nextflow_orchestration.recipes.places import shown
 from nextflow_orchestration.recipes.run import Recipe, load_run
 from nextflow_orchestration.runs.server import send_what_is_queued, server
+from nextflow_orchestration.verbs.common import DEFAULT_ROOT
 
 if TYPE_CHECKING:
     from nextflow_orchestration.flow.whole_run import RunOutcome
@@ -70,9 +73,9 @@ def run_recipe(recipe_path: Path, overrides: list[str], first: str | None, last:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     errors = Console(stderr=True, highlight=False)
-    errors.print(f"[bold]{recipe.name}[/]: {recipe_path} → {recipe.root}")
-    with server(recipe.root) as ui:
-        errors.print(f"[dim]Prefect UI while this runs: {ui}   (afterwards: mnf ui --root {recipe.root})[/]")
+    errors.print(f"[bold]{recipe.name}[/]: {recipe_path} → {shown(recipe.root)}")
+    with server(recipe.working) as ui:
+        errors.print(f"[dim]Prefect UI while this runs: {ui}   (afterwards: mnf ui{_again(recipe, recipe_path)})[/]")
         from nextflow_orchestration.flow.whole_run import nextflow
 
         try:
@@ -89,24 +92,25 @@ def run_recipe(recipe_path: Path, overrides: list[str], first: str | None, last:
 def _left(outcome: RunOutcome) -> Iterator[tuple[str, str]]:
     """What the run left, by name."""
     if outcome.shards is None:
-        yield outcome.last.name, str(outcome.last.dir)
+        yield outcome.last.name, shown(outcome.last.dir)
     else:
-        yield "shards", str(outcome.shards)
+        yield "shards", shown(outcome.shards)
     if outcome.training is not None:
-        yield "checkpoint", f"{outcome.training / 'checkpoints'}  (step {outcome.step})"
+        yield "checkpoint", f"{shown(outcome.training / 'checkpoints')}  (step {outcome.step})"
     if outcome.image is not None:
-        yield "image", str(outcome.image)
+        yield "image", shown(outcome.image)
     if outcome.report is not None:
-        yield "report", str(outcome.report)
+        yield "report", shown(outcome.report)
 
 
 def _next(recipe: Recipe, which: Parts, recipe_path: Path, outcome: RunOutcome) -> Iterator[str]:
     """Commands worth trying after it."""
-    root = f" --root {shlex.quote(str(recipe.root))}" if str(recipe.root) != "runs/quickstart" else ""
-    if outcome.report is not None:
-        yield f"open {outcome.report} in a browser"
+    root = _again(recipe, recipe_path)
+    if isinstance(outcome.report, Path):
+        yield f"open {shown(outcome.report)} in a browser"
     if outcome.shards is not None:
-        yield f"mnf audit {outcome.shards}"
+        reached = f" --recipe {shlex.quote(str(recipe_path))}" if _set_up(recipe) else ""
+        yield f"mnf audit {shlex.quote(shown(outcome.shards))}{reached}"
         yield f"mnf explain shard-000000:000000-000000{root}"
     if outcome.training is not None and recipe.train is not None:
         yield f'mnf generate --prompt "a coffee cup" --out cup.png{root}'
@@ -115,6 +119,19 @@ def _next(recipe: Recipe, which: Parts, recipe_path: Path, outcome: RunOutcome) 
     if rest is not None:
         yield f"mnf run {recipe_path} --from {rest}"
     yield f"mnf ui{root}"
+
+
+def _again(recipe: Recipe, recipe_path: Path) -> str:
+    """The option by which other verbs find the run; none where it is where they look. The recipe, where only that says how
+    its store is reached or where its folder on this machine is."""
+    if recipe.work is not None or _set_up(recipe):
+        return f" --recipe {shlex.quote(str(recipe_path))}"
+    return "" if shown(recipe.root) == DEFAULT_ROOT else f" --root {shlex.quote(shown(recipe.root))}"
+
+
+def _set_up(recipe: Recipe) -> bool:
+    """Whether the root is in a store that is reached by settings of the recipe."""
+    return not isinstance(recipe.root, Path) and recipe.storage != StorageConfig()
 
 
 def _after(recipe: Recipe, which: Parts) -> str | None:

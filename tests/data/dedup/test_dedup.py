@@ -11,20 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nextflow_data.config import DedupConfig, IngestConfig
 from nextflow_data.decisions import DECISION_SCHEMA
-from nextflow_data.dedup.clusters import bucket_pairs, connected_components
-from nextflow_data.dedup.images import (
-    confirm,
-    decide_images,
-    difference,
-    hamming,
-    image_keys,
-    is_candidate,
-    occurrences,
-    remove_images,
-    thumbnail,
-)
-from nextflow_data.dedup.minhash import signature, signature_keys, similarity_of, text_hash
-from nextflow_data.dedup.texts import choose_survivor, decide_documents, summarise
+from nextflow_data.dedup.images import differences, image_decision, occurrences, remove_images, thumbnail
+from nextflow_data.dedup.minhash import signature, signature_keys, text_hash
+from nextflow_data.dedup.order import image_order
+from nextflow_data.dedup.pairs import FIRST, copies_and_pairs
+from nextflow_data.dedup.survivors import both_sides, finish
+from nextflow_data.dedup.texts import Side, document_decision, similarities, summarise
 from nextflow_data.document import image_node
 from nextflow_data.images.measure import measure
 from PIL import Image
@@ -63,21 +55,46 @@ def band_keys(document, config):
     return set() if found is None else set(signature_keys(found, config))
 
 
-def duplicate_edges(documents, config):
-    """Every pair, looked at: equal texts, or a band in common and alike enough."""
-    edges = []
-    for a, b in combinations(sorted(documents, key=lambda d: d["doc_id"]), 2):
-        if text_hash(a) == text_hash(b):
-            edges.append((a["doc_id"], b["doc_id"], 1.0))
-        elif band_keys(a, config) & band_keys(b, config):
-            value = similarity_of(signature(a, config), signature(b, config))
-            edges += [(a["doc_id"], b["doc_id"], value)] if value >= config.min_similarity else []
-    return edges
+def similarity_of(a, b):
+    return float(np.mean(a == b))
+
+
+def side(summaries):
+    return Side(*([s[name] for s in summaries] for name in ("text", "images", "signature")))
+
+
+def copies_of(documents, config=CONFIG):
+    """What the stage does between its shuffles: doc_id of each copy to (survivor, value), and every pair's value."""
+    found = [summarise(d, config) for d in documents]
+    by_id = {summary["doc_id"]: summary for summary, _ in found}
+    rows = sorted({(key, summary["order"], summary["doc_id"]) for summary, keys in found for key in keys})
+    pairs = list(copies_and_pairs(rows))
+    candidates = sorted({(a, b) for equal, a, b in pairs if not equal})
+    values, copies = similarities(*(side([by_id[p[n]] for p in candidates]) for n in (0, 1)), config)
+    edges = [(a, b, float(v)) for (a, b), v, copy in zip(candidates, values, copies, strict=True) if copy]
+    gone = {}
+    for copy, _, kept, value in sorted(finish(both_sides(edges)), key=lambda row: (row[3], row[2])):
+        gone[copy] = kept, value
+    for _, kept, equal in (pair for pair in pairs if pair[0]):
+        gone[equal] = gone.get(kept, (kept, 1.0))
+    return gone, by_id
 
 
 def decide(documents, config=CONFIG):
-    summaries = {d["doc_id"]: summarise(d, config) for d in documents}
-    return decide_documents(summaries, duplicate_edges(documents, config), config)
+    gone, by_id = copies_of(documents, config)
+    rows = {}
+    for doc_id, (kept, value) in gone.items():
+        survivor = {f"kept_{name}": by_id[kept][name] for name in ("address", "text")}
+        rows[doc_id] = {"doc_id": doc_id, "kept": kept, "value": value, **survivor}
+    found = [document_decision(d, rows[d["doc_id"]], config) for d in documents if d["doc_id"] in rows]
+    return sorted(found, key=lambda d: d["doc_id"])
+
+
+def pictured(document, *numbers):
+    """The document with images whose hashes have nothing in common for different numbers."""
+    for n in numbers:
+        document["nodes"].append(image_node({"sha256": f"{n:064x}", "phash": random.Random(n).randbytes(8).hex()}))
+    return document
 
 
 def test_equal_texts_by_hash(build):
@@ -124,18 +141,57 @@ def test_short_texts_are_compared_only_exactly(build):
     assert band_keys(build.document("https://a/", "a b c d e f"), CONFIG) == set()
 
 
-def test_survivor_is_the_richest_copy(build):
+def test_the_richest_copy_stays(build):
     text = prose(5)
     plain, longer = build.document("https://a/", text), build.document("https://b/", text + " and one more word")
-    pictured = build.document("https://c/", edited(text, 1, 2))
-    pictured["nodes"].append(image_node({"sha256": "0" * 64}))
-    decisions = decide([plain, longer, pictured])
+    rich = pictured(build.document("https://c/", edited(text, 1, 2)), 1)
+    decisions = decide([plain, longer, rich])
     assert {d["doc_id"] for d in decisions} == {plain["doc_id"], longer["doc_id"]}
-    assert all(f"kept {pictured['doc_id']} https://c/" == d["detail"] for d in decisions)
+    assert all(f"kept {rich['doc_id']} https://c/" == d["detail"] for d in decisions)
     assert all(d["rule"] == "dedup.min_similarity" and 0.8 <= d["value"] <= 1 and d["threshold"] == 0.8 for d in decisions)
-    tied = [summarise(build.document(f"https://x/{n}", text), CONFIG) for n in range(5)]
-    assert choose_survivor(tied)["doc_id"] == min(s["doc_id"] for s in tied)
     assert pa.Table.from_pylist(decisions, schema=DECISION_SCHEMA).to_pylist() == decisions
+    half, whole = (
+        build.document("https://h/", prose(6, 300)),
+        build.document("https://w/", prose(6, 300) + " " + prose(7, 65)),
+    )
+    assert [d["doc_id"] for d in decide([half, whole])] == [half["doc_id"]]
+
+
+def test_two_galleries_under_the_same_words_both_stay(build):
+    words = "All photographs of our last journey, in the order in which they were taken. " * 2
+    one, other = (pictured(build.document(f"https://{n}/", words), *range(n, n + 4)) for n in (0, 10))
+    assert decide([one, other]) == []
+    assert len(decide([one, other], DedupConfig(min_images_in_common=0))) == 1
+    fewer = pictured(build.document("https://f/", words), 1, 2)
+    (decision,) = decide([one, other, fewer])
+    assert (decision["doc_id"], decision["rule"]) == (fewer["doc_id"], "dedup.exact") and one["doc_id"] in decision["detail"]
+
+
+def test_a_chain_of_small_changes_does_not_swallow_its_ends(build):
+    """Neighbours are above the threshold, the ends far below it. Whoever goes is near the one that it names."""
+    texts = [prose(3, 400)]
+    for step in range(9):
+        words = texts[-1].split()
+        words[40 * step + 10 : 40 * step + 26] = [f"new{step}x{n}" for n in range(16)]
+        texts.append(" ".join(words))
+    documents = [build.document(f"https://{n}/", text) for n, text in enumerate(texts)]
+    assert jaccard(texts[0], texts[1]) > 0.88 and jaccard(texts[0], texts[9]) < 0.5
+    position = {d["doc_id"]: n for n, d in enumerate(documents)}
+    gone, _ = copies_of(documents)
+    assert len(documents) - len(gone) >= 2
+    for copy, (kept, value) in gone.items():
+        assert kept not in gone and value >= CONFIG.min_similarity
+        assert value == similarity_of(*(signature(documents[position[one]], CONFIG) for one in (copy, kept)))
+
+
+def test_equals_of_a_copy_go_with_it_and_name_its_survivor(build):
+    """Equal texts with equal images are compared once, by the first of them."""
+    text = prose(8)
+    rich = pictured(build.document("https://r/", edited(text, 1, 3)), 1)
+    equals = [build.document(f"https://{n}/", text) for n in range(20)]
+    decisions = decide([rich, *equals])
+    assert len(decisions) == 20 and len({d["value"] for d in decisions}) == 1
+    assert all(rich["doc_id"] in d["detail"] and d["rule"] == "dedup.min_similarity" for d in decisions)
 
 
 @settings(max_examples=25, deadline=None)
@@ -155,43 +211,34 @@ def test_order_and_partition_do_not_change_survivors(build, shuffler, recipe):
     assert decide([d for d in documents if d["doc_id"] not in dropped]) == []
 
 
-@given(st.lists(st.tuples(st.sampled_from("abcdefgh"), st.sampled_from("abcdefgh")), max_size=12), st.randoms())
-def test_components_are_those_of_a_naive_search(edges, shuffler):
-    labels = connected_components(edges)
-    for one in {x for edge in edges for x in edge}:
-        reached, todo = {one}, [one]
-        while todo:
-            here = todo.pop()
-            for a, b in edges:
-                for x, y in ((a, b), (b, a)):
-                    if x == here and y not in reached:
-                        reached.add(y)
-                        todo.append(y)
-        assert labels[one] == min(reached)
-    shuffled = edges[:]
-    shuffler.shuffle(shuffled)
-    assert connected_components(shuffled) == labels
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([b"t1", b"b1", b"b2"]), st.binary(max_size=1), st.text("abc", min_size=1)), max_size=40
+    )
+)
+def test_pairs_are_linear_go_from_earlier_to_later_and_reach_the_first(rows):
+    rows = sorted(set(rows))
+    found = list(copies_and_pairs(rows))
+    for key in {row[0] for row in rows}:
+        places = {}
+        for _, order, doc_id in (row for row in rows if row[0] == key):
+            places.setdefault(order, doc_id)
+        pairs = [(a, b) for equal, a, b in copies_and_pairs(r for r in rows if r[0] == key) if not equal]
+        assert len(pairs) <= (FIRST + 1) * len(places)
+        first, *others = [doc_id for _, doc_id in sorted(places.items())] or [""]
+        assert {(first, other) for other in others} <= set(pairs)
+    assert sum(equal for equal, _, _ in found) == len([r for r in rows if r[0] == b"t1"]) - len(
+        {r[1] for r in rows if r[0] == b"t1"}
+    )
 
 
-@given(st.lists(st.text("abc", min_size=1, max_size=3), min_size=1, max_size=10))
-def test_bucket_pairs_connect_the_bucket_in_linear_number(ids):
-    pairs = bucket_pairs(ids)
-    assert len(pairs) <= 2 * len(set(ids)) and all(a < b for a, b in pairs)
-    assert len(set(connected_components(pairs).values())) <= 1
+def test_documents_that_come_later_in_order_change_no_pair_before_them():
+    rows = [(b"t", n.to_bytes(2, "big"), f"d{n}") for n in range(60)]
+    pairs = list(copies_and_pairs(rows))
+    assert list(copies_and_pairs(rows[:40])) == [pair for pair in pairs if int(pair[2][1:]) < 40]
 
 
 # Images
-
-
-@given(st.integers(0, 2**64 - 1), st.sets(st.integers(0, 63), max_size=6), st.integers(0, 10))
-def test_hashes_within_the_radius_always_share_a_key(value, flips, radius):
-    config = DedupConfig(image_hamming=radius)
-    other = value
-    for bit in sorted(flips)[:radius]:
-        other ^= 1 << bit
-    a, b = f"{value:016x}", f"{other:016x}"
-    assert hamming(a, b) == len(sorted(flips)[:radius])
-    assert set(image_keys(a, config)) & set(image_keys(b, config))
 
 
 @pytest.fixture(scope="module")
@@ -232,24 +279,36 @@ def gallery(build, pictures):
     return documents
 
 
-def candidate_pairs(images, config):
-    """Every pair of distinct images, looked at: a key in common, and hashes and shapes near enough."""
-    found = {image["sha256"]: image for image in images}
-    keys = {sha256: set(image_keys(image["phash"], config)) for sha256, image in found.items()}
-    pairs = combinations(sorted(found), 2)
-    return [(a, b) for a, b in pairs if keys[a] & keys[b] and is_candidate(found[a], found[b], config)]
-
-
 def run_images(documents, pictures, config=CONFIG):
-    images = [o for d in documents for o in occurrences(d)]
-    load = {measure(payload, IngestConfig())["sha256"]: payload for payload in pictures.values()}.__getitem__
-    edges = confirm(candidate_pairs(images, config), load, config, IngestConfig())
-    return decide_images(images, edges, config)
+    """What the stage does between its shuffles, but that every pair is compared on pixels."""
+    places = sorted(
+        ((image_order(o["width"], o["height"], (o["doc_id"], o["node"]), o["image_id"], config), o) for d in documents
+         for o in occurrences(d, config)), key=lambda place: (place[0], place[1]["doc_id"], place[1]["node"])
+    )  # fmt: skip
+    first = {}
+    for _, one in places:
+        first.setdefault(one["image_id"], one)
+    load = {measure(payload, IngestConfig())["sha256"]: payload for payload in pictures.values()}
+    thumbs = {one: thumbnail(load[o["sha256"]], config, IngestConfig()) for one, o in first.items()}
+    pairs = [(a, b) for a, b in combinations(first, 2) if first[a]["scope"] == first[b]["scope"]]
+    edges = [(a, b, float(differences([thumbs[a]], [thumbs[b]])[0])) for a, b in pairs]
+    gone = {}
+    for copy, _, kept, value in finish(both_sides(e for e in edges if e[2] <= config.image_max_difference)):
+        gone[copy] = min(gone.get(copy, (2.0, "")), (value, kept))
+    decisions = []
+    for _, one in places:
+        value, kept = gone.get(one["image_id"], (0.0, one["image_id"]))
+        if one is not first[kept]:
+            copy = {"doc_id": one["doc_id"], "node": one["node"], "equal": kept == one["image_id"], "value": value}
+            copy |= {f"kept_{name}": first[kept][name] for name in ("doc_id", "node", "sha256")}
+            document = next(d for d in documents if d["doc_id"] == one["doc_id"])
+            decisions.append(image_decision(document, copy, config))
+    return sorted(decisions, key=lambda d: (d["doc_id"], d["index"]))
 
 
 def test_pixels_tell_copies_from_likenesses(pictures):
     def same_image(a, b, config):
-        return difference(*(thumbnail(payload, config, IngestConfig()) for payload in (a, b)))
+        return differences(*([thumbnail(payload, config, IngestConfig())] for payload in (a, b)))[0]
 
     assert same_image(pictures["original"], pictures["again"], CONFIG) == 0
     for name in ("small", "jpeg"):
@@ -301,20 +360,3 @@ def test_order_does_not_change_which_images_stay(gallery, pictures, shuffler, ke
     shuffled = gallery[:]
     shuffler.shuffle(shuffled)
     assert run_images(shuffled, pictures, config) == expected
-
-
-def test_every_removed_image_was_compared_with_the_one_that_stays():
-    """A chain a–b–c where a and c differ: c is no copy of a and stays."""
-    images = [
-        {"doc_id": f"d{n}", "address": "x", "node": 0, "sha256": n, "phash": "0" * 16, "width": 10, "height": 10}
-        for n in "abc"
-    ]
-    decisions = decide_images(images, [("a", "b", 0.01), ("b", "c", 0.01)], CONFIG)
-    assert [(d["doc_id"], d["detail"]) for d in decisions] == [("db", "b: kept da node 0 a")]
-
-
-def test_unreadable_image_has_no_duplicates(gallery, pictures):
-    images = [o for d in gallery for o in occurrences(d)]
-    pairs = candidate_pairs(images, CONFIG)
-    assert pairs and set(pairs) <= set(combinations(sorted({i["sha256"] for i in images}), 2))
-    assert confirm(pairs, lambda sha256: b"broken", CONFIG, IngestConfig()) == []

@@ -9,6 +9,7 @@ from pathlib import Path
 from nextflow_data.config import IngestConfig
 from nextflow_data.pages.assemble import assemble, image_addresses
 from nextflow_data.pages.blocks import TextBlock
+from nextflow_data.pages.draft import draft_text, page_of
 from nextflow_data.pages.parse import parse_page
 
 PAGE = Path(__file__).parents[1] / "fixtures" / "pygame_intro.html"
@@ -110,9 +111,8 @@ def test_the_document_made_of_it(build):
         "status": 200, "record_id": "1", "date": None, "licence": "LGPL-2.1-or-later",
     }  # fmt: skip
     image = {"ref": {"uri": "x", "offset": 1, "length": 2}, "sha256": "0" * 64}
-    document, decisions, asides = assemble(
-        record, page, {a: {**image, "address": a} for a in addresses if "blade" not in a}, IngestConfig()
-    )
+    images = {a: {**image, "address": a} for a in addresses if "blade" not in a}
+    document, decisions, asides = assemble(record, page_of(draft_text(page, IngestConfig())), images)
     assert [n["kind"] for n in document["nodes"]] == ["text", "image", "text", "image", "text"]
     assert document["nodes"][0]["text"].startswith("Python Pygame Introduction\n\nAuthor:")
     assert "the computer.\n\nOver the past" in document["nodes"][2]["text"]

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from nextflow_data.common.range_opener import LocalFiles
 from nextflow_data.config import IngestConfig
 from nextflow_data.records import ref_of
+from nextflow_data.sources.warc import WarcConfig, WarcSource
 from nextflow_data.warc import records
 from nextflow_data.warc.records import RecordError
 
@@ -19,7 +20,7 @@ PAGE = b"<html><body><p>Hello, reader.</p></body></html>"
 
 
 def scan(uri, config):
-    return records.scan(uri, config, FILES)
+    return WarcSource(WarcConfig(files=(uri,)), config).records(uri, FILES)
 
 
 def read(ref, config, max_bytes=None):

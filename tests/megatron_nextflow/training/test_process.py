@@ -27,7 +27,8 @@ from megatron_nextflow import train
 from megatron_nextflow.checkpoint.save import SaveError
 from megatron_nextflow.config.train import OptimizerConfig, TrainConfig
 from megatron_nextflow.feeding import inputs
-from megatron_nextflow.feeding.feed import Feed, FeedError
+from megatron_nextflow.feeding.ahead import FeedAhead
+from megatron_nextflow.feeding.feed import FeedError
 from megatron_nextflow.feeding.inputs import InputError
 from megatron_nextflow.launching.exit_status import STATUS_FILE
 from megatron_nextflow.runtime import training_folder
@@ -80,11 +81,15 @@ def _flip(file: Path, place: int) -> None:
     file.write_bytes(content)
 
 
-def test_a_shard_with_one_flipped_byte_is_refused(data: Any, make_config: Config, tmp_path: Path) -> None:
+def test_a_shard_with_one_flipped_byte_is_refused_where_all_are_hashed(
+    data: Any, make_config: Config, tmp_path: Path
+) -> None:
     shard = sorted(data.shards.glob("*.tar"))[-1]
     _flip(shard, shard.stat().st_size // 2)
+    config = make_config(data, tmp_path / "run")
+    config = config.model_copy(update={"data": config.data.model_copy(update={"verify": True})})
     with pytest.raises(InputError, match=rf"{shard.name} was changed after it was written.*mnf audit"):
-        loop.train(make_config(data, tmp_path / "run"), CPU)
+        loop.train(config, CPU)
     assert not (tmp_path / "run").exists()
 
 
@@ -149,14 +154,14 @@ def test_a_shard_set_without_packs_is_refused(data: Any, make_config: Config, tm
 def test_a_stop_signal_saves_and_ends_with_0(
     data: Any, make_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: Program
 ) -> None:
-    give = Feed.next_batch
+    give = FeedAhead.next_batch
 
-    def interrupted(self: Feed) -> Any:
+    def interrupted(self: FeedAhead) -> Any:
         if self.consumed == 8:
             os.kill(os.getpid(), signal.SIGTERM)
         return give(self)
 
-    monkeypatch.setattr(Feed, "next_batch", interrupted)
+    monkeypatch.setattr(FeedAhead, "next_batch", interrupted)
     config = make_config(data, tmp_path / "run", steps=100_000, log_interval=2)
     assert program(config) == 0
     saved = training_folder.latest(config.output)
@@ -272,14 +277,13 @@ def test_a_log_has_what_nobody_caught(tmp_path: Path, program: Program) -> None:
 
 
 def test_the_program_says_why_in_one_line(data: Any, make_config: Config, tmp_path: Path) -> None:
-    index = sorted(data.shards.glob("*.tar.idx"))[0]
-    _flip(index, 3)
+    _flip(data.shards / "manifest.json", 300)
     config = tmp_path / "train.json"
     config.write_text(make_config(data, tmp_path / "run").model_dump_json(), encoding="utf-8")
     done = _run(config)
     assert done.returncode == 2
     assert done.stdout == ""
-    assert done.stderr.count("\n") == 1 and done.stderr.startswith("train: ") and index.name in done.stderr
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith("train: ") and "manifest.json" in done.stderr
 
 
 def test_a_configuration_that_cannot_work_never_loads_torch(tmp_path: Path) -> None:

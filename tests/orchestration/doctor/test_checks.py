@@ -167,5 +167,6 @@ def test_the_whole_examination(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert done.returncode == 0, [one for one in said["checks"] if one["state"] == "bad"]
     assert not list(tmp_path.iterdir())
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "nosuch0")
-    found = look("network.gloo", Case(tmp_path))
-    assert "do not meet" in found.found and "nosuch0" in found.found and "GLOO_SOCKET_IFNAME" in found.advice
+    done = subprocess.run([*command, "--json"], capture_output=True, text=True)
+    (bad,) = [one for one in json.loads(done.stdout)["checks"] if one["state"] == "bad"]
+    assert "do not meet" in bad["found"] and "nosuch0" in bad["found"] and "GLOO_SOCKET_IFNAME" in bad["advice"]

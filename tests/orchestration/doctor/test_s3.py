@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 from nextflow_orchestration.doctor.check import Case, Diagnosis, State
 from nextflow_orchestration.doctor.checks.s3 import rights
+from nextflow_orchestration.recipes.run import Recipe, load_recipe
 
 LIST = b'<?xml version="1.0"?><ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><KeyCount>0</KeyCount></ListBucketResult>'
 DENIED = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+MISSING = b"<Error><Code>NoSuchKey</Code><Message>nothing is there</Message></Error>"
 EXISTS = b"<Error><Code>PreconditionFailed</Code><Message>it is there</Message></Error>"
 
 
@@ -52,6 +54,8 @@ class Handler(BaseHTTPRequestHandler):
             self._send(204)
         elif "list-type" in self.path:
             self._send(200, LIST)
+        elif name not in self.server.objects:
+            self._send(404, MISSING)
         else:
             first, last = self.headers["Range"].removeprefix("bytes=").split("-")
             self._send(206, self.server.objects[name][int(first) : int(last) + 1])
@@ -68,12 +72,14 @@ def ask(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., tuple[Diagnos
     for name in ("AWS_ENDPOINT_URL_S3", "http_proxy", "HTTP_PROXY"):
         monkeypatch.delenv(name, raising=False)
 
-    def asked(conditions: bool = True, denied: tuple[str, ...] = ()) -> tuple[Diagnosis, Server]:
+    def asked(
+        conditions: bool = True, denied: tuple[str, ...] = (), recipe: Recipe | None = None
+    ) -> tuple[Diagnosis, Server]:
         server = Server(conditions, denied)
         servers.append(server)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_address[1]}")
-        return rights(Case(Path("."), "s3://bucket/some/prefix")), server
+        return rights(Case(Path("."), None if recipe else "s3://bucket/some/prefix", recipe)), server
 
     yield asked
     for server in servers:
@@ -97,6 +103,19 @@ def test_denied_rights_are_named(ask: Callable[..., tuple[Diagnosis, Server]]) -
     found, _ = ask(denied=("DELETE",))
     assert "delete: AccessDenied Access Denied (fine: list, put, put-if-absent, range)" in found.found
     assert "rights" in found.advice
+
+
+def test_what_a_recipe_writes_and_reads_is_tried(ask: Callable[..., tuple[Diagnosis, Server]], tmp_path: Path) -> None:
+    file = tmp_path / "r.yaml"
+    file.write_text("name: r\nroot: s3://bucket/run\ninput: [s3://other/a/1.warc.gz, s3://other/a/2.warc.gz]\n")
+    found, server = ask(recipe=load_recipe(file))
+    assert "list, put, put-if-absent, range, delete at s3://bucket/run" in found.found
+    assert found.state is State.BAD and "get: " in found.found and "at s3://other/a/2.warc.gz" in found.found
+    assert server.objects == {} and "1.warc.gz" not in found.found
+    # A lock on a disk stands for what the store lacks.
+    locked = load_recipe(file, [f"storage.lock={tmp_path}", "input=sample"])
+    assert ask(conditions=False, recipe=load_recipe(file, ["input=sample"]))[0].state is State.BAD
+    assert ask(conditions=False, recipe=locked)[0].state is State.OK
 
 
 def test_nobody_there_and_no_address(monkeypatch: pytest.MonkeyPatch, ask: Callable[..., tuple[Diagnosis, Server]]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from nextflow_orchestration.explain import find
+from nextflow_orchestration.explain import nearest as finder
 from nextflow_orchestration.explain.find import explain
 from nextflow_orchestration.explain.story import Story, print_story, visible
 from nextflow_orchestration.runs.lineage import NoRun
@@ -152,9 +152,9 @@ def test_few_of_many_are_compared_and_the_nearest_is_among_them(slip: str, monke
     (nearest,) = difflib.get_close_matches(slip, words, n=1)
     compared: list[int] = []
     match = difflib.get_close_matches
-    monkeypatch.setattr(find, "_COMPARED", 20)
-    monkeypatch.setattr(find.difflib, "get_close_matches", lambda *a, **k: compared.append(len(a[1])) or match(*a, **k))
-    assert find._alike(slip, words, 0.5)[0] == nearest == "https://docs.example/0123/page"
+    monkeypatch.setattr(finder, "COMPARED", 20)
+    monkeypatch.setattr(finder.difflib, "get_close_matches", lambda *a, **k: compared.append(len(a[1])) or match(*a, **k))
+    assert finder.alike(slip, words, 0.5)[0] == nearest == "https://docs.example/0123/page"
     assert compared[0] <= 80
 
 

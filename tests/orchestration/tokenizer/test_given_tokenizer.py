@@ -68,7 +68,7 @@ def test_the_report_shows_the_given_tokenizers_own_values(given: Path, tmp_path:
     scale = {"scale": 1, "tokens": 1, "distinct": 1, "perplexity": 1.0}
     scored = {"sha256": "cd" * 32, "grid": [8, 8], "scales": 8, "psnr": 11.25}
     evaluation = {"images": [scored], "scales": [scale], "psnr": 11.25, "usage": 0.5}
-    part = tokenizer(commit(tmp_path / "stage", given, evaluation, given=True), {}, Gallery())
+    part = tokenizer(commit(tmp_path / "stage", given, evaluation, given=True), Gallery())
     assert part is not None and part.codebook == 48 and part.curves == ()
     facts = {fact.name: fact.value for fact in part.facts}
     assert facts["Codebook"].startswith("48 entries, each a semantic code of 3 and a pixel code of 5 ")
@@ -77,6 +77,6 @@ def test_the_report_shows_the_given_tokenizers_own_values(given: Path, tmp_path:
 
 
 def test_a_given_tokenizer_without_scores_is_shown_too(given: Path, tmp_path: Path) -> None:
-    part = tokenizer(commit(tmp_path / "stage", given, None, given=True), {}, Gallery())
+    part = tokenizer(commit(tmp_path / "stage", given, None, given=True), Gallery())
     assert part is not None and part.pairs == () and part.usage == ()
     assert "PSNR" not in {fact.name for fact in part.facts} and part.note.endswith("none of this run's images fits it.")

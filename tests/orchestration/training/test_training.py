@@ -75,7 +75,7 @@ def test_paths_are_made_absolute_and_options_replace_the_recipes_own(recipe: Pat
     prepared = prepare(recipe, [], None, None)
     assert prepared.config.output == tmp_path / "runs" / "tiny" == prepared.home
     assert prepared.config.data.shards == str(tmp_path / "data" / "shards")
-    other = prepare(recipe, [], Path("mine"), Path("here"))
+    other = prepare(recipe, [], "mine", Path("here"))
     assert (other.config.data.shards, other.config.output) == (str(tmp_path / "mine"), tmp_path / "here")
 
 

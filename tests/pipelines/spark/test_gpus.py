@@ -15,9 +15,10 @@ from typing import Any
 import pyspark
 import pytest
 import torch
+from nextflow_pipelines.spark.cluster import is_local
 from nextflow_pipelines.spark.config import SparkConfig
 from nextflow_pipelines.spark.gpus import GpuError, TaskGpus
-from nextflow_pipelines.spark.session import is_local, spark_settings
+from nextflow_pipelines.spark.session import spark_settings
 from pydantic import ValidationError
 
 CLUSTER = TaskGpus(per_task=0.5, local=False)

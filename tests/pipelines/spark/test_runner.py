@@ -11,14 +11,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from nextflow_data.common.whole_files import file_sha256
+from nextflow_data.storage.errors import StoreError
+from nextflow_pipelines.contract.made_with import made_with
 from nextflow_pipelines.contract.stage import DiskFull, StageError, StagePlan
 from nextflow_pipelines.contract.tables import UnitTables, read_table
 from nextflow_pipelines.contract.units import unit_record
 from nextflow_pipelines.contract.work import open_stage
+from nextflow_pipelines.spark import runner
 from nextflow_pipelines.spark.config import SparkConfig
 from nextflow_pipelines.spark.context import RunContext
-from nextflow_pipelines.spark.runner import Unit, bucket_of, run_frame, run_units
-from nextflow_pipelines.stages.common import file_of
+from nextflow_pipelines.spark.runner import Unit, bucket_of, run_frame, run_local, run_units
+from nextflow_pipelines.stages.common import file_of, read_parquet
 
 PLAN = StagePlan("toy", 1, {}, {})
 SCHEMA = pa.schema([("key", pa.string()), ("value", pa.int64())])
@@ -183,3 +186,87 @@ def test_buckets_without_rows_are_units_too(tmp_path: Path) -> None:
         names = run_frame(ctx.session, work, "part", 4, partial(frame, 3, 4), ["key", "value"], gather, {"data": SCHEMA})
         manifest = work.commit(names)
     assert len(manifest["files"]) == 4 and manifest["counts"]["rows"]["data"] == 3
+
+
+def test_a_worker_of_other_versions_is_refused_before_it_does_anything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "made_with", lambda: {**made_with(), "lxml": "1.0", "xxhash": "2.0", "torch": "2.13.0+cu1"})
+    ctx = RunContext(tmp_path)
+    said = r"the worker on .* has other versions than the driver \(lxml [\d.]+, not 1\.0, xxhash [\d.]+, not 2\.0\)"
+    with open_stage(tmp_path, PLAN) as work:
+        with pytest.raises(StageError, match=said):
+            run_units(ctx.session, work, units(2), squares, {"data": SCHEMA})
+        assert work.missing([unit.name for unit in units(2)]) == [unit.name for unit in units(2)]
+
+
+def test_payloads_hold_paths_and_nothing_that_is_not_json(tmp_path: Path) -> None:
+    ctx = RunContext(tmp_path)
+    (tmp_path / "in").write_text("41")
+    odd = {"file": tmp_path / "in", "also": [{"$path": "of the user", "more": 1}]}
+    with open_stage(tmp_path, PLAN) as work:
+        run_units(ctx.session, work, [Unit("u", odd)], read_number, {"data": SCHEMA})
+        assert pq.read_table(work.files(["u"], "data")[0])["value"].to_pylist() == [41]
+        with pytest.raises(TypeError, match="JSON values and paths, not set"):
+            run_units(ctx.session, work, [Unit("v", {1, 2})], read_number, {"data": SCHEMA})
+
+
+def read_number(payload: Any, out: UnitTables) -> None:
+    assert payload["also"] == [{"$path": "of the user", "more": 1}]
+    out.write("data", [{"key": "in", "value": int(payload["file"].read_text())}])
+
+
+NESTED = pa.schema(
+    [
+        pa.field("id", pa.int64(), nullable=False),
+        ("codes", pa.list_(pa.struct([pa.field("code", pa.uint16(), nullable=False), ("at", pa.uint32())]))),
+        ("small", pa.uint8()),
+        ("text", pa.string()),
+    ]
+)
+
+
+def nested(number: int) -> dict[str, Any]:
+    codes = None if number % 3 == 0 else [{"code": 65_535 - i, "at": 2**32 - 1 - number} for i in range(number % 4)]
+    return {"id": number, "codes": codes, "small": number % 256, "text": None if number % 5 == 0 else "é" * (number % 7)}
+
+
+def test_a_frame_of_files_has_their_rows_whatever_their_types(session: Any, tmp_path: Path) -> None:
+    rows = [nested(number) for number in range(700)]
+    files = [tmp_path / f"a b\u00e9{number}.parquet" for number in range(11)]
+    for number, file in enumerate(files):
+        pq.write_table(pa.Table.from_pylist(rows[number::11] if number != 5 else [], schema=NESTED), file, row_group_size=9)
+    kept = [row for row in rows if row["id"] % 11 != 5]
+    frame = read_parquet(session, files)
+    assert [row.asDict(recursive=True) for row in frame.orderBy("id").collect()] == kept
+    assert frame.toArrow().schema.field("codes").type == pa.list_(pa.struct([("code", pa.int32()), ("at", pa.int64())]))
+    some = read_parquet(session, files, ["id", "codes.list.element.at"], None).orderBy("id").collect()
+    at = [None if row["codes"] is None else [{"at": code["at"]} for code in row["codes"]] for row in kept]
+    assert [row.asDict(recursive=True) for row in some] == [
+        {"id": r["id"], "codes": a} for r, a in zip(kept, at, strict=True)
+    ]
+    assert read_parquet(session, [], ["text", "id"], NESTED).columns == ["text", "id"]
+    assert read_parquet(session, [], schema=NESTED).count() == 0
+
+
+def test_a_relative_root_is_made_absolute_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    ctx = RunContext(Path("run"))
+    assert ctx.root == ctx.work == tmp_path / "run"
+
+
+def no_room(payload: Any, out: UnitTables) -> None:
+    try:
+        raise OSError(28, "No space left on device")
+    except OSError as error:
+        raise StoreError(28, "there is no room for a copy in /cache; set storage.cache") from error
+
+
+def test_a_full_disk_of_copies_is_not_taken_for_the_stages(tmp_path: Path) -> None:
+    ctx = RunContext(tmp_path)
+    words = r"no room for a copy in /cache; set storage\.cache"
+    with pytest.raises(StageError, match=words) as told, open_stage(tmp_path, PLAN) as work:
+        run_units(ctx.session, work, units(1), no_room, {"data": SCHEMA})
+    assert not isinstance(told.value, DiskFull)
+    with pytest.raises(StoreError, match=words), open_stage(tmp_path, PLAN) as work:
+        run_local(work, units(1), no_room, {"data": SCHEMA})

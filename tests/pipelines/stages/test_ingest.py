@@ -12,12 +12,14 @@ import pytest
 from nextflow_data.config import IngestConfig
 from nextflow_data.sources.jsonl import JsonlConfig
 from nextflow_data.sources.warc import WarcConfig
-from nextflow_pipelines.contract.stage import read_manifest
+from nextflow_pipelines import first_pass
+from nextflow_pipelines.contract.stage import StageError, read_manifest
 from nextflow_pipelines.contract.tables import read_table
 from nextflow_pipelines.registry import run_stage
 from nextflow_pipelines.sources import image_loader
 from nextflow_pipelines.spark.config import SparkConfig
 from nextflow_pipelines.spark.context import RunContext
+from nextflow_pipelines.stages import ingest
 from PIL import Image
 
 
@@ -68,3 +70,58 @@ def test_rows_and_a_warc_become_documents_together(damaged_files: Any, session: 
     assert run_stage("ingest", ctx, sections, {}, entries).skipped
     with pytest.raises(ValueError, match="entries 1 and 2 name the same jsonl file"):
         run_stage("ingest", ctx, sections, {}, [entries[1], JsonlConfig(files=(str(moved),))])
+
+
+@pytest.mark.slow
+def test_a_file_that_changed_is_read_again_and_nothing_else(session: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("a b", "c"):
+        (folder / f"{name}.jsonl").write_text(json.dumps({"text": f"This is {name}."}) + "\n")
+    entries = [JsonlConfig(files=(f"{folder}/",))]
+    ctx, sections = RunContext(tmp_path / "run", SparkConfig(files=1, partitions=1)), {"ingest": IngestConfig()}
+    first = run_stage("ingest", ctx, sections, {}, entries)
+    found = {row["nodes"][0]["text"] for row in read_table(first.dir, "documents").to_pylist()}
+    assert found == {"This is a b.", "This is c."}
+    read: list[str] = []
+    ctx.progress = lambda done, total, note: read.append(note)
+    assert run_stage("ingest", ctx, sections, {}, entries).skipped and not any("reading" in note for note in read)
+    assert "2 input files are listed" in read
+
+    (folder / "c.jsonl").write_text(json.dumps({"text": "This is another."}) + "\n")
+    looked = RunContext(ctx.root, ctx.spark, look=True)
+    assert not run_stage("ingest", looked, sections, {}, entries).skipped
+    second = run_stage("ingest", ctx, sections, {}, entries)
+    assert not second.skipped and not list(ctx.root.glob("first_pass-*"))
+    found = {row["nodes"][0]["text"] for row in read_table(second.dir, "documents").to_pylist()}
+    assert found == {"This is a b.", "This is another."}
+
+
+def test_a_file_that_changes_under_the_run_stops_it_and_the_units_of_others_stay(
+    session: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    for file in files:
+        file.write_text(json.dumps({"text": f"This is {file.name}."}) + "\n")
+    entries = [JsonlConfig(files=tuple(map(str, files)))]
+    ctx, sections = RunContext(tmp_path / "run", SparkConfig(files=1, partitions=1)), {"ingest": IngestConfig()}
+    bound = first_pass.open_stage
+
+    def meanwhile(*given: Any) -> Any:
+        files[1].write_text(json.dumps({"text": "Changed."}) + "\n")
+        return bound(*given)
+
+    monkeypatch.setattr(first_pass, "open_stage", meanwhile)
+    with pytest.raises(StageError, match=r"b\.jsonl: it was changed after this run had bound it"):
+        run_stage("ingest", ctx, sections, {}, entries)
+    monkeypatch.undo()
+    (kept,) = [path.name for path in ctx.root.glob("first_pass-*/_work/done/*.json")]
+    before = (next(ctx.root.glob("first_pass-*")) / "_work" / "done" / kept).stat().st_mtime_ns
+    monkeypatch.setattr(ingest, "discard", lambda *_: None)
+    result = run_stage("ingest", ctx, sections, {}, entries)
+    assert {row["nodes"][0]["text"] for row in read_table(result.dir, "documents").to_pylist()} == {
+        "This is a.jsonl.",
+        "Changed.",
+    }
+    done = {path.name: path.stat().st_mtime_ns for path in ctx.root.glob("first_pass-*/_work/done/*.json")}
+    assert len(done) == 2 and done[kept] == before

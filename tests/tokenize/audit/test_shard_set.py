@@ -1,12 +1,15 @@
 """The audit: silent on a sound set, never silent on a damaged one, and never stopped by it."""
 
+import shutil
 import tarfile
 from collections.abc import Callable
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,7 +18,10 @@ from nextflow_tokenize.audit.shard_set import audit
 from nextflow_tokenize.config.pack import CostModel, PackConfig
 from nextflow_tokenize.packing.sample import PackSample
 from nextflow_tokenize.shards.manifest import seal, to_bytes
+from nextflow_tokenize.shards.statistics import Statistics
+from nextflow_tokenize.shards.tables import SHARDS_SCHEMA, to_parquet
 
+FORMAT_1 = Path(__file__).parents[1] / "fixtures" / "shards"
 COST = CostModel(hidden_size=32, ffn_hidden_size=64, layers=2, heads=2, query_groups=2, vocabulary=100)
 
 
@@ -40,7 +46,7 @@ def test_a_sound_set_has_no_findings_and_true_statistics(sound_set: Any) -> None
     )
     assert statistics.documents == len(sound_set.documents)
     assert sum(tokens["images"] for tokens in statistics.tokens_by_source.values()) == len(images)
-    shards = len(sound_set.manifest.shards)
+    shards = sound_set.manifest.totals.shards
     assert steps == [(done, shards) for done in range(shards + 1)]
     assert result.to_dict()["statistics"]["kinds"].keys() == {"text", "codes", "markers"}
 
@@ -124,10 +130,10 @@ def test_without_index_or_table_samples_are_found_all_the_same(make_set: Any) ->
     made = make_set()
     (made.path / "shard-000000.tar.idx").unlink()
     assert audit(made.path).samples_read == len(made.plan.packs)
-    (made.path / "samples.parquet").unlink()
+    (made.path / "samples" / "shard-000000.parquet").unlink()
     result = audit(made.path)
     assert result.samples_read == len(made.plan.packs)
-    assert {shard for shard, _, _ in errors(result)} == {"shard-000000.tar.idx", "samples.parquet"}
+    assert {shard for shard, _, _ in errors(result)} == {"shard-000000.tar.idx", "samples/shard-000000.parquet"}
 
 
 def test_files_that_are_missing_or_too_many(make_set: Any) -> None:
@@ -180,7 +186,6 @@ def wrong_grid(pack: PackSample) -> PackSample:
         ({"change": text_first("colour", lambda _: 1)}, "shard-000000.tar", "segments.0.text.colour"),
         ({"change": text_first("loss", lambda _: 1)}, "shard-000000.tar", "segments.0.text.loss"),
         ({"change": interleave}, "shard-000000.tar", "stands in two places"),
-        ({"change": wrong_grid}, "shard-000000.tar", "no ratio of the schedule has (50, 50)"),
         (
             {"change": lambda pack: replace(pack, target=pack.target[:-1])},
             "shard-000000.tar",
@@ -195,12 +200,12 @@ def wrong_grid(pack: PackSample) -> PackSample:
                     pack, pieces=tuple(p.model_copy(update={"first_slot": 9}) for p in pack.pieces)
                 )
             },
-            "documents.parquet",
+            "documents/shard-000000.parquet",
             "first_slot is 9, the sample gives",
         ),
         (
             {"change": lambda pack: replace(pack, pieces=tuple(p.model_copy(update={"piece": 5}) for p in pack.pieces))},
-            "documents.parquet",
+            "documents/shard-000000.parquet",
             "piece 0 of document",
         ),
         (
@@ -209,12 +214,12 @@ def wrong_grid(pack: PackSample) -> PackSample:
                     pack, pieces=tuple(p.model_copy(update={"doc_id": "f" * 32}) for p in pack.pieces)
                 )
             },
-            "documents.parquet",
+            "documents/shard-000000.parquet",
             "it has no row with",
         ),
         (
             {"change": lambda pack: replace(pack, pieces=tuple(p.model_copy(update={"images": 77}) for p in pack.pieces))},
-            "samples.parquet",
+            "samples/shard-000000.parquet",
             "images is",
         ),
     ],
@@ -227,6 +232,14 @@ def test_a_writer_that_lies_is_found_though_every_hash_is_right(
     assert not any("bytes were changed" in finding.what or "could not be" in finding.what for finding in result.findings)
 
 
+def test_a_grid_that_no_schedule_has_is_found(make_set: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The writer cannot count it, so it must not."""
+    monkeypatch.setattr(Statistics, "add", lambda *_: None)
+    made = make_set(change=wrong_grid)
+    monkeypatch.undo()
+    assert any("no ratio of the schedule has (50, 50)" in finding.what for finding in audit(made.path).findings)
+
+
 @pytest.mark.parametrize(
     ("update", "where"),
     [
@@ -235,11 +248,9 @@ def test_a_writer_that_lies_is_found_though_every_hash_is_right(
         (lambda m: {"packing": m.packing.model_copy(update={"fill": 1.0})}, "packing"),
         (lambda m: {"tokens_by_licence": {"MIT": m.tokens_by_licence["LGPL-2.1"]}}, "tokens_by_licence"),
         (lambda m: {"tokens_by_source": {}}, "tokens_by_source"),
-        (lambda m: {"schedule": m.schedule.model_copy(update={"sha256": "0" * 64})}, "schedule"),
-        (
-            lambda m: {"shards": (m.shards[0].model_copy(update={"images": 0}), *m.shards[1:])},
-            "shards.0.images",
-        ),
+        (lambda m: {"totals": m.totals.model_copy(update={"shards": 99})}, "totals.shards"),
+        (lambda m: {"totals": m.totals.model_copy(update={"bytes": 3})}, "totals.bytes"),
+        (lambda m: {"set_identity": "0" * 64}, "set_identity"),
     ],
 )
 def test_a_total_that_is_not_the_sum_is_found(make_set: Any, update: Callable[[Any], dict], where: str) -> None:
@@ -247,6 +258,56 @@ def test_a_total_that_is_not_the_sum_is_found(make_set: Any, update: Callable[[A
     (made.path / "manifest.json").write_bytes(to_bytes(seal(made.manifest.model_copy(update=update(made.manifest)))))
     result = audit(made.path)
     assert [(finding.shard, finding.where) for finding in result.findings] == [("manifest.json", where)]
+
+
+def test_another_schedule_is_another_set(make_set: Any) -> None:
+    made = make_set()
+    other = {"schedule": made.manifest.schedule.model_copy(update={"sha256": "0" * 64})}
+    (made.path / "manifest.json").write_bytes(to_bytes(seal(made.manifest.model_copy(update=other))))
+    assert [finding.where for finding in audit(made.path).findings] == ["schedule", "set_identity"]
+
+
+def test_a_row_of_a_shard_that_is_not_its_sum_is_found(make_set: Any) -> None:
+    made = make_set()
+    records = [info.record for info in made.shards]
+    lying = [records[0].model_copy(update={"images": 0}), *records[1:]]
+    data = to_parquet(pa.Table.from_pylist([record.model_dump() for record in lying], SHARDS_SCHEMA))
+    (made.path / "shards.parquet").write_bytes(data)
+    stated = {"bytes": len(data), "sha256": sha256(data).hexdigest()}
+    files = tuple(f.model_copy(update=stated) if f.name == "shards.parquet" else f for f in made.manifest.files)
+    (made.path / "manifest.json").write_bytes(to_bytes(seal(made.manifest.model_copy(update={"files": files}))))
+    result = audit(made.path)
+    assert [(finding.shard, finding.where) for finding in result.findings] == [("shards.parquet", "shards.0.images")]
+
+
+def test_without_the_rows_of_shards_no_shard_is_judged(make_set: Any) -> None:
+    made = make_set()
+    (made.path / "shards.parquet").unlink()
+    result = audit(made.path)
+    assert result.samples_read == 0
+    assert {finding.shard for finding in result.findings} == {"shards.parquet"}
+
+
+def test_a_set_of_format_1_is_audited_as_ever() -> None:
+    """The stored set, and damage to it: a copy with one byte of its last sample flipped."""
+    result = audit(FORMAT_1)
+    assert (result.findings, result.samples_read) == ([], 20)
+    assert (result.statistics.documents, result.statistics.images) == (10, 10)
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_damage_to_a_set_of_format_1_is_found(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
+    copy = tmp_path_factory.mktemp("old") / "set"
+    shutil.copytree(FORMAT_1, copy)
+    file = data.draw(st.sampled_from(sorted(path for path in copy.rglob("*") if path.is_file())))
+    whole = file.read_bytes()
+    at = data.draw(st.integers(0, len(whole) - 1))
+    file.write_bytes(whole[:at] + bytes([whole[at] ^ data.draw(st.integers(1, 255))]) + whole[at + 1 :])
+    name = file.relative_to(copy).as_posix()
+    found = audit(copy).findings
+    assert any(finding.shard == name and finding.severity == "error" for finding in found)
+    assert not any("could not be examined" in finding.what for finding in found)
 
 
 def test_findings_of_one_file_are_capped_and_counted(make_set: Any) -> None:

@@ -1,6 +1,7 @@
 """The shard set: what is written is what is read, byte for byte the same each time, and by other readers too."""
 
 import json
+import pickle
 import subprocess
 import sys
 import tarfile
@@ -12,11 +13,14 @@ import numpy as np
 import pytest
 import webdataset as wds
 import yaml
+from nextflow_data.storage.files import put
+from nextflow_data.storage.store_path import StorePath
+from nextflow_tokenize.audit.shard_set import audit
 from nextflow_tokenize.packing.sample import build_pack
-from nextflow_tokenize.shards.manifest import DOCUMENTS, SAMPLES, TextTokenizerRecord, seal, to_bytes
+from nextflow_tokenize.shards.manifest import seal, to_bytes
 from nextflow_tokenize.shards.reader import ShardError, ShardSet
-from nextflow_tokenize.shards.tables import ShardInfo
-from nextflow_tokenize.shards.writer import write_manifest, write_shard
+from nextflow_tokenize.shards.records import TextTokenizerRecord
+from nextflow_tokenize.shards.writer import ShardInfo, write_manifest, write_shard
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -24,7 +28,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def test_every_pack_comes_back_as_it_was(sound_set: Any) -> None:
-    shards = ShardSet.open(sound_set.path, verify=True)
+    shards = ShardSet.open(sound_set.path, verify="full")
     assert len(shards) == len(sound_set.plan.packs) > 8
     for number, pack in enumerate(sound_set.plan.packs):
         expected, found = build_pack(pack, sound_set.documents), shards.read(number)
@@ -42,11 +46,10 @@ def test_a_document_comes_back_whole(sound_set: Any) -> None:
     """Through `documents.parquet`, piece by piece: exactly the ids and codes that were tokenised."""
     shards = ShardSet.open(sound_set.path)
     numbers = {shards.key(number): number for number in range(len(shards))}
-    pieces = shards.table(DOCUMENTS).to_pylist()
     for doc_id, document in sound_set.documents.items():
         text: list[int] = []
         codes: dict[str, list[int]] = {"input": [], "target": []}
-        rows = [row for row in pieces if row["doc_id"] == doc_id]
+        rows = shards.pieces_of(doc_id)
         assert [row["piece"] for row in rows] == list(range(len(rows)))
         assert {row["licence"] for row in rows} == {document["licence"]}
         for row in rows:
@@ -67,7 +70,7 @@ def test_a_document_comes_back_whole(sound_set: Any) -> None:
 
 def test_a_plain_webdataset_reader_gets_the_same(sound_set: Any) -> None:
     shards = ShardSet.open(sound_set.path)
-    urls = [str(sound_set.path / shard.name) for shard in sound_set.manifest.shards]
+    urls = [str(sound_set.path / shard.name) for shard in ShardSet.open(sound_set.path).shards]
     count = 0
     for number, sample in enumerate(wds.WebDataset(urls, shardshuffle=False, handler=wds.reraise_exception).decode()):
         ours = shards.read(number)
@@ -83,8 +86,8 @@ def test_two_writings_are_byte_for_byte_equal(make_set: Any) -> None:
     one, other = make_set(name="one"), make_set(name="other")
     assert files(one.path) == files(other.path)
     # A manifest may be written by one process of shards that others wrote, and sent as JSON.
-    infos = [ShardInfo.model_validate_json(info.model_dump_json()) for info in reversed(other.shards)]
-    again = write_manifest(
+    infos = (ShardInfo.model_validate_json(info.model_dump_json()) for info in other.shards)
+    again, _ = write_manifest(
         other.path,
         infos,
         config=other.config,
@@ -97,7 +100,7 @@ def test_two_writings_are_byte_for_byte_equal(make_set: Any) -> None:
 
 
 def test_tars_carry_no_time_and_no_owner_and_their_index_is_right(sound_set: Any) -> None:
-    for shard in sound_set.manifest.shards:
+    for shard in ShardSet.open(sound_set.path).shards:
         path = sound_set.path / shard.name
         with tarfile.open(path) as tar:
             members = tar.getmembers()
@@ -114,7 +117,7 @@ def test_nv_meta_describes_the_shards(sound_set: Any) -> None:
     meta = {
         name: yaml.safe_load((sound_set.path / ".nv-meta" / name).read_text()) for name in ("dataset.yaml", "split.yaml")
     }
-    counts = {shard.name: shard.samples for shard in sound_set.manifest.shards}
+    counts = {shard.name: shard.samples for shard in ShardSet.open(sound_set.path).shards}
     assert json.loads((sound_set.path / ".nv-meta/.info.json").read_text())["shard_counts"] == counts
     assert meta["split.yaml"]["split_parts"] == {"train": list(counts), "val": [], "test": []}
     assert meta["dataset.yaml"]["__class__"] == "CrudeWebdataset"
@@ -125,11 +128,12 @@ def test_numbers_and_keys_have_bounds(sound_set: Any) -> None:
     for number in (-1, len(shards)):
         with pytest.raises(IndexError, match="outside the set"):
             shards.read(number)
-    assert [shards.key(number) for number in range(len(shards))] == shards.table(SAMPLES)["key"].to_pylist()
+    listed = [key for shard in shards.shards for key in shards.samples(shard)["key"].to_pylist()]
+    assert [shards.key(number) for number in range(len(shards))] == listed
 
 
 def test_an_address_is_as_good_as_a_path(sound_set: Any) -> None:
-    shards = ShardSet.open(sound_set.path.as_uri(), verify=True)
+    shards = ShardSet.open(sound_set.path.as_uri(), verify="full")
     assert shards.read(3).key == ShardSet.open(sound_set.path).read(3).key
 
 
@@ -162,7 +166,7 @@ def test_one_flipped_byte_is_refused_by_the_read_that_meets_it(make_set: Any) ->
         at = member.offset_data + member.size - 2
     damage(made.path / "shard-000001.tar", at)
     shards = ShardSet.open(made.path)
-    first = shards.manifest.shards[0].samples
+    first = shards.shards[0].samples
     with pytest.raises(ShardError, match=r"shard-000001\.tar, sample 000001-000002.*crc32") as error:
         shards.read(first + 2)
     assert (error.value.shard, error.value.key) == ("shard-000001.tar", "000001-000002")
@@ -170,29 +174,53 @@ def test_one_flipped_byte_is_refused_by_the_read_that_meets_it(make_set: Any) ->
     with pytest.raises(ShardError, match=r"shard-000001\.tar was changed after it was written"):
         shards.verify("full")
     with pytest.raises(ShardError, match=r"shard-000001\.tar was changed after it was written"):
-        ShardSet.open(made.path, verify=True)
+        ShardSet.open(made.path, verify="full")
 
 
-def test_a_file_missing_or_cut_is_refused_on_opening(make_set: Any) -> None:
+def test_a_file_missing_or_cut_is_refused_where_sizes_are_asked_for(make_set: Any) -> None:
     made = make_set()
     shard = made.path / "shard-000001.tar"
     whole = shard.read_bytes()
     shard.unlink()
     with pytest.raises(ShardError, match=r"shard-000001\.tar is missing"):
-        ShardSet.open(made.path)
+        ShardSet.open(made.path, verify="sizes")
     shard.write_bytes(whole[:-512])
     with pytest.raises(
         ShardError, match=rf"shard-000001\.tar has {len(whole) - 512} bytes, manifest\.json states {len(whole)}"
     ):
-        ShardSet.open(made.path)
-    shard.write_bytes(whole)
-    damage(made.path / "samples.parquet", 30)
-    with pytest.raises(ShardError, match=r"samples\.parquet is not the file"):
-        ShardSet.open(made.path)
-    damage(made.path / "samples.parquet", 30)
-    damage(made.path / "shard-000001.tar.idx", 8)
-    with pytest.raises(ShardError, match=r"shard-000001\.tar\.idx is not the file"):
-        ShardSet.open(made.path).read(5)
+        ShardSet.open(made.path, verify="sizes")
+
+
+@pytest.mark.parametrize("name", ["shards.parquet", "samples/shard-000001.parquet"])
+def test_a_table_that_was_changed_is_refused_by_the_read_that_needs_it(make_set: Any, name: str) -> None:
+    made = make_set()
+    damage(made.path / name, 30)
+    shards = ShardSet.open(made.path)
+    with pytest.raises(ShardError, match=f"{name} is not the file"):
+        shards.read(5)
+    damage(made.path / name, 30)
+    assert shards.read(5).key == "000001-000001"
+
+
+def test_opening_reads_the_manifest_and_a_sample_three_ranges(sound_set: Any) -> None:
+    """However many shards: no request a shard. Another process opens the same set of its head, and reads nothing."""
+    opened: list[str] = []
+
+    def opener(path: Any) -> Any:
+        opened.append(path.relative_to(sound_set.path).as_posix())
+        return path.open("rb")
+
+    shards = ShardSet.open(sound_set.path, opener=opener)
+    assert opened == ["manifest.json"] and len(shards) == len(sound_set.plan.packs)
+    other = ShardSet.from_head(json.loads(json.dumps(shards.head())), opener=opener)
+    assert opened == ["manifest.json"] and (len(other), other.manifest) == (len(shards), shards.manifest)
+    number = len(shards) - 1
+    assert other.read(number).key == other.read(number).key
+    last = other.key(number)[:6]
+    assert opened[1:] == ["shards.parquet", f"samples/shard-{last}.parquet", *[f"shard-{last}.tar"] * 2]
+    sent = pickle.loads(pickle.dumps(ShardSet.open(sound_set.path)))  # noqa: S301 (what this very test made)
+    assert sent.read(0).key == shards.read(0).key
+    assert len(pickle.dumps(sent)) < 10_000
 
 
 def test_a_set_without_manifest_was_never_committed(tmp_path: Path, make_set: Any) -> None:
@@ -224,18 +252,16 @@ def test_a_shard_that_fails_leaves_nothing_behind(make_set: Any, tmp_path: Path)
     bad = next(number for number, pack in enumerate(packs) if len(pack.target))
     packs[bad] = replace(packs[bad], target=packs[bad].target + 5000)
     with pytest.raises(ValueError, match=rf"000007-{bad:06d}: target code \d+ does not fit a codebook of 4096"):
-        write_shard(tmp_path / "shard-000007.tar", packs, 4096)
+        write_shard(tmp_path / "shard-000007.tar", packs, 4096, made.config)
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
     with pytest.raises(ValueError, match=r"a shard is called shard-000000\.tar, not part-7\.tar"):
-        write_shard(tmp_path / "part-7.tar", packs, 4096)
+        write_shard(tmp_path / "part-7.tar", packs, 4096, made.config)
 
 
 def test_an_empty_set_and_one_without_images(make_set: Any) -> None:
     empty = make_set(count=0, name="empty")
-    assert len(ShardSet.open(empty.path, verify=True)) == 0
-    from nextflow_tokenize.shards.reader import open_binary
-
-    with open_binary(str(empty.path / "shard-000000.tar")) as stream, tarfile.open(fileobj=stream) as tar:
+    assert len(ShardSet.open(empty.path, verify="full")) == 0
+    with tarfile.open(empty.path / "shard-000000.tar") as tar:
         assert tar.getmembers() == []
 
 
@@ -268,6 +294,39 @@ def test_reading_needs_neither_torch_nor_spark() -> None:
 
 def test_a_set_that_was_shipped_is_read_by_every_later_version() -> None:
     """fixtures/shards, format 1 as the first version wrote it: ten drawn pages with a picture each."""
-    shipped = ShardSet.open(Path(__file__).parents[1] / "fixtures" / "shards", verify=True)
+    shipped = ShardSet.open(Path(__file__).parents[1] / "fixtures" / "shards", verify="full")
     assert len(shipped) == 20 and shipped.manifest.format_version == 1
+    assert [row["piece"] for row in shipped.pieces_of(shipped.read(3).segments[0]["doc"])] == [0, 1]
     assert shipped.manifest.totals.images == sum(s["kind"] == "image" for pack in shipped for s in pack.segments) == 10
+
+
+def test_a_set_of_format_2_is_read_by_every_later_version() -> None:
+    """fixtures/shards_2, as format 2 was first written: six documents of `tests/tokenize/conftest.py`."""
+    shipped = ShardSet.open(Path(__file__).parents[1] / "fixtures" / "shards_2", verify="full")
+    assert shipped.manifest.format_version == 2
+    assert shipped.manifest.set_identity == "64ac4bc9bb6f7abf56014da17468b79d571775f862aaa648d7e592311d39758e"
+    totals = shipped.manifest.totals
+    assert (totals.shards, len(shipped), totals.documents, totals.images) == (1, 4, 6, 5)
+    assert sum(pack.slots for pack in shipped) == totals.slots
+    pieces = shipped.pieces_of(shipped.read(0).segments[0]["doc"])
+    assert shipped.key(0) in [row["key"] for row in pieces]
+    assert audit(shipped.path).findings == []
+
+
+def test_a_set_in_a_store_is_read_verified_and_audited(sound_set: Any, s3_root: StorePath) -> None:
+    for name, data in files(sound_set.path).items():
+        put(s3_root / name, data)
+    shards = ShardSet.open(s3_root, verify="sizes")
+    here = ShardSet.open(sound_set.path)
+    for number in (0, len(shards) - 1):
+        one, other = shards.read(number), here.read(number)
+        assert (one.key, one.segments) == (other.key, other.segments)
+    doc_id = here.read(0).segments[0]["doc"]
+    assert shards.pieces_of(doc_id) == here.pieces_of(doc_id)
+    found = audit(s3_root)
+    assert found.findings == [] and found.to_dict() == audit(sound_set.path).to_dict()
+    put(s3_root / "shard-000001.tar", b"x" + (sound_set.path / "shard-000001.tar").read_bytes()[1:])
+    (s3_root / "shard-000000.tar.idx").unlink()
+    assert {finding.shard for finding in audit(s3_root).findings} == {"shard-000000.tar.idx", "shard-000001.tar"}
+    with pytest.raises(ShardError, match=r"shard-000000\.tar\.idx is missing from s3://"):
+        shards.verify("sizes")

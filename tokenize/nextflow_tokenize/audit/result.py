@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
-from nextflow_tokenize.audit.statistics import Statistics
+from nextflow_data.storage.store_path import AnyPath
+
 from nextflow_tokenize.shards.manifest import ShardManifest
+from nextflow_tokenize.shards.statistics import Statistics
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Finding:
 class AuditResult:
     """Findings in the order of shards, what was counted, and the manifest as far as it could be read."""
 
-    path: Path
+    path: AnyPath
     findings: list[Finding] = field(default_factory=list)
     statistics: Statistics = field(default_factory=Statistics)
     manifest: ShardManifest | None = None

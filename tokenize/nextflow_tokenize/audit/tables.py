@@ -1,49 +1,30 @@
 """The part of the audit that compares a set's tables and totals with the samples that were read.
 
-The tables are cut by shard once, so that each shard is compared as it is read and no sample is kept.
+A shard's rows are compared as the shard is read, and the pieces of a group's documents when its last shard is done, so no
+more than a group is held.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import groupby, pairwise
+from itertools import groupby
+from math import isclose
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from nextflow_tokenize.audit.statistics import Statistics
+from nextflow_tokenize.packing.groups import group_of
 from nextflow_tokenize.segments import slots, slots_of
-from nextflow_tokenize.shards.manifest import ShardManifest, Tokens, packing_of, schedule_record, sum_by
+from nextflow_tokenize.shards.manifest import MOST_NAMES, ShardManifest, Totals
+from nextflow_tokenize.shards.records import CostRecord, schedule_record
 from nextflow_tokenize.shards.sample_format import Sample
+from nextflow_tokenize.shards.statistics import Statistics, tokens_of
 
 Row = dict[str, Any]
 
 
-class ByShard:
-    """A table's rows by shard; none for a shard that it does not have. `rows` of a missing table is None."""
-
-    def __init__(self, table: pa.Table | None, order: tuple[str, ...]) -> None:
-        self.table = table.sort_by([(name, "ascending") for name in order]) if table is not None else None
-        self.places: dict[str, tuple[int, int]] = {}
-        if self.table is not None and self.table.num_rows:
-            names = self.table["shard"].combine_chunks().dictionary_encode()
-            codes = names.indices.to_numpy()
-            borders = [0, *(np.flatnonzero(np.diff(codes)) + 1).tolist(), len(codes)]
-            for start, stop in pairwise(borders):
-                self.places.setdefault(names.dictionary[int(codes[start])].as_py(), (start, stop))
-
-    def rows(self, shard: str) -> list[Row] | None:
-        """The rows of a shard, in order."""
-        if self.table is None:
-            return None
-        start, stop = self.places.get(shard, (0, 0))
-        return self.table.slice(start, stop - start).to_pylist()
-
-
 def sample_row(shard: str, sample: Sample, offset: int, size: int, checksum: int) -> Row:
-    """The row that `samples.parquet` must have for a sample."""
+    """The row that the table of samples must have for a sample."""
     return {
         "shard": shard,
         "key": sample.key,
@@ -61,7 +42,7 @@ def sample_row(shard: str, sample: Sample, offset: int, size: int, checksum: int
 
 
 def piece_rows(shard: str, sample: Sample) -> list[Row]:
-    """The rows that `documents.parquet` must have for a sample, in the columns that the sample tells."""
+    """The rows that the table of documents must have for a sample, in the columns that the sample tells."""
     rows: list[Row] = []
     first_segment = first_slot = 0
     for doc, group in groupby(sample.segments, key=lambda segment: segment["doc"]):
@@ -106,8 +87,36 @@ def compare_rows(found: list[Row], listed: list[Row], names: tuple[str, ...], co
             yield row["key"], f"its row with {', '.join(f'{name} {row[name]}' for name in names)} has nothing in the shard"
 
 
-def check_pieces(documents: pa.Table) -> Iterator[str]:
-    """What is wrong with `documents.parquet` in itself: rows sorted, the pieces of a document numbered 0, 1, …"""
+class GroupPieces:
+    """The pieces of one group's documents, gathered from its shards' rows."""
+
+    def __init__(self, group: int, groups: int) -> None:
+        self.group, self.groups = group, groups
+        self.found: dict[str, list[tuple[int, str]]] = {}
+
+    def add(self, file: str, rows: list[Row]) -> Iterator[str]:
+        """Takes a shard's rows; gives what is wrong with their order and with the group they are in."""
+        previous = ("", -1)
+        for row in rows:
+            place = row["doc_id"], row["piece"]
+            if place <= previous:
+                yield f"its rows are not sorted: piece {place[1]} of document {place[0]} comes after {previous[0]}"
+            if group_of(row["doc_id"], self.groups) != self.group:
+                yield f"document {row['doc_id']} is not of group {self.group}, so nobody would look for it here"
+            previous = place
+            self.found.setdefault(row["doc_id"], []).append((row["piece"], file))
+
+    def gaps(self) -> Iterator[tuple[str, str]]:
+        """(file, what is wrong) where the pieces of a document are not numbered 0, 1, …"""
+        for doc_id, pieces in self.found.items():
+            for expected, (piece, file) in enumerate(sorted(pieces)):
+                if piece != expected:
+                    yield file, f"piece {expected} of document {doc_id} is missing: piece {piece} stands in its place"
+                    break
+
+
+def sorted_pieces(documents: pa.Table) -> Iterator[str]:
+    """What is wrong with the one table of documents of format 1: rows sorted, a document's pieces numbered 0, 1, …"""
     previous, piece = "", -1
     for batch in documents.select(["doc_id", "piece"]).to_batches():
         for row in batch.to_pylist():
@@ -120,33 +129,29 @@ def check_pieces(documents: pa.Table) -> Iterator[str]:
 
 
 def check_totals(
-    manifest: ShardManifest, documents: pa.Table | None, statistics: Statistics, complete: bool
+    manifest: ShardManifest, of_shards: Totals, counted: Statistics, complete: bool, listed: bool
 ) -> Iterator[tuple[str, str]]:
-    """(field, what is wrong) of totals in the manifest; fills the statistics by source, licence and task.
+    """(field, what is wrong) of totals in the manifest.
 
-    Totals over samples are compared only where every sample is sound (`complete`).
+    `of_shards` are those of the rows of shards and of `counted`. Totals over samples are compared only where every sample is
+    sound (`complete`), those over documents where every row of documents is (`listed`).
     """
     if manifest.schedule != schedule_record():
         yield "schedule", "it is not the schedule that this software has, so grids cannot be trusted"
-    if documents is not None:
-        for name, column in (("source", "source_kind"), ("licence", "licence"), ("task", "task")):
-            sums = documents.group_by(column).aggregate([(field, "sum") for field in Tokens.model_fields]).to_pylist()
-            found = sum_by(
-                (row[column], Tokens(**{field: row[f"{field}_sum"] for field in Tokens.model_fields})) for row in sums
-            )
-            setattr(statistics, f"tokens_by_{name}", {key: value.model_dump() for key, value in found.items()})
-            if name != "task" and found != getattr(manifest, f"tokens_by_{name}"):
-                yield f"tokens_by_{name}", "it is not the sum of what documents.parquet lists"
-        statistics.documents = pc.count_distinct(documents["doc_id"]).as_py()
-        for field, value in (("documents", statistics.documents), ("pieces", documents.num_rows)):
-            if value != getattr(manifest.totals, field):
-                yield f"totals.{field}", f"it is {getattr(manifest.totals, field)}, documents.parquet has {value}"
-    if not complete:
-        return
-    for field in ("samples", "slots", "text_tokens", "image_codes", "images"):
-        value = getattr(statistics, "packs" if field == "samples" else field)
-        if value != getattr(manifest.totals, field):
-            yield f"totals.{field}", f"it is {getattr(manifest.totals, field)}, the samples give {value}"
-    packing = packing_of(statistics.slots, statistics.costs, manifest.budget.max_length, manifest.budget.max_cost)
-    if packing != manifest.packing:
-        yield "packing", "fill and cost are not what the samples give"
+    wanted = ["shards", "bytes", "groups", *(["documents", "pieces"] if listed else [])]
+    wanted += ["samples", "slots", "text_tokens", "image_codes", "images"] if complete else []
+    for field in wanted:
+        stated, found = getattr(manifest.totals, field), getattr(of_shards, field)
+        if stated != found:
+            yield f"totals.{field}", f"it is {stated}, the set's shards give {found}"
+    for name in ("source", "licence") if listed else ():
+        amounts = getattr(manifest, f"tokens_by_{name}")
+        # Format 1 told any number of names apart.
+        if len(amounts) <= MOST_NAMES + 1 and tokens_of(getattr(counted, f"tokens_by_{name}")) != amounts:
+            yield f"tokens_by_{name}", "it is not the sum of what the table of documents lists"
+    if complete:
+        packing = counted.packing(manifest.budget.max_length, manifest.budget.max_cost)
+        # Format 1 added costs up as floats, whose last digits depend on how.
+        pairs = ((getattr(packing, name), getattr(manifest.packing, name)) for name in CostRecord.model_fields)
+        if not all(isclose(one, other, rel_tol=1e-9) for one, other in pairs):
+            yield "packing", "fill and cost are not what the samples give"

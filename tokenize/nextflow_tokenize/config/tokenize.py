@@ -20,6 +20,12 @@ class TextTokenizerConfig(Section):
     """Entries of a trained vocabulary: 256 bytes, the end-of-text token, and merges."""
     min_frequency: int = Field(default=2, ge=1)
     """Pairs seen less often are not merged."""
+    max_bytes: int = Field(default=1 << 30, ge=1)
+    """Bytes of text that a vocabulary is trained on, about: of more, whole documents are drawn by a hash of `seed` and their
+    id, each with the same chance. 1 GiB is some 250 million tokens, far past where merges of a byte-level BPE still change
+    (our choice); a corpus that has less is taken whole."""
+    seed: int = Field(default=0, ge=0)
+    """Which documents are drawn, where not all are."""
     end_of_text: str = "<|endoftext|>"
     """The token that ends each document; a tokenizer given by path must have it (Qwen2.5: `<|endoftext|>`)."""
 

@@ -1,9 +1,9 @@
 """Which documents share a pack: sequences within a budget of slots and of FLOPs, planned offline and reproducibly.
 
-The plan needs only each document's shape, a few integers, so one process plans what a cluster then writes. Documents are
-ordered by a hash of seed and id, so the plan is the same whatever order or partitioning they arrive in; within a window of
-that order pieces are placed best-fit decreasing. The cost: all shapes of a set are in one process's memory (about 300 bytes
-a document), and one document changed can move its whole window and what follows it.
+The plan needs only each document's shape, a few integers. It is made a group of documents at a time (`groups`), so what it
+takes does not grow with the corpus: about 1.5 KB a document of the group. Documents are ordered by a hash of seed and id, so
+the plan is the same whatever order or partitioning they arrive in; within a window of that order pieces are placed best-fit
+decreasing. The cost: one document changed can move its whole window and what follows it in its group.
 
 Source: NextFlow (arXiv 2601.02204, section 4) packs "with a fixed computation budget", offline. How it fits documents is not
 published; best-fit decreasing on two budgets is our choice.
@@ -35,7 +35,10 @@ class PackPlan:
 
 @dataclass(frozen=True, slots=True)
 class PackStatistics:
-    """`fill` is used slots / (packs · max_length); `cost_fill` mean cost / budget; `cost_spread` max cost / mean cost."""
+    """`fill` is used slots / (packs · max_length); `cost_fill` mean cost / budget; `cost_spread` max cost / mean cost.
+
+    `cost_total` is the exact sum, in FLOPs.
+    """
 
     packs: int
     pieces: int
@@ -44,6 +47,7 @@ class PackStatistics:
     slots: int
     fill: float
     cost_fill: float
+    cost_total: int
     cost_mean: float
     cost_max: float
     cost_spread: float
@@ -91,7 +95,9 @@ def plan(shapes: Iterable[DocumentShape], config: PackConfig) -> Packing:
     bins.close(0)
     packs = [_finish(members, config.seed, limits) for members in bins.closed]
     packs.sort(key=lambda pack: _hash(config.seed, *(f"{piece.doc_id}/{piece.number}" for piece in pack.pieces)))
-    return Packing(tuple(packs), tuple(decisions), _statistics(packs, documents, split, len(pieces), limits))
+    slots, costs = sum(pack.slots for pack in packs), [pack.cost for pack in packs]
+    found = _statistics(len(packs), len(pieces), documents, split, slots, sum(costs), max(costs, default=0.0), limits)
+    return Packing(tuple(packs), tuple(decisions), found)
 
 
 def _hash(seed: int, *names: str) -> bytes:
@@ -104,20 +110,33 @@ def _finish(members: list[Piece], seed: int, limits: Budgets) -> PackPlan:
     return PackPlan(tuple(members), slots, limits.price(slots, pairs))
 
 
-def _statistics(packs: Sequence[PackPlan], documents: int, split: int, pieces: int, limits: Budgets) -> PackStatistics:
-    slots, costs = sum(pack.slots for pack in packs), [pack.cost for pack in packs]
-    mean = sum(costs) / len(costs) if costs else 0.0
+def statistics_of(parts: Iterable[PackStatistics], config: PackConfig) -> PackStatistics:
+    """The statistics of several groups together."""
+    parts = list(parts)
+    packs, pieces, documents, split, slots, cost = (
+        sum(getattr(part, name) for part in parts)
+        for name in ("packs", "pieces", "documents", "split_documents", "slots", "cost_total")
+    )
+    highest = max((part.cost_max for part in parts), default=0.0)
+    return _statistics(packs, pieces, documents, split, slots, cost, highest, Budgets.of(config))
+
+
+def _statistics(
+    packs: int, pieces: int, documents: int, split: int, slots: int, cost: int, highest: float, limits: Budgets
+) -> PackStatistics:
+    mean = cost / packs if packs else 0.0
     return PackStatistics(
-        packs=len(packs),
+        packs=packs,
         pieces=pieces,
         documents=documents,
         split_documents=split,
         slots=slots,
-        fill=slots / (len(packs) * limits.slots) if packs else 0.0,
+        fill=slots / (packs * limits.slots) if packs else 0.0,
         cost_fill=mean / limits.cost,
+        cost_total=cost,
         cost_mean=mean,
-        cost_max=max(costs, default=0.0),
-        cost_spread=max(costs) / mean if costs else 0.0,
+        cost_max=highest,
+        cost_spread=highest / mean if packs else 0.0,
     )
 
 

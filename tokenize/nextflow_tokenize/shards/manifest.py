@@ -1,135 +1,71 @@
-"""`manifest.json` of a shard set: what the set is, and the size and sha256 of every file in it. Written last, the commit.
+"""`manifest.json` of a shard set: what the set is, in a size that does not grow with it. Written last, the commit.
 
-The file is canonical JSON and carries a hash of itself, so that no byte of it can change unseen. The cost: it cannot be
-edited by hand; a set is made again instead. A reader refuses a format version it does not know, and names with a path in
-them.
+It holds totals, tokenizers, schedule and budget, and the size and sha256 of `shards.parquet`, which has a row a shard with
+the hashes of that shard's files; so opening a set reads one small file, and every byte of the set is still bound by it. The
+file is canonical JSON and carries a hash of itself, so that no byte of it can change unseen. The cost: it cannot be edited
+by hand; a set is made again instead. A reader refuses a format version it does not know. Format 1 (`format_1`) is read as
+this one.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
 from hashlib import sha256
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from nextflow_data.common.section import Section
-from pydantic import Field, StringConstraints, ValidationError
+from pydantic import Field, ValidationError
 
-from nextflow_tokenize.config.pack import CostModel
-from nextflow_tokenize.schedule import FINAL_GRIDS, SQUARE_SIDES
+from nextflow_tokenize.shards.format_1 import Manifest1, read_1
+from nextflow_tokenize.shards.records import (
+    SAMPLE_SCHEMA,
+    BudgetRecord,
+    CostRecord,
+    Count,
+    ManifestError,
+    ScheduleRecord,
+    Sha256,
+    TextTokenizerRecord,
+    Tokens,
+    VisionTokenizerRecord,
+    canonical,
+    identity_of,
+    strict_json,
+    why_not,
+)
 
 MANIFEST = "manifest.json"
-SAMPLES = "samples.parquet"
-DOCUMENTS = "documents.parquet"
+SHARDS = "shards.parquet"
 FORMAT: Literal["megatron-nextflow-shards"] = "megatron-nextflow-shards"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MAX_MANIFEST_BYTES = 1 << 28
-
-Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-Count = Annotated[int, Field(ge=0)]
-
-SAMPLE_SCHEMA = {
-    "json": "canonical JSON {cost, segments}: cost in FLOPs; segments in order, "
-    "text {kind, doc, tokens, loss} or image {kind, doc, sha256, grid, scales, loss}",
-    "text.npy": "int32 [text tokens of all text segments]: ids, in order",
-    "input.npy": "unsigned int [Σhw of all images]: codes fed, image by image, scale by scale, row by row",
-    "target.npy": "unsigned int [Σhw of all images]: codes to predict, same order",
-}
-"""What the members of a sample are, in words; stored so that a set explains itself."""
-
-
-class ManifestError(ValueError):
-    """A manifest that cannot be used; the message says what and where."""
+"""A set of format 1 lists its shards in it."""
+MOST_NAMES = 100
+"""Sources, sites, licences or tasks that are told apart; those with fewer tokens are added up as "(other)"."""
 
 
 class FileRecord(Section):
-    """A file of the set."""
+    """A file of the set that belongs to no shard."""
 
     name: Literal[
-        "samples.parquet", "documents.parquet", ".nv-meta/.info.json", ".nv-meta/dataset.yaml", ".nv-meta/split.yaml"
+        "shards.parquet",
+        "samples.parquet",
+        "documents.parquet",
+        ".nv-meta/.info.json",
+        ".nv-meta/dataset.yaml",
+        ".nv-meta/split.yaml",
     ]
     bytes: Count
     sha256: Sha256
 
 
-class ShardRecord(Section):
-    """A shard, its member index and what is in it. Slots count ⟨boi⟩ and ⟨eoi⟩; codes are Σhw of all images."""
-
-    name: Annotated[str, StringConstraints(pattern=r"^shard-[0-9]{6}\.tar$")]
-    bytes: Count
-    sha256: Sha256
-    index_bytes: Count
-    index_sha256: Sha256
-    samples: Count
-    slots: Count
-    text_tokens: Count
-    image_codes: Count
-    images: Count
-
-    @property
-    def index_name(self) -> str:
-        """The member index beside the shard."""
-        return self.name + ".idx"
-
-    @property
-    def number(self) -> int:
-        """The shard's number."""
-        return int(self.name[6:12])
-
-
-class TextTokenizerRecord(Section):
-    """The text tokenizer by hash; `eod` is the id that ends a document, where there is one."""
-
-    sha256: Sha256
-    vocab_size: int = Field(ge=1)
-    eod: int | None = Field(default=None, ge=0)
-
-
-class VisionTokenizerRecord(Section):
-    """The vision tokenizer by hash of its weights and configuration; widths of the two branches of a code."""
-
-    sha256: Sha256
-    codebook_size: int = Field(ge=1)
-    semantic_dim: int = Field(ge=0)
-    pixel_dim: int = Field(ge=0)
-
-
-class ScheduleRecord(Section):
-    """The multi-scale schedule that grids are of: its square sides, how many ratios, and the hash of both tables."""
-
-    name: str
-    square_sides: tuple[int, ...]
-    ratios: int
-    sha256: Sha256
-
-
-class BudgetRecord(Section):
-    """What a pack may take, and the model its cost is counted for."""
-
-    max_length: int = Field(ge=1)
-    max_cost: int = Field(ge=1)
-    cost_model: CostModel
-
-
-class Tokens(Section):
-    """An amount of data."""
-
-    text_tokens: Count = 0
-    image_codes: Count = 0
-    images: Count = 0
-
-    def plus(self, other: Tokens) -> Tokens:
-        """The sum."""
-        return Tokens(
-            text_tokens=self.text_tokens + other.text_tokens,
-            image_codes=self.image_codes + other.image_codes,
-            images=self.images + other.images,
-        )
-
-
 class Totals(Section):
-    """The whole set. `pieces` is at least `documents`: a document longer than a pack is in several."""
+    """The whole set. `pieces` is at least `documents`: a document longer than a pack is in several; `bytes` are the
+    tars'."""
 
+    shards: Count
+    bytes: Count
+    groups: Count
     samples: Count
     documents: Count
     pieces: Count
@@ -139,18 +75,11 @@ class Totals(Section):
     images: Count
 
 
-class CostRecord(Section):
-    """FLOPs of the packs; `spread` is max / mean, `fill` used slots / (packs · max_length), `cost_fill` mean / max_cost."""
-
-    mean: float = Field(ge=0)
-    max: float = Field(ge=0)
-    spread: float = Field(ge=0)
-    fill: float = Field(ge=0, le=1)
-    cost_fill: float = Field(ge=0, le=1)
-
-
 class ShardManifest(Section):
-    """The whole of `manifest.json`; `sha256` is that of the canonical text without this field."""
+    """The whole of `manifest.json`; `sha256` is that of the canonical text without this field.
+
+    `set_identity` is what a training is bound to (`records.identity_of`). Of a set of format 1 `sha256` is its own file's.
+    """
 
     format: Literal["megatron-nextflow-shards"] = FORMAT
     format_version: int = FORMAT_VERSION
@@ -161,12 +90,12 @@ class ShardManifest(Section):
     seed: int
     budget: BudgetRecord
     parents: dict[str, str]
-    shards: tuple[ShardRecord, ...]
     files: tuple[FileRecord, ...]
     totals: Totals
     tokens_by_source: dict[str, Tokens]
     tokens_by_licence: dict[str, Tokens]
     packing: CostRecord
+    set_identity: Sha256
     sha256: Sha256 = "0" * 64
 
     @property
@@ -174,58 +103,9 @@ class ShardManifest(Section):
         """Entries of the codebook; 1 for a set without images."""
         return self.vision_tokenizer.codebook_size if self.vision_tokenizer else 1
 
-    @property
-    def set_identity(self) -> str:
-        """What a training is bound to: hex sha256 over the shards' own hashes in order, the tokenizers and the schedule.
-
-        Parents, tables and this file's form are not in it: the same packs made again by another way are the same set.
-        """
-        vision = self.vision_tokenizer
-        bound = {
-            "shards": [shard.sha256 for shard in self.shards],
-            "text_tokenizer": self.text_tokenizer.sha256,
-            "vision_tokenizer": None if vision is None else vision.sha256,
-            "schedule": self.schedule.sha256,
-        }
-        return sha256(canonical(bound)).hexdigest()
-
-    def file_table(self) -> dict[str, tuple[int, str]]:
-        """Size and sha256 of every file of the set but the manifest, by name."""
-        table: dict[str, tuple[int, str]] = {file.name: (file.bytes, file.sha256) for file in self.files}
-        for shard in self.shards:
-            table[shard.name] = (shard.bytes, shard.sha256)
-            table[shard.index_name] = (shard.index_bytes, shard.index_sha256)
-        return table
-
-
-def packing_of(slots: int, costs: Sequence[float], max_length: int, max_cost: int) -> CostRecord:
-    """Fill and spread of packs that take `slots` in all; costs in the order of shards (a sum of floats depends on it)."""
-    if not costs:
-        return CostRecord(mean=0, max=0, spread=0, fill=0, cost_fill=0)
-    mean = sum(costs) / len(costs)
-    return CostRecord(
-        mean=mean,
-        max=max(costs),
-        spread=max(costs) / mean,
-        fill=slots / (len(costs) * max_length),
-        cost_fill=mean / max_cost,
-    )
-
-
-def schedule_record() -> ScheduleRecord:
-    """The schedule of `nextflow_tokenize.schedule`, named and hashed."""
-    tables = json.dumps([SQUARE_SIDES, FINAL_GRIDS], separators=(",", ":"))
-    return ScheduleRecord(
-        name="nextflow-table-14",
-        square_sides=SQUARE_SIDES,
-        ratios=len(FINAL_GRIDS),
-        sha256=sha256(tables.encode()).hexdigest(),
-    )
-
-
-def canonical(value: Any) -> bytes:
-    """The one text of a JSON value: keys sorted, no spaces, ASCII. NaN and infinities raise ValueError."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()
+    def file(self, name: str) -> FileRecord | None:
+        """What is said of a file that belongs to no shard."""
+        return next((file for file in self.files if file.name == name), None)
 
 
 def seal(manifest: ShardManifest) -> ShardManifest:
@@ -240,40 +120,14 @@ def to_bytes(manifest: ShardManifest) -> bytes:
     return json.dumps(value, sort_keys=True, indent=1, ensure_ascii=True, allow_nan=False).encode() + b"\n"
 
 
-def strict_json(data: bytes) -> Any:
-    """JSON without what differs between readers: duplicate keys, NaN, huge numbers. Raises ValueError for anything amiss."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            raise ValueError("a key stands twice in one object")
-        return found
-
-    def refuse(name: str) -> Any:
-        raise ValueError(f"{name} is no JSON number")
-
-    try:
-        return json.loads(data.decode("ascii"), object_pairs_hook=unique, parse_constant=refuse)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-
-
 def from_bytes(data: bytes, where: str = MANIFEST) -> ShardManifest:
-    """The manifest of a file's bytes. Raises ManifestError saying what is wrong: syntax, version, schema, or hash."""
-    try:
-        value = strict_json(data)
-    except ValueError as error:
-        raise ManifestError(f"{where} is not valid JSON ({error}); the set must be written again") from None
-    if not isinstance(value, dict) or value.get("format") != FORMAT:
-        raise ManifestError(f"{where} is not the manifest of a shard set: its 'format' is not '{FORMAT}'")
-    if value.get("format_version") != FORMAT_VERSION:
-        found = value.get("format_version")
-        raise ManifestError(f"{where} has format version {found!r}; this software reads version {FORMAT_VERSION}")
-    try:
-        # JSON mode, so that arrays may fill tuples while a string is still no number.
-        manifest = ShardManifest.model_validate_json(data, strict=True)
-    except (ValidationError, ValueError) as error:
-        raise ManifestError(f"{where} does not follow the schema: {_first(error)}") from None
+    """The manifest of a file's bytes, of any format that was ever written.
+
+    Raises ManifestError saying what is wrong: syntax, version, schema, or hash.
+    """
+    if version_of(data, where) == 1:
+        return _as_now(read_1(data, where))
+    manifest = _parse(data, where)
     try:
         sealed, written = seal(manifest).sha256, to_bytes(manifest)
     except ValueError:
@@ -282,30 +136,49 @@ def from_bytes(data: bytes, where: str = MANIFEST) -> ShardManifest:
         raise ManifestError(f"{where} was changed after it was written: its content does not have the sha256 it states")
     if written != data:
         raise ManifestError(f"{where} was changed after it was written: it is not in canonical form")
-    _check_numbers(manifest, where)
     return manifest
 
 
-def _first(error: Exception) -> str:
-    if isinstance(error, ValidationError):
-        first = error.errors(include_url=False, include_input=False)[0]
-        return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
-    return str(error)
+def unsealed(data: bytes, where: str = MANIFEST) -> ShardManifest:
+    """The manifest of bytes that may have been changed, as far as they are legible: for an audit alone. ManifestError."""
+    return _as_now(read_1(data, where, sealed=False)) if version_of(data, where) == 1 else _parse(data, where)
 
 
-def _check_numbers(manifest: ShardManifest, where: str) -> None:
-    for expected, shard in enumerate(manifest.shards):
-        if shard.number != expected:
-            raise ManifestError(f"{where}: shard {expected} is missing or out of order; '{shard.name}' stands in its place")
+def version_of(data: bytes, where: str = MANIFEST) -> int:
+    """The format's version. Raises ManifestError for what is no manifest of a shard set, and for a version not known."""
+    try:
+        value = strict_json(data)
+    except ValueError as error:
+        raise ManifestError(f"{where} is not valid JSON ({error}); the set must be written again") from None
+    if not isinstance(value, dict) or value.get("format") != FORMAT:
+        raise ManifestError(f"{where} is not the manifest of a shard set: its 'format' is not '{FORMAT}'")
+    found = value.get("format_version")
+    if type(found) is not int or not 1 <= found <= FORMAT_VERSION:
+        raise ManifestError(f"{where} has format version {found!r}; this software reads versions 1 to {FORMAT_VERSION}")
+    return found
+
+
+def _parse(data: bytes, where: str) -> ShardManifest:
+    try:
+        # JSON mode, so that arrays may fill tuples while a string is still no number.
+        manifest = ShardManifest.model_validate_json(data, strict=True)
+    except (ValidationError, ValueError) as error:
+        raise ManifestError(f"{where} does not follow the schema: {why_not(error)}") from None
     names = [file.name for file in manifest.files]
-    if len(set(names)) != len(names):
-        raise ManifestError(f"{where}: a file is listed twice")
+    if len(set(names)) != len(names) or SHARDS not in names:
+        raise ManifestError(f"{where}: a file is listed twice, or {SHARDS} is not")
+    return manifest
 
 
-def sum_by(keyed: Iterable[tuple[str | None, Tokens]]) -> dict[str, Tokens]:
-    """Amounts added up by name; None counts as "(unknown)"."""
-    totals: dict[str, Tokens] = {}
-    for name, tokens in keyed:
-        name = "(unknown)" if name is None else name
-        totals[name] = totals.get(name, Tokens()).plus(tokens)
-    return dict(sorted(totals.items()))
+def _as_now(old: Manifest1) -> ShardManifest:
+    same: dict[str, Any] = {
+        name: getattr(old, name)
+        for name in Manifest1.model_fields
+        if name not in ("shards", "files", "totals") and name in ShardManifest.model_fields
+    }
+    files = tuple(FileRecord(**file.model_dump()) for file in old.files)
+    size = sum(shard.bytes for shard in old.shards)
+    totals = Totals(shards=len(old.shards), bytes=size, groups=1, **old.totals.model_dump())
+    hashes = [shard.sha256 for shard in old.shards]
+    identity = identity_of(hashes, old.text_tokenizer, old.vision_tokenizer, old.schedule)
+    return ShardManifest(**same, files=files, totals=totals, set_identity=identity)

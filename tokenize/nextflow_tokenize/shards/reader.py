@@ -1,38 +1,51 @@
 """Reading a shard set: any sample by its number, in one read, checked before it is handed on.
 
-Opening reads the manifest, the sizes of files and `samples.parquet`; a sample is then one range of one tar, whose crc32 and
-format are verified at each read, so that a damaged sample is refused even where nobody hashed the whole shard. The cost is
-under a millisecond a sample (0.2 ms measured at 1,024 slots). Nothing keeps a file open, so a set can be shared by threads
-and sent to other processes.
+Opening reads the manifest and nothing else, however many shards there are. Which shard holds a sample is asked of
+`shards.parquet`, read once when the first sample is asked for; where it lies in the tar, of that shard's part of `samples/`,
+read once a shard and held for a bounded number of shards. Both are compared with the hash that binds them to the manifest,
+and each sample with its crc32 and the format, so that damage is refused by the read that meets it even where nobody hashed a
+shard. The cost is under a millisecond a sample (0.2 ms measured at 1,024 slots). Nothing keeps a file open, so a set can be
+shared by threads and sent to other processes, which then read nothing to open it.
 """
 
 from __future__ import annotations
 
-import io
 import zlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
 from hashlib import file_digest, sha256
-from pathlib import Path
+from threading import Lock
 from typing import Any, BinaryIO, Literal, cast
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from nextflow_data.storage.files import any_path, state_of
+from nextflow_data.storage.store_path import AnyPath
 from numpy.typing import NDArray
 
-from nextflow_tokenize.shards.manifest import (
-    MANIFEST,
-    MAX_MANIFEST_BYTES,
-    SAMPLES,
-    ManifestError,
-    ShardManifest,
-    ShardRecord,
-    from_bytes,
-)
+from nextflow_tokenize.packing.groups import group_of
+from nextflow_tokenize.shards.format_1 import TABLES_1, ByShard, read_1
+from nextflow_tokenize.shards.manifest import MANIFEST, MAX_MANIFEST_BYTES, SHARDS, ShardManifest, from_bytes
+from nextflow_tokenize.shards.records import ManifestError
 from nextflow_tokenize.shards.sample_format import Sample, SampleError, parse_sample
+from nextflow_tokenize.shards.tables import (
+    DOCUMENTS,
+    DOCUMENTS_SCHEMA,
+    SAMPLES,
+    SAMPLES_SCHEMA,
+    SHARDS_SCHEMA,
+    ShardRecord,
+    ShardTable,
+    from_parquet,
+    part_name,
+)
 
-Opener = Callable[[str], BinaryIO]
-"""From a path or an address to a seekable stream of bytes."""
+Opener = Callable[[AnyPath], BinaryIO]
+"""From a file to a seekable stream of its bytes."""
+Verify = Literal["none", "sizes", "full"]
+MOST_INDEXES = 4096
+"""Shards whose index is held: 12 bytes a sample, so 50 MB at 1,024 samples a shard."""
 
 
 class ShardError(ValueError):
@@ -43,73 +56,73 @@ class ShardError(ValueError):
         self.shard, self.key = shard, key
 
 
-def open_binary(where: str) -> BinaryIO:
-    """A seekable stream of a file: a path of this machine, or an address that pyarrow knows (file://, s3://, gs://).
-
-    Raises FileNotFoundError, or OSError where the store does not answer. A remote file is buffered by pyarrow, 1 MiB.
-    """
-    if "://" not in where:
-        return open(where, "rb")
-    import pyarrow.fs as fs
-
-    system, path = fs.FileSystem.from_uri(where)
-    return cast(BinaryIO, io.BufferedReader(system.open_input_file(path), 1 << 20))
+def open_file(path: AnyPath) -> BinaryIO:
+    """The file's own stream."""
+    return path.open("rb")
 
 
-def size_of(stream: BinaryIO) -> int:
-    """Bytes of a seekable stream; its position is then 0."""
-    size = stream.seek(0, io.SEEK_END)
-    stream.seek(0)
-    return size
-
-
-@dataclass
 class ShardSet:
-    """A set of packs, numbered 0 … len − 1 in the order of shards. Made by `ShardSet.open`."""
+    """A set of packs, numbered 0 … len − 1 in the order of shards. Made by `ShardSet.open`, or from another's `head`."""
 
-    path: str
-    manifest: ShardManifest
-    opener: Opener
-    starts: NDArray[np.int64]
-    """[shards + 1]: number of the first sample of each shard, then of all samples."""
-    checksums: NDArray[np.uint32]
-    """[samples]: crc32 of each sample's bytes."""
-    _indexes: dict[int, NDArray[np.int64]] = field(default_factory=dict, repr=False)
+    def __init__(self, path: AnyPath, manifest: ShardManifest, opener: Opener = open_file) -> None:
+        self.path, self.manifest, self.opener = path, manifest, opener
+        self._shards: ShardTable | None = None
+        self._indexes: OrderedDict[int, tuple[NDArray[np.int64], NDArray[np.uint32]]] = OrderedDict()
+        self._whole: dict[str, ByShard] = {}
+        self._lock = Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ShardSet, (self.path, self.manifest, self.opener)
 
     @classmethod
-    def open(cls, path: str | Path, *, verify: bool = False, opener: Opener = open_binary) -> ShardSet:
+    def open(cls, path: str | AnyPath, *, verify: Verify = "none", opener: Opener = open_file) -> ShardSet:
         """Opens the set at `path`, a folder or an address of one.
 
-        Always checked: the manifest with its own hash, that every file is there in its size, and the table of samples by
-        hash. `verify` also hashes every file (`verify("full")`). Raises ShardError naming what is missing or differs.
+        Always checked: the manifest with its own hash. `verify` asks for more of every file (`verify`). Raises ShardError
+        naming what is missing or differs.
         """
-        path = str(path).rstrip("/")
-        manifest = _read_manifest(path, opener)
-        counts = np.array([0, *(shard.samples for shard in manifest.shards)], dtype=np.int64)
-        found = cls(path, manifest, opener, np.cumsum(counts), np.zeros(0, np.uint32))
-        found.verify("quick")
-        table = found.table(SAMPLES)
-        if table.num_rows != len(found):
-            raise ShardError(
-                f"{SAMPLES} lists {table.num_rows} samples, {MANIFEST} {len(found)}; write the set again", SAMPLES
-            )
-        found.checksums = table["crc32"].to_numpy().astype(np.uint32)
-        if verify:
-            found.verify("full")
+        path = any_path(path)
+        found = cls(path, _read_manifest(path, opener), opener)
+        if verify != "none":
+            found.verify(verify)
         return found
 
+    def head(self) -> dict[str, Any]:
+        """All that another process needs to open the set, as JSON values: of a size that does not grow with the set."""
+        return {"path": str(self.path), "manifest": self.manifest.model_dump(mode="json")}
+
+    @classmethod
+    def from_head(cls, head: Mapping[str, Any], path: AnyPath | None = None, opener: Opener = open_file) -> ShardSet:
+        """The set that another process opened. Nothing is read. `path`, where it is not to be made of the head's address."""
+        manifest = ShardManifest.model_validate(head["manifest"])
+        return cls(any_path(str(head["path"])) if path is None else path, manifest, opener)
+
     def __len__(self) -> int:
-        return int(self.starts[-1])
+        return self.manifest.totals.samples
 
     def __iter__(self) -> Iterator[Sample]:
         return (self.read(number) for number in range(len(self)))
+
+    @property
+    def shards(self) -> ShardTable:
+        """A row a shard, read at the first call."""
+        with self._lock:
+            if self._shards is None:
+                try:
+                    found = ShardTable(self._shard_rows())
+                    if found.starts[-1] != len(self):
+                        raise ManifestError(f"it lists {found.starts[-1]} samples, {MANIFEST} {len(self)}")
+                except ManifestError as error:
+                    raise ShardError(f"{SHARDS}: {error}; write the set again", SHARDS) from None
+                self._shards = found
+            return self._shards
 
     def locate(self, number: int) -> tuple[ShardRecord, int]:
         """The shard that holds sample `number`, and its place in it. Raises IndexError outside 0 … len − 1."""
         if not 0 <= number < len(self):
             raise IndexError(f"sample {number} is outside the set's 0…{len(self) - 1}")
-        shard = int(np.searchsorted(self.starts, number, side="right")) - 1
-        return self.manifest.shards[shard], number - int(self.starts[shard])
+        shard, place = self.shards.locate(number)
+        return self.shards[shard], place
 
     def key(self, number: int) -> str:
         """Key of sample `number`."""
@@ -119,10 +132,12 @@ class ShardSet:
     def read(self, number: int) -> Sample:
         """Sample `number`, verified. Raises IndexError outside the set and ShardError, naming shard and key, for damage."""
         shard, place = self.locate(number)
-        key = self.key(number)
-        index = self._index(shard)
-        start, stop = int(index[place]), int(index[place + 1])
-        data = self._range(shard, start, stop)
+        key = f"{shard.number:06d}-{place:06d}"
+        offsets, checksums = self._index(shard)
+        start, stop = int(offsets[place]), int(offsets[place + 1])
+        with self._open(shard.name) as stream:
+            stream.seek(start)
+            data = stream.read(stop - start)
         where = f"{shard.name}, sample {key}"
         try:
             if len(data) != stop - start:
@@ -130,75 +145,129 @@ class ShardSet:
             sample = parse_sample(data, key, self.manifest)
         except SampleError as error:
             raise ShardError(f"{where}: {error}; restore the shard or write the set again", shard.name, key) from None
-        if zlib.crc32(data) != int(self.checksums[number]):
+        if zlib.crc32(data) != int(checksums[place]):
             message = f"{where}: its bytes {start}–{stop} do not have the crc32 that {SAMPLES} states; restore the shard"
             raise ShardError(message, shard.name, key)
         return sample
 
-    def verify(self, level: Literal["quick", "full"] = "full") -> None:
-        """`quick`: every file is there in the size the manifest states. `full`: with its sha256 too. Raises ShardError."""
-        for name, (size, digest) in self.manifest.file_table().items():
+    def files(self) -> Iterator[tuple[str, int, str]]:
+        """Name, size and sha256 of every file of the set but the manifest."""
+        yield from ((file.name, file.bytes, file.sha256) for file in self.manifest.files)
+        for number in range(len(self.shards)):
+            yield from ((name, size, digest) for name, (size, digest) in self.shards[number].files().items())
+
+    def verify(self, level: Literal["sizes", "full"] = "full") -> None:
+        """`sizes`: every file is there in the size that is stated. `full`: with its sha256 too. Raises ShardError."""
+        for name, size, digest in self.files():
+            try:
+                found = state_of(self.path / name).size
+            except FileNotFoundError:
+                raise self._missing(name) from None
+            if found != size:
+                raise ShardError(
+                    f"{name} has {found} bytes, {MANIFEST} states {size}; restore it or write the set again", name
+                )
+            if level == "sizes":
+                continue
             with self._open(name) as stream:
-                found = size_of(stream)
-                if found != size:
-                    raise ShardError(
-                        f"{name} has {found} bytes, {MANIFEST} states {size}; restore it or write the set again", name
-                    )
-                if level == "full" and (actual := file_digest(cast(Any, stream), "sha256").hexdigest()) != digest:
-                    raise ShardError(
-                        f"{name} was changed after it was written: its sha256 is {actual[:16]}…, {MANIFEST} states "
-                        f"{digest[:16]}…; 'mnf audit' says where; restore it or write the set again",
-                        name,
-                    )
+                actual = file_digest(cast(Any, stream), "sha256").hexdigest()
+            if actual != digest:
+                raise ShardError(
+                    f"{name} was changed after it was written: its sha256 is {actual[:16]}…, {MANIFEST} states "
+                    f"{digest[:16]}…; 'mnf audit' says where; restore it or write the set again",
+                    name,
+                )
 
-    def table(self, name: Literal["samples.parquet", "documents.parquet"] | str) -> pa.Table:
-        """One of the set's tables, its bytes verified by hash. Raises ShardError."""
-        import pyarrow.parquet as pq
+    def samples(self, shard: ShardRecord) -> pa.Table:
+        """A shard's part of the table of samples, verified by hash. Raises ShardError."""
+        return self._part(shard, SAMPLES, SAMPLES_SCHEMA)
 
+    def documents(self, shard: ShardRecord) -> pa.Table:
+        """A shard's part of the table of documents, verified by hash. Raises ShardError."""
+        return self._part(shard, DOCUMENTS, DOCUMENTS_SCHEMA)
+
+    def pieces_of(self, doc_id: str) -> list[dict[str, Any]]:
+        """A document's rows of the table of documents, by piece: read from its group's shards and no others."""
+        of_group = self.shards.of_group(group_of(doc_id, self.manifest.totals.groups))
+        filtered = (self.documents(self.shards[n]).filter(pc.field("doc_id") == doc_id) for n in of_group)
+        return sorted((row for table in filtered for row in table.to_pylist()), key=lambda row: row["piece"])
+
+    def _shard_rows(self) -> pa.Table:
+        if self.manifest.format_version > 1:
+            file = self.manifest.file(SHARDS)
+            assert file is not None, "a manifest without shards.parquet is refused"
+            return from_parquet(self._bytes(SHARDS, file.bytes, file.sha256))
+        old = read_1(_manifest_bytes(self.path, self.opener), MANIFEST)
+        if old.sha256 != self.manifest.sha256:
+            raise ShardError(f"{MANIFEST} was changed since the set was opened", MANIFEST)
+        return pa.Table.from_pylist([ShardRecord(**row.model_dump()).model_dump() for row in old.shards], SHARDS_SCHEMA)
+
+    def _part(self, shard: ShardRecord, of: Literal["samples", "documents"], schema: pa.Schema) -> pa.Table:
+        name = part_name(of, shard.name)
+        stated = shard.files().get(name)
+        if stated is None:
+            with self._lock:
+                if of not in self._whole:
+                    self._whole[of] = self._table_1(of)
+                return self._whole[of].of(shard.name)
+        table = from_parquet(self._bytes(name, *stated))
+        if not table.schema.equals(schema):
+            raise ShardError(f"{name} has not the columns of the format; write the set again", name)
+        return table
+
+    def _table_1(self, of: Literal["samples", "documents"]) -> ByShard:
+        name, order = TABLES_1[of]
+        file = self.manifest.file(name)
+        return ByShard(from_parquet(self._bytes(name, *((file.bytes, file.sha256) if file else (-1, "")))), order)
+
+    def _index(self, shard: ShardRecord) -> tuple[NDArray[np.int64], NDArray[np.uint32]]:
+        """Offsets [samples + 1] of a shard's samples in its tar, and their crc32 [samples]."""
+        with self._lock:
+            if shard.number in self._indexes:
+                self._indexes.move_to_end(shard.number)
+                return self._indexes[shard.number]
+        rows = self.samples(shard)
+        starts, sizes = (rows[name].to_numpy().astype(np.int64) for name in ("offset", "bytes"))
+        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
+        if len(starts) != shard.samples or (offsets[:-1] != starts).any() or (sizes <= 0).any() or offsets[-1] > shard.bytes:
+            raise ShardError(f"{SAMPLES} does not fit {shard.name}; write the set again", shard.name)
+        found = offsets, rows["crc32"].to_numpy().astype(np.uint32)
+        with self._lock:
+            self._indexes[shard.number] = found
+            while len(self._indexes) > MOST_INDEXES:
+                self._indexes.popitem(last=False)
+        return found
+
+    def _bytes(self, name: str, size: int, digest: str) -> bytes:
         with self._open(name) as stream:
-            data = stream.read()
-        size, digest = self.manifest.file_table().get(name, (-1, ""))
+            data = stream.read(size + 1)
         if len(data) != size or sha256(data).hexdigest() != digest:
             raise ShardError(f"{name} is not the file that {MANIFEST} states; restore it or write the set again", name)
-        return pq.read_table(pa.BufferReader(data))
+        return data
 
     def _open(self, name: str) -> BinaryIO:
         try:
-            return self.opener(f"{self.path}/{name}")
+            return self.opener(self.path / name)
         except FileNotFoundError:
-            raise ShardError(f"{name} is missing from {self.path}; restore it or write the set again", name) from None
+            raise self._missing(name) from None
 
-    def _range(self, shard: ShardRecord, start: int, stop: int) -> bytes:
-        with self._open(shard.name) as stream:
-            stream.seek(start)
-            return stream.read(stop - start)
-
-    def _index(self, shard: ShardRecord) -> NDArray[np.int64]:
-        if shard.number not in self._indexes:
-            with self._open(shard.index_name) as stream:
-                data = stream.read(shard.index_bytes + 1)
-            if sha256(data).hexdigest() != shard.index_sha256:
-                raise ShardError(f"{shard.index_name} is not the file that {MANIFEST} states; restore it", shard.index_name)
-            offsets = np.frombuffer(data, dtype="<u8")
-            if (
-                len(offsets) != shard.samples + 1
-                or (np.diff(offsets.astype(np.int64)) <= 0).any()
-                or offsets[-1] > shard.bytes
-            ):
-                raise ShardError(f"{shard.index_name} does not fit {shard.name}; write the set again", shard.index_name)
-            self._indexes[shard.number] = offsets.astype(np.int64)
-        return self._indexes[shard.number]
+    def _missing(self, name: str) -> ShardError:
+        return ShardError(f"{name} is missing from {self.path}; restore it or write the set again", name)
 
 
-def _read_manifest(path: str, opener: Opener) -> ShardManifest:
+def _manifest_bytes(path: AnyPath, opener: Opener) -> bytes:
     try:
-        with opener(f"{path}/{MANIFEST}") as stream:
+        with opener(path / MANIFEST) as stream:
             data = stream.read(MAX_MANIFEST_BYTES + 1)
     except (FileNotFoundError, NotADirectoryError):
         raise ShardError(f"{path} is no shard set: it has no {MANIFEST}, so nothing was committed there", MANIFEST) from None
     if len(data) > MAX_MANIFEST_BYTES:
         raise ShardError(f"{path}/{MANIFEST} is larger than {MAX_MANIFEST_BYTES} bytes", MANIFEST)
+    return data
+
+
+def _read_manifest(path: AnyPath, opener: Opener) -> ShardManifest:
     try:
-        return from_bytes(data, f"{path}/{MANIFEST}")
+        return from_bytes(_manifest_bytes(path, opener), f"{path}/{MANIFEST}")
     except ManifestError as error:
         raise ShardError(str(error), MANIFEST) from None

@@ -20,7 +20,8 @@ from nextflow_tokenize.npy import TEXT_DTYPE, NpyError, code_dtype, from_npy
 from nextflow_tokenize.packing.cost import attended_pairs, cost_of
 from nextflow_tokenize.schedule import schedule_of
 from nextflow_tokenize.segments import ImageSegment, Segment, TextSegment, slots, slots_of
-from nextflow_tokenize.shards.manifest import Sha256, ShardManifest, canonical, strict_json
+from nextflow_tokenize.shards.manifest import ShardManifest
+from nextflow_tokenize.shards.records import Sha256, canonical, strict_json
 
 BLOCK = 512
 MEMBERS = ("input.npy", "json", "target.npy", "text.npy")

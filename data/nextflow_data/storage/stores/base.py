@@ -76,6 +76,10 @@ class Store(ABC):
         """The whole object, its state, and the store's clock when it answered, seconds since the epoch."""
         raise self._read_only(address)
 
+    def noted_sha256(self, address: str) -> str | None:
+        """The sha256 that was noted of the object when it was uploaded; None where none was."""
+        return None
+
     def any_under(self, address: str) -> bool:
         """Whether there is an object under a folder."""
         return next(self.under(address), None) is not None

@@ -48,6 +48,9 @@ class S3Files(S3Store):
                 if self._is_there(address, size, sha256):
                     return
 
+    def noted_sha256(self, address: str) -> str | None:
+        return self.head(address).get("Metadata", {}).get("sha256")
+
     def _is_there(self, address: str, size: int, sha256: str) -> bool:
         """Whether the file is there; Conflict where another is."""
         try:

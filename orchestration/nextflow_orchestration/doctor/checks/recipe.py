@@ -10,6 +10,8 @@ import socket
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from nextflow_data.storage.files import any_path
+from nextflow_pipelines.inputs import is_listed
 from nextflow_pipelines.spark.gpus import GpuError, TaskGpus
 from nextflow_pipelines.spark.session import is_local
 from nextflow_tokenize.config.vision_recipe import TokenizerRecipe
@@ -21,6 +23,9 @@ from nextflow_orchestration.doctor.requirements import pip_install
 from nextflow_orchestration.recipes.errors import RecipeError
 from nextflow_orchestration.recipes.run import SAMPLE, Recipe
 from nextflow_orchestration.recipes.training import TrainingRecipe
+
+MOST = 1000
+"""Files that are opened of many."""
 
 
 def _is_run(case: Case) -> bool:
@@ -35,27 +40,30 @@ def _trains(case: Case) -> bool:
 def inputs(case: Case) -> Diagnosis:
     """All that it reads is there and can be read."""
     recipe = case.recipe
-    files: list[Path] = []
+    files: list[str] = []
     if isinstance(recipe, Recipe | TokenizerRecipe):
         try:
             recipe.check_inputs()
         except (RecipeError, ValueError, OSError) as error:
             return bad(str(error), "correct the recipe, or put the file there")
     if isinstance(recipe, Recipe):
-        files += [Path(name) for entry in recipe.entries() for name in entry.files if name != SAMPLE]
+        files += [name for entry in recipe.entries() for name in entry.files if name != SAMPLE and not is_listed(name)]
     if isinstance(recipe, TrainingRecipe):
         data = recipe.train.data
         if data.shards is None:
             return bad("train.data.shards is not set", "name a shard set in the recipe, or with mnf train --shards")
-        files.append(Path(data.shards) / MANIFEST)
-        files += [Path(data.vision_tokenizer) / "config.json"] if data.vision_tokenizer is not None else []
-        files += [Path(data.text_tokenizer)] if data.text_tokenizer is not None else []
-    for file in files:
+        files.append(f"{data.shards}/{MANIFEST}")
+        files += [f"{data.vision_tokenizer}/config.json"] if data.vision_tokenizer is not None else []
+        files += [str(data.text_tokenizer)] if data.text_tokenizer is not None else []
+    for file in files[:MOST]:
         try:
-            with file.open("rb") as stream:
+            with any_path(file, case.storage).open("rb") as stream:
                 stream.read(1)
         except OSError as error:
-            return bad(f"{file}: {error.strerror}", "correct the recipe, or put the file there")
+            said = f"{file}: {error.strerror}" if error.strerror else str(error)
+            return bad(said, "correct the recipe, or put the file there")
+    if len(files) > MOST:
+        return ok(f"{MOST:,} of {len(files):,} files can be read")
     return ok(f"{len(files)} files can be read" if files else "nothing is missing")
 
 

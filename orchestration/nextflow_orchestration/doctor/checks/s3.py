@@ -1,13 +1,16 @@
-"""What an S3 address lets us do: list, put, put where nothing is, read a range, delete."""
+"""What the S3 addresses of a recipe, or a named one, let us do: list, put, put where nothing is, read a range, delete."""
 
 from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
-from nextflow_orchestration.doctor.check import Case, Diagnosis, bad, check, ok, unneeded
+from nextflow_tokenize.shards.manifest import MANIFEST
+
+from nextflow_orchestration.doctor.check import Case, Diagnosis, State, bad, check, ok, unneeded
+from nextflow_orchestration.recipes.run import Recipe
 
 _CONTENT = b"0123456789"
 
@@ -20,28 +23,53 @@ def parts(address: str) -> tuple[str, str] | None:
 
 @check("s3", "rights", seconds=60)
 def rights(case: Case) -> Diagnosis:
-    """Each is really done, on one object of our own, which is removed again."""
-    if case.s3 is None:
+    """Each is really done, on one object of our own, which is removed again; what is only read is listed and read."""
+    written, read = _addresses(case)
+    if not written and not read:
         return unneeded("no address given", "name one with --s3 s3://bucket/prefix")
-    place = parts(case.s3)
-    if place is None:
-        return bad(f"{case.s3} is no S3 address", "write s3://bucket/prefix")
-    import boto3
-    from botocore.config import Config
-    from botocore.exceptions import BotoCoreError, ClientError
+    wrong = next((address for address in (*written, *read) if parts(address) is None), None)
+    if wrong is not None:
+        return bad(f"{wrong} is no S3 address", "write s3://bucket/prefix")
+    found = [_try(case, address, _Trial.WRITING) for address in written]
+    found += [_try(case, address, _Trial.READING) for address in read]
+    said = "; ".join(one.found for one in found)
+    failed = next((one for one in found if one.state is State.BAD), None)
+    return ok(said) if failed is None else bad(said, failed.advice)
 
-    settings = Config(connect_timeout=5, read_timeout=10, retries={"total_max_attempts": 2})
-    client = boto3.client("s3", config=settings)
-    name = "/".join(filter(None, (place[1], f".mnf-doctor-{uuid.uuid4().hex}")))
-    trial = _Trial(client, place[0], name)
+
+def _addresses(case: Case) -> tuple[list[str], list[str]]:
+    """What a run would write to, and what it would only read: of inputs one a folder."""
+    asked = [case.s3] if case.s3 is not None else []
+    written: list[str] = []
+    read: list[str] = []
+    if isinstance(case.recipe, Recipe):
+        written += [str(case.recipe.root)]
+        files = [file for entry in case.recipe.entries() for file in entry.files]
+        read += {file.rpartition("/")[0]: file for file in files}.values()
+    if case.train is not None:
+        written += filter(None, [case.train.checkpoint.copy_to])
+        read += [f"{case.train.data.shards}/{MANIFEST}"] if case.train.data.shards is not None else []
+    return [*asked, *dict.fromkeys(filter(_is_s3, written))], list(dict.fromkeys(filter(_is_s3, read)))
+
+
+def _is_s3(address: str) -> bool:
+    return address.startswith("s3://")
+
+
+def _try(case: Case, address: str, steps: Sequence[str]) -> Diagnosis:
+    from botocore.exceptions import BotoCoreError, ClientError
+    from nextflow_data.storage.stores.s3_client import client
+
+    place = parts(address)
+    assert place is not None
+    asked = (case.storage.s3.endpoint, *map(os.environ.get, ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")))
+    endpoint = next(filter(None, asked), None)
+    settings = case.storage.s3.model_copy(update={"endpoint": endpoint, "connect_seconds": 5.0, "read_seconds": 10.0})
+    trial = _Trial(client(settings), place[0], place[1], case.storage.lock is not None)
     wrong: dict[str, str] = {}
-    steps: dict[str, Callable[[], str | None]] = {
-        "list": trial.list, "put": trial.put, "put-if-absent": trial.put_if_absent, "range": trial.range,
-        "delete": trial.delete,
-    }  # fmt: skip
-    for step, act in steps.items():
+    for step in steps:
         try:
-            problem = act()
+            problem = getattr(trial, step.replace("-", "_"))()
         except ClientError as error:
             problem = f"{error.response['Error'].get('Code', '?')} {error.response['Error'].get('Message', '')}".strip()
         except BotoCoreError as error:
@@ -51,17 +79,17 @@ def rights(case: Case) -> Diagnosis:
                 break
         if problem:
             wrong[step] = problem
-    at = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "Amazon"
+    at = endpoint or "Amazon"
     if not wrong:
-        return ok(f"{', '.join(steps)} at {case.s3} ({at})")
+        return ok(f"{', '.join(steps)} at {address} ({at})")
     fine = ", ".join(step for step in steps if step not in wrong and len(wrong) < len(steps) and "list" not in wrong)
     said = "; ".join(f"{step}: {problem}" for step, problem in wrong.items())
-    return bad(f"{said}{f' (fine: {fine})' if fine else ''} at {case.s3} ({at})", _advice(wrong))
+    return bad(f"{said}{f' (fine: {fine})' if fine else ''} at {address} ({at})", _advice(wrong))
 
 
 def _advice(wrong: dict[str, str]) -> str:
     if set(wrong) == {"put-if-absent"}:
-        return "two writers would not be kept apart: use a store that honours If-None-Match"
+        return "two writers would not be kept apart: use a store that honours If-None-Match, or set storage.lock"
     if "credentials" in wrong.get("list", ""):
         return "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile"
     return "look at AWS_ENDPOINT_URL, the bucket's name, and the rights of the key on this prefix"
@@ -70,11 +98,19 @@ def _advice(wrong: dict[str, str]) -> str:
 class _Trial:
     """One object, and what is done to it; each step gives a problem in words, or None, or raises what boto3 raises."""
 
-    def __init__(self, client: Any, bucket: str, name: str) -> None:
-        self.client, self.bucket, self.name = client, bucket, name
+    WRITING = ("list", "put", "put-if-absent", "range", "delete")
+    READING = ("list", "get")
+
+    def __init__(self, client: Any, bucket: str, prefix: str, lock: bool) -> None:
+        self.client, self.bucket, self.prefix, self.lock = client, bucket, prefix, lock
+        self.name = "/".join(filter(None, (prefix, f".mnf-doctor-{uuid.uuid4().hex}")))
 
     def list(self) -> str | None:
-        self.client.list_objects_v2(Bucket=self.bucket, Prefix=self.name, MaxKeys=1)
+        self.client.list_objects_v2(Bucket=self.bucket, Prefix=self.prefix, MaxKeys=1)
+        return None
+
+    def get(self) -> str | None:
+        self.client.get_object(Bucket=self.bucket, Key=self.prefix, Range="bytes=0-0")["Body"].read()
         return None
 
     def put(self) -> str | None:
@@ -90,7 +126,7 @@ class _Trial:
             if error.response["ResponseMetadata"]["HTTPStatusCode"] in (409, 412):
                 return None
             raise
-        return "what was there was written over: If-None-Match is not honoured"
+        return None if self.lock else "what was there was written over: If-None-Match is not honoured"
 
     def range(self) -> str | None:
         body = self.client.get_object(Bucket=self.bucket, Key=self.name, Range="bytes=3-5")["Body"].read()

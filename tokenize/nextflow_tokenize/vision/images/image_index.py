@@ -116,9 +116,9 @@ def _rows(file: Path) -> Iterator[dict[str, object]]:
             # Members before the damage stay; what follows cannot be told from it.
             yield _row(file, kind, 0, 0, None, f"the tar cannot be read on: {error}")
     else:
-        from nextflow_data.warc.records import scan
+        from nextflow_data.sources.warc import WarcConfig, WarcSource
 
-        for record in scan(str(file), IngestConfig(), _FILES):
+        for record in WarcSource(WarcConfig(files=(str(file),)), IngestConfig()).records(str(file), _FILES):
             if record.get("kind") == "image":
                 yield _row(file, kind, int(record["offset"] or 0), int(record["length"] or 0), record["address"], None)
 

@@ -1,0 +1,1 @@
+"""The steps of dedup: candidate pairs, verification, the choice of who stays."""
