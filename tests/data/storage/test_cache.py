@@ -1,4 +1,4 @@
-"""Copies of a store's files on this machine: found again, bounded, kept while they are used, clear where there is no room."""
+"""Copies of a store's files on this machine: found again, bounded, kept while used, clear where there is no room."""
 
 from __future__ import annotations
 
