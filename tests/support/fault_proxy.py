@@ -81,9 +81,7 @@ class FaultProxy:
                     return order.fault
             draw = self._draw.random()
             for fault, rate in self.rates.items():
-                if draw < rate:
-                    if not _possible(fault, method, path):
-                        return None
+                if 0 <= draw < rate and _possible(fault, method, path):
                     self.done[fault] += 1
                     return fault
                 draw -= rate
