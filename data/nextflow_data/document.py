@@ -1,8 +1,8 @@
 """Documents: the rows that cross every border of the data side. What is done to them is `nextflow_data.decisions`.
 
 A document is an ordered list of text and image nodes. Pixels never travel: an image node holds a reference (file, offset,
-length) and what was measured once when the image was ingested. The cost is a seek per image at tokenisation; the gain is
-that documents stay small enough to shuffle, and that a shard can be traced to bytes.
+length) and what was measured once when the image was ingested. The cost is a seek per image at tokenisation, of a store
+a request; the gain is that documents stay small, and that a shard can be traced to bytes.
 
 Rows are plain dicts in the shape of the Arrow schemas below (`table.to_pylist()` gives them back), because every stage
 reads and writes Arrow. `SCHEMA_VERSION` is stored in each stage manifest and checked on reading.

@@ -2,7 +2,8 @@
 
 Every answer is looked up in what the stages committed (documents, decisions, kept-aside records, tokenised rows, the shard
 set's index), so the story holds for a run made yesterday on another machine. The cost is a scan of the id and address
-columns of one data set for each question: seconds on millions of documents, with no index to keep in step.
+columns of one data set for each question, all held while it looks: seconds on millions of documents, with no index to keep
+in step, and too much for a billion (SCALE.md).
 """
 
 from __future__ import annotations

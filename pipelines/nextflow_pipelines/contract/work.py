@@ -67,7 +67,7 @@ def is_disk_full(error: BaseException) -> bool:
 class StageWork:
     """One stage being run, or found committed. Made by `open_stage`.
 
-    On a store a unit's record is read once and held, a small row a unit, since it never changes.
+    On a store a unit's record is read once and held, some 5 KB a unit, since it never changes.
     """
 
     root: AnyPath

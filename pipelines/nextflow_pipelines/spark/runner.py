@@ -7,7 +7,8 @@ Two shapes of job, which are all that the stages need:
   (range partitioning would not be reproducible); each bucket is a unit, written by whichever task holds it. How many Spark
   partitions there are changes nothing but speed.
 
-What goes through a shuffle is keys and measures; documents and pixels stay in their files, except tokenised documents, which
+What goes through a shuffle is keys and measures; documents and pixels stay in their files. The exceptions: drafts of pages
+in `ingest`, thumbnails of candidate pairs in `dedup`, texts of a sample in `text_tokenizer`, and tokenised documents, which
 `pack` brings to the task that writes their shard. Units that are already done are left out before the shuffle. The cost of
 files written by tasks and not by Spark's own sink: the done-record protocol of `nextflow_pipelines.contract.stage`, which in
 exchange survives the death of the driver. A task needs no disk that the driver has, and refuses where it would write other

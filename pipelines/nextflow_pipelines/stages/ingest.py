@@ -8,8 +8,9 @@
 4. images: each measured image goes to the file that its address hashes to.
 5. assemble: drafts meet the measured images of their addresses and become documents. No source is read.
 
-What is shuffled is keys and measures; a draft moves once, to the file that its document's id hashes to. Sources of other
-packages that cannot be read in one pass (`nextflow_data.sources.base`) are read again for each document in step 5.
+What is shuffled is keys and measures, and each draft twice: to meet its images, and to the file that its document's id
+hashes to. Sources of other packages that cannot be read in one pass (`nextflow_data.sources.base`) are read again for each
+document in step 5.
 
 Data sets: documents, decisions, asides, records (what each source holds), images (each image record that a page names, with
 its measures or the reason why it cannot be used).

@@ -2,8 +2,9 @@
 shard is a task's work too.
 
 The plan says which pieces of which documents make each pack; Spark brings every document to its piece, in the order of
-packs, and the task that writes a shard holds no more than one pack's documents. The driver holds a row a group and a row a
-shard. The cost: a document that was cut is brought to each of its pieces whole.
+packs, and the task that writes a shard holds no more than one pack's documents. The driver holds a done-record a group
+and a shard. The cost: documents go through two shuffles, to their pieces and to their shard, and one that was cut is brought
+to each of its pieces whole.
 
 Output: `shards/`, exactly a shard set with its own manifest, and nothing else in it; `audit.json`, what the tasks counted
 while they wrote, which is what an audit of the set counts (`nextflow_tokenize.audit.record`); decisions (documents that fit
