@@ -69,6 +69,16 @@ def _() -> bool:
     return [*parameters] == ["self", "death_sig", "timeout"] and len(PContext.close.__defaults__ or ()) == 2 and closes
 
 
+@seam("botocore", "data/nextflow_data/storage/stores/s3_client.py", "providers")
+def _() -> bool:
+    import botocore.session
+    from botocore.credentials import AssumeRoleCredentialFetcher
+
+    first = botocore.session.Session().get_component("credential_provider").providers[0]
+    made_of = ("self", "client_creator", "source_credentials", "role_arn")
+    return callable(first.load) and isinstance(first.METHOD, str) and takes(AssumeRoleCredentialFetcher.__init__, *made_of)
+
+
 @seam("pyspark", "pipelines/nextflow_pipelines/stages/common.py", "from_arrow_schema")
 def _() -> bool:
     import pyarrow as pa

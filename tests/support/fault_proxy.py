@@ -5,6 +5,7 @@ Signatures stay right because the client signs for the proxy's host and the Host
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import random
 import re
@@ -16,12 +17,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
-FAULTS = ("error_500", "slow_down", "cut", "slow", "lost", "stale", "refused")
+FAULTS = ("error_500", "slow_down", "cut", "slow", "lost", "stale", "refused", "still")
 """500 InternalError; 503 SlowDown; a body cut in its middle; a body that comes slowly; the answer to a write lost after it
-was done; a listing without what was just written; the connection closed before anything was done."""
+was done; a listing without what was just written; the connection closed before anything was done; a body
+that stands still in its middle."""
 
 _XML = '<?xml version="1.0" encoding="UTF-8"?><Error><Code>{}</Code><Message>by the fault proxy</Message></Error>'
 _SLOW_PIECE, _SLOW_PAUSE = 64 << 10, 0.01
+_STILL_SECONDS = 5.0
 
 
 class _Order(NamedTuple):
@@ -78,7 +81,7 @@ class FaultProxy:
                     return order.fault
             draw = self._draw.random()
             for fault, rate in self.rates.items():
-                if draw < rate and _possible(fault, method, path):
+                if 0 <= draw < rate and _possible(fault, method, path):
                     self.done[fault] += 1
                     return fault
                 draw -= rate
@@ -101,7 +104,7 @@ class FaultProxy:
 
 
 def _possible(fault: str, method: str, path: str) -> bool:
-    if fault in ("cut", "slow"):
+    if fault in ("cut", "slow", "still"):
         return method == "GET"
     if fault == "lost":
         return method in ("PUT", "POST", "DELETE")
@@ -173,6 +176,11 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "cut":
             self.wfile.write(content[: len(content) // 2])
             self._break()
+        elif fault == "still":
+            self.wfile.write(content[: len(content) // 2])
+            self.wfile.flush()
+            time.sleep(_STILL_SECONDS)
+            self._break()
         elif fault == "slow":
             for start in range(0, len(content), _SLOW_PIECE):
                 time.sleep(_SLOW_PAUSE)
@@ -182,4 +190,5 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _break(self) -> None:
         self.close_connection = True
-        self.connection.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(OSError):  # the client was first
+            self.connection.shutdown(socket.SHUT_RDWR)

@@ -63,6 +63,8 @@ def supports_conditional_writes(path: StorePath) -> bool:
             try:
                 path.store.put_if(probe.address, b"first", None)
                 _known[key] = not path.store.put_if(probe.address, b"second", None).done
+            except (StoreError, PermissionError) as error:  # told of the file that was to be written
+                raise type(error)(str(error).replace(probe.address, path.address)) from error
             finally:
                 _forget(probe)
         return _known[key]

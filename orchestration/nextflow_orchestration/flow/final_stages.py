@@ -71,7 +71,7 @@ def generate_stage(recipe: Recipe, train: TrainConfig, training: Path, context: 
 
 def report_identity(recipe: Recipe, results: Mapping[str, StageResult], training: Path | None, step: int) -> str:
     """What a run's report is of: a page that was made of the same is not made again. Which stages the run found committed
-    is not in it: the page tells what the run did that wrote it."""
+    is not in it: the page tells what the run did that wrote it. Nor is how a machine reaches and works on it."""
     made = {name: result.fingerprint for name, result in results.items()}
     try:
         ours = version("megatron-nextflow")
@@ -79,7 +79,7 @@ def report_identity(recipe: Recipe, results: Mapping[str, StageResult], training
         ours = ""
     identity = {
         "version": [REPORT_VERSION, ours], "stages": made, "training": training and [training.name, step],
-        "recipe": recipe.model_dump(mode="json"),
+        "recipe": recipe.model_dump(mode="json", exclude={"work", "storage"}),
     }  # fmt: skip
     return hashlib.sha256(canonical_json(identity).encode()).hexdigest()
 

@@ -19,6 +19,7 @@ import pytest
 import torch
 from nextflow_orchestration import generation
 from nextflow_orchestration.generation import generate_from_run
+from nextflow_orchestration.runs.records import RunPlace
 from nextflow_tokenize.config.tokenize import TextTokenizerConfig
 from nextflow_tokenize.config.vision import VisionTokenizerConfig
 from nextflow_tokenize.documents.text_tokenizer import TextTokenizer, train_bpe
@@ -333,7 +334,16 @@ def test_the_verb_hands_everything_on_and_shows_every_result(
     (tmp_path / "recipe.json").write_text(json.dumps(recipe), encoding="utf-8")
     given: dict[str, Any] = {"images": [run.wide, run.tall], "interleaved": False, "n": 2, "batch": 3, "files": {}}
     out = tmp_path / "x.png"
-    generate_from_run(tmp_path, run.step, ["-a <image>", "<image> b"], out, **given, aspect="2:1", seed=None, top_p="1,0.9")
+    generate_from_run(
+        RunPlace(tmp_path, tmp_path),
+        run.step,
+        ["-a <image>", "<image> b"],
+        out,
+        **given,
+        aspect="2:1",
+        seed=None,
+        top_p="1,0.9",
+    )
     said = json.loads(Image.open(tmp_path / "x-4.png").text["settings"])  # type: ignore[attr-defined]
     assert said == GenerateConfig.of(
         {"top_k": [3, 2], "guidance": 0, "seed": 2, "aspect": 0.5, "top_p": [1, 0.9]}
@@ -342,9 +352,9 @@ def test_the_verb_hands_everything_on_and_shows_every_result(
     assert shown.out.splitlines() == [f"{tmp_path / f'x-{k}.png'}: 176×96 pixels" for k in (1, 2, 3, 4)]
     assert "16 forward passes" in shown.err
     given |= {"images": [], "n": 1}
-    generate_from_run(tmp_path, run.step, ["the quick"], None, **given, max_tokens=3)
+    generate_from_run(RunPlace(tmp_path, tmp_path), run.step, ["the quick"], None, **given, max_tokens=3)
     expected = generate(run.request("the quick", settings=GenerateConfig.of({"top_k": [3, 2], "seed": 1, "max_tokens": 3})))
     assert capsys.readouterr().out == f"the quick{expected.results[0].text}\n"
     with pytest.raises(SystemExit, match="2"):
-        generate_from_run(tmp_path, run.step, [""], None, **given)
+        generate_from_run(RunPlace(tmp_path, tmp_path), run.step, [""], None, **given)
     assert capsys.readouterr().err.startswith("text needs a prompt")

@@ -147,11 +147,11 @@ def test_same_wheels_same_bytes(tmp_path: Path, wheels: tuple[Wheel, ...]) -> No
 
 def test_every_page_can_be_read_back_by_the_pipeline(tmp_path: Path, wheels: tuple[Wheel, ...]) -> None:
     config = pytest.importorskip("nextflow_data.config").IngestConfig()
+    sources = pytest.importorskip("nextflow_data.sources.warc")
     warc = pytest.importorskip("nextflow_data.warc.records")
     info = build(tmp_path / "out.warc.gz", tmp_path / "cache", wheels=wheels)
-    range_opener = pytest.importorskip("nextflow_data.common.range_opener")
-    files = range_opener.LocalFiles()
-    found = list(warc.scan(str(info.path), config, files))
+    files = pytest.importorskip("nextflow_data.common.range_opener").LocalFiles()
+    found = list(sources.WarcSource(sources.WarcConfig(files=(str(info.path),)), config).records(str(info.path), files))
     assert [r["kind"] for r in found].count("page") == info.pages
     expected = _records(info.path)
     for record in found:

@@ -89,9 +89,9 @@ def test_gpus_that_are_not_there_stop_it_before_any_work(
 
 def test_a_worker_loads_anew_for_another_device_and_only_then(results: Results) -> None:
     tokenizers = _Tokenizers(
-        str(results["text_tokenizer"].dir / "tokenizer.json"),
+        results["text_tokenizer"].dir / "tokenizer.json",
         results["text_tokenizer"].facts["end_of_text"],
-        str(results["vision_tokenizer"].dir / "tokenizer"),
+        results["vision_tokenizer"].dir / "tokenizer",
     )
     _load.cache_clear()
     first, second, third = (_load(tokenizers, device)[1] for device in ("cpu", "cpu", "meta"))
