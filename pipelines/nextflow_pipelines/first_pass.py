@@ -29,7 +29,8 @@ from nextflow_data.storage.opener import StoreOpener
 from nextflow_data.storage.store_path import AnyPath
 
 from nextflow_pipelines.contract.kept import remove_work
-from nextflow_pipelines.contract.stage import StagePlan
+from nextflow_pipelines.contract.locks import stage_lock
+from nextflow_pipelines.contract.stage import StageBusy, StagePlan
 from nextflow_pipelines.contract.tables import SCHEMAS, UnitTables
 from nextflow_pipelines.contract.work import StageWork, open_stage
 from nextflow_pipelines.inputs import InputFile, KnownContents
@@ -79,7 +80,8 @@ def first_pass(
     ctx: RunContext, limits: IngestConfig, entries: Sequence[SourceConfig], files: Sequence[InputFile], known: KnownContents
 ) -> list[Passed]:
     """Reads what of the files has not been read yet; gives what each of them gave, in their order."""
-    with open_stage(ctx.root, pass_plan(limits, entries, known)) as work:
+    plan = pass_plan(limits, entries, known)
+    with open_stage(ctx.root, plan, lambda words: ctx.progress(0, None, words)) as work:
         parts = [_parts(ctx, limits, entries, files, file) for file in files]
         found = _read(ctx, limits, entries, work, [unit for planned in parts for unit in planned])
         hashes = [_hash_unit(file) if len(planned) > 1 else planned[0] for file, planned in zip(files, parts, strict=True)]
@@ -109,12 +111,13 @@ def pass_plan(limits: IngestConfig, entries: Sequence[SourceConfig], known: Know
 
 
 def discard(ctx: RunContext, plan: StagePlan) -> None:
-    """Removes what a pass left, once all of it has gone into a commit."""
+    """Removes what a pass left, once all of it has gone into a commit; another run that is at it now removes it itself."""
     folder = plan.folder(ctx.root)
-    remove_work(folder)
-    if isinstance(folder, Path):
-        with suppress(OSError):
-            folder.rmdir()
+    with suppress(StageBusy), stage_lock(ctx.root, folder.name):
+        remove_work(folder)
+        if isinstance(folder, Path):
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def _read(

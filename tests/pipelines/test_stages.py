@@ -246,6 +246,7 @@ def test_killed_in_a_stage_the_bytes_are_those_of_a_run_never_killed(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_killed_in_every_stage_the_bytes_are_those_of_a_run_never_killed(
     results: Results, script: Path, warc: Path, root: Path, tmp_path: Path
 ) -> None:
