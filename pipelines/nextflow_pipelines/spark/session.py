@@ -7,7 +7,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -82,8 +82,12 @@ def sql_settings(config: SparkConfig) -> dict[str, str]:
     }
 
 
-def _on_cluster(builder: SparkSession.Builder, config: SparkConfig) -> SparkSession:
-    """A session on a cluster, made in a thread: Spark may wait forever for an answer."""
+def _on_cluster(builder: SparkSession.Builder, config: SparkConfig, settings: Mapping[str, str]) -> SparkSession:
+    """A session on a cluster, made in a thread: Spark may wait forever for an answer. Java is started first, and its time is
+    not the cluster's."""
+    from pyspark import SparkConf, SparkContext
+
+    SparkContext._ensure_initialized(conf=SparkConf().setAll(list(settings.items())))
     made: Future[SparkSession] = Future()
 
     def make() -> None:
@@ -143,7 +147,8 @@ def spark_session(
         if config.master.startswith("local"):
             os.environ["SPARK_LOCAL_IP"] = "127.0.0.1"
         builder = SparkSession.builder.appName(app).master(master_with_retries(config.master, config.task_retries))
-        for key, value in spark_settings(config, here).items():
+        settings = spark_settings(config, here)
+        for key, value in settings.items():
             builder = builder.config(key, value)
         if is_local(config.master):
             # Spark puts its own handler in place; who started us may have one that must not be lost, and jobs are cancelled
@@ -151,7 +156,7 @@ def spark_session(
             with kept(signal.SIGINT):
                 session = builder.getOrCreate()
         else:
-            session = _on_cluster(builder, config)
+            session = _on_cluster(builder, config, settings)
         if config.ship:
             ship(session.sparkContext)
     for key, value in sql_settings(config).items():

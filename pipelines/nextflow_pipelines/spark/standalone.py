@@ -145,9 +145,11 @@ def _end_with_parent() -> None:
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """-9 to a process and all that it started."""
+    """-9 to a process and all that it started; nothing where it has ended, because its number may be another's now."""
     import psutil
 
+    if process.poll() is not None:
+        return
     try:
         found = psutil.Process(process.pid)
         family = [found, *found.children(recursive=True)]

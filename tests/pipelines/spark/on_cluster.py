@@ -2,7 +2,7 @@
 
     python on_cluster.py SPARK STORAGE ROOT LAST SOURCE
 
-SPARK and STORAGE are the recipe's sections as JSON.
+SPARK and STORAGE are the recipe's sections as JSON. The first rule is `held`, which test_cluster.py offers.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from nextflow_data.rules.config import ORDER, FilterConfig
 from nextflow_data.sources.warc import WarcConfig
 from nextflow_data.storage.config import StorageConfig
 from nextflow_data.storage.files import any_path
@@ -34,12 +35,13 @@ def main() -> None:
     assert spec is not None and spec.loader is not None
     chain = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(chain)
+    sections = chain.SECTIONS | {"filter": FilterConfig(rules=("held", *ORDER))}
     results: dict[str, Any] = {}
     for name in STAGES:
         ctx = RunContext(
             any_path(root, storage), SparkConfig.model_validate_json(spark), partial(tell, name), storage=storage
         )
-        results[name] = run_stage(name, ctx, chain.SECTIONS, results, [WarcConfig(files=(source,))])
+        results[name] = run_stage(name, ctx, sections, results, [WarcConfig(files=(source,))])
         if name == last:
             break
 

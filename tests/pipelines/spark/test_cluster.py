@@ -1,6 +1,7 @@
 """A real cluster: a standalone master and two workers, each in a folder of its own, and drivers that are processes.
 
-Whatever is killed, the bytes are those of one machine. What a cluster cannot do is told.
+Whatever is killed, the bytes are those of one machine. What a cluster cannot do is told. Nothing is killed by the clock:
+a rule holds one document while a file is there, so what is killed is at work on it, and all else of its stage is done.
 """
 
 from __future__ import annotations
@@ -8,11 +9,9 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,41 +20,129 @@ import pytest
 from nextflow_data.common.whole_files import file_sha256
 from nextflow_data.storage.config import StorageConfig
 from nextflow_data.storage.store_path import StorePath
-from nextflow_pipelines.contract.stage import read_manifest, stage_file
+from nextflow_pipelines.contract.stage import find_committed, read_manifest, stage_file
 from nextflow_pipelines.registry import STAGES
-from nextflow_pipelines.spark.cluster import ClusterRefused, reach
-from nextflow_pipelines.spark.config import SparkConfig
-from nextflow_pipelines.spark.context import StageResult
-from nextflow_pipelines.spark.session import spark_settings
 from nextflow_pipelines.spark.standalone import Standalone
+from s3_server import S3Server
 
-pytestmark = pytest.mark.timeout(1800)  # the first test makes what all are compared with
+pytestmark = pytest.mark.timeout(1800)  # only against hanging: the first test starts what all use
 SCRIPT = Path(__file__).with_name("on_cluster.py")
+LAST = "caption"
+HELD = '''
+import os, time
+from pathlib import Path
+from nextflow_data.common.section import Section
+from nextflow_data.rules.rule import TextRule, Verdict, rule
+
+@rule
+class Held(TextRule[Section]):
+    """Waits on the fourth page while the file is there, and says in it which process that is."""
+
+    name, Config = "held", Section
+
+    def judge(self, text, document):
+        file = Path(os.environ.get("HOLD", "nowhere"))
+        if document["source"]["address"].endswith("/3.html") and file.exists():
+            file.write_text(f"{os.getpid()} ")
+            while file.exists():
+                time.sleep(0.1)
+        return Verdict()
+'''
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the rule is installed, for drivers and workers."""
+    folder = tmp_path_factory.mktemp("package")
+    (folder / "held.py").write_text(HELD)
+    (folder / "held-1.0.dist-info").mkdir()
+    (folder / "held-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: held\nVersion: 1.0\n")
+    (folder / "held-1.0.dist-info" / "entry_points.txt").write_text("[nextflow.rules]\nheld = held:Held\n")
+    return folder
+
+
+def with_package(package: Path) -> str:
+    return os.pathsep.join([str(package), *([os.environ["PYTHONPATH"]] if "PYTHONPATH" in os.environ else [])])
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory, package: Path, s3_server: S3Server) -> Iterator[Standalone]:
+    """The cluster of all tests; its workers have the store's credentials in their environment, as machines have theirs."""
+    folder = tmp_path_factory.mktemp("cluster")
+    environment = {"PYTHONPATH": with_package(package), "HOLD": str(folder / "hold"), **s3_server.environment()}
+    with Standalone(folder, environment=environment, seconds=400) as started:
+        yield started
 
 
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Standalone]:
-    """A master and two workers."""
-    with Standalone(tmp_path / "cluster") as started:
-        yield started
+def cluster(shared: Standalone) -> Standalone:
+    """A master and two workers that live, or are about to."""
+    for _ in range(2 - sum(worker.poll() is None for worker in shared.workers)):
+        shared.add_worker()
+    return shared
+
+
+class Hold:
+    """While its `with` lasts, or until `release`, the fourth page is held."""
+
+    def __init__(self, cluster: Standalone) -> None:
+        self.cluster, self.file = cluster, cluster.folder / "hold"
+
+    def __enter__(self) -> Hold:
+        self.file.touch()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        self.file.unlink(missing_ok=True)
+
+    def process(self, driver: Driver, before: int | None = None) -> int:
+        """Waits for a process (another than `before`) that is at work on the page while all else of its stage is done."""
+        for line in driver.lines():
+            said = self.file.read_text()
+            others = line["stage"] == "filter" and line["note"].startswith("3/3") and line["done"] == line["total"] - 1
+            if others and said.endswith(" ") and int(said) != before:
+                return int(said)
+        raise AssertionError(driver.end())
+
+    def kill_worker_of(self, process: int) -> None:
+        """Ends the worker that a process belongs to, by -9."""
+        for number, worker in enumerate(self.cluster.workers):
+            if worker.poll() is None and process in {one.pid for one in psutil.Process(worker.pid).children(recursive=True)}:
+                self.cluster.kill_worker(number)
+                assert worker.poll() == -signal.SIGKILL
+                return
+        raise AssertionError("no worker has the process")
 
 
 class Driver:
     """A driver at work, in a folder of its own, on the root `run` in it or one in a store; its `with` ends it."""
 
     def __init__(
-        self, cluster: Standalone, folder: Path, last: str, source: Path, store: StorePath | None = None, **settings: Any
+        self,
+        folder: Path,
+        package: Path,
+        source: Path,
+        cluster: Standalone | None = None,
+        last: str = LAST,
+        store: StorePath | None = None,
+        **settings: Any,
     ) -> None:
-        page = {"spark.master.ui.port": cluster.page.rpartition(":")[2]}
-        options = page | settings.pop("options", {})
-        spark = {"master": cluster.master, "files": 3, "partitions": 4, "wait_seconds": 600, "options": options} | settings
+        spark: dict[str, Any] = {"files": 3, "partitions": 4}
+        if cluster is not None:
+            page = {"spark.master.ui.port": cluster.page.rpartition(":")[2]}
+            spark |= {"master": cluster.master, "wait_seconds": 400, "options": page | settings.pop("options", {})}
         storage = store.config if store is not None else StorageConfig()
         folder.mkdir(exist_ok=True)
         self.errors = folder / "errors"
+        sections = [json.dumps(spark | settings), storage.model_dump_json()]
         with self.errors.open("w") as errors:
             self.process = subprocess.Popen(
-                [sys.executable, SCRIPT, json.dumps(spark), storage.model_dump_json(), str(store or "run"), last, source],
+                [sys.executable, SCRIPT, *sections, str(store or "run"), last, source],
                 cwd=folder, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True,
+                env=os.environ | {"PYTHONPATH": with_package(package)},
             )  # fmt: skip
 
     def __enter__(self) -> Driver:
@@ -67,17 +154,19 @@ class Driver:
 
     def lines(self) -> Iterator[dict[str, Any]]:
         assert self.process.stdout is not None
-        return map(json.loads, self.process.stdout)
+        for line in iter(self.process.stdout.readline, ""):
+            yield json.loads(line)
 
-    def end(self, at: Callable[[dict[str, Any]], bool] = lambda line: False, do: Callable[[], None] = lambda: None) -> str:
-        """Waits for its end, and does `do` at the first line for which `at`; returns what it said of errors."""
-        done = False
-        for line in self.lines():
-            if not done and at(line):
-                do()
-                done = True
+    def end(self) -> str:
+        """Waits for its end; returns what it said of errors."""
+        for _ in self.lines():
+            pass
         self.process.wait()
         return self.errors.read_text()
+
+    def succeed(self) -> None:
+        errors = self.end()
+        assert self.process.returncode == 0, errors
 
 
 def tree(root: Path) -> dict[str, str]:
@@ -91,83 +180,55 @@ def tree(root: Path) -> dict[str, str]:
     }
 
 
-def expected(root: Path, last: str) -> dict[str, str]:
-    """What one machine has made up to a stage."""
-    upto = list(STAGES)[: list(STAGES).index(last) + 1]
-    return {name: sha for name, sha in tree(root).items() if name.split("/")[0].rsplit("-", 1)[0] in upto}
-
-
-def working(stage: str) -> Callable[[dict[str, Any]], bool]:
-    """A stage has a unit done, and others to do."""
-    return lambda line: line["stage"] == stage and 0 < line["done"] < (line["total"] or 0)
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory, package: Path, small_warc: Path) -> Path:
+    """The root that one machine makes."""
+    folder = tmp_path_factory.mktemp("alone")
+    with Driver(folder, package, small_warc) as driver:
+        driver.succeed()
+    return folder / "run"
 
 
 @pytest.mark.slow
-def test_a_worker_dies_in_mid_stage_and_the_shards_are_those_of_one_machine(
-    results: Mapping[str, StageResult], root: Path, warc: Path, cluster: Standalone, tmp_path: Path
+def test_a_python_process_and_then_a_worker_die_in_mid_task_and_the_bytes_are_those_of_one_machine(
+    alone: Path, small_warc: Path, package: Path, cluster: Standalone, tmp_path: Path
 ) -> None:
-    notes = []
-
-    def at(line: dict[str, Any]) -> bool:
-        notes.append(line["note"])
-        return working("filter")(line)
-
-    with Driver(cluster, tmp_path / "driver", "pack", warc) as driver:
-        errors = driver.end(at, lambda: cluster.kill_worker(0))
-        assert driver.process.returncode == 0, errors
-    assert cluster.workers[0].poll() == -signal.SIGKILL, "it was not killed"
+    with Hold(cluster) as hold, Driver(tmp_path, package, small_warc, cluster) as driver:
+        process = hold.process(driver)
+        os.kill(process, signal.SIGKILL)
+        hold.kill_worker_of(hold.process(driver, before=process))
+        hold.release()
+        notes = [line["note"] for line in driver.lines()]
+        driver.succeed()
     assert any("Spark's page: http://" in note for note in notes)
-    assert tree(tmp_path / "driver" / "run") == tree(root)
-
-
-def kill_python(cluster: Standalone) -> None:
-    """Ends by -9 one Python process that does a task, as soon as there is one."""
-    while True:
-        for worker in cluster.workers:
-            for process in psutil.Process(worker.pid).children(recursive=True):
-                parent = process.parent()
-                if parent and all("pyspark.daemon" in one.cmdline() for one in (process, parent)):
-                    process.kill()
-                    return
-        time.sleep(0.05)
-
-
-@pytest.mark.slow
-def test_a_python_process_dies_in_mid_task_and_the_bytes_are_those_of_one_machine(
-    results: Mapping[str, StageResult], root: Path, warc: Path, cluster: Standalone, tmp_path: Path
-) -> None:
-    with Driver(cluster, tmp_path / "driver", "caption", warc) as driver:
-        errors = driver.end(working("filter"), lambda: kill_python(cluster))
-        assert driver.process.returncode == 0, errors
-    assert tree(tmp_path / "driver" / "run") == expected(root, "caption")
+    assert tree(tmp_path / "run") == tree(alone)
 
 
 @pytest.mark.slow
 def test_the_driver_dies_and_is_started_again_and_the_bytes_are_those_of_one_machine(
-    results: Mapping[str, StageResult], root: Path, warc: Path, cluster: Standalone, tmp_path: Path
+    alone: Path, small_warc: Path, package: Path, cluster: Standalone, tmp_path: Path
 ) -> None:
-    with Driver(cluster, tmp_path / "driver", "caption", warc) as driver:
-        driver.end(working("filter"), lambda: os.kill(driver.process.pid, signal.SIGKILL))
-        assert driver.process.returncode == -signal.SIGKILL
-    with Driver(cluster, tmp_path / "driver", "caption", warc) as driver:
-        errors = driver.end()
-        assert driver.process.returncode == 0, errors
-    assert tree(tmp_path / "driver" / "run") == expected(root, "caption")
+    with Hold(cluster) as hold, Driver(tmp_path, package, small_warc, cluster) as driver:
+        hold.process(driver)
+        driver.process.kill()
+        driver.end()
+    with Driver(tmp_path, package, small_warc, cluster) as driver:
+        driver.succeed()
+    assert tree(tmp_path / "run") == tree(alone)
+    (judged,) = map(json.loads, (tmp_path / "run" / "metrics" / "filter.jsonl").read_text().splitlines())
+    assert judged["kept_units"] >= 2
 
 
 @pytest.mark.slow
 def test_with_its_root_in_a_bucket_a_worker_dies_and_the_files_are_those_of_one_machine(
-    results: Mapping[str, StageResult], warc: Path, s3_root: StorePath, tmp_path: Path
+    alone: Path, small_warc: Path, package: Path, cluster: Standalone, s3_root: StorePath, tmp_path: Path
 ) -> None:
-    # The workers have the credentials that are in the environment now, as machines have theirs.
-    with (
-        Standalone(tmp_path / "cluster") as cluster,
-        Driver(cluster, tmp_path / "driver", "caption", warc, s3_root) as driver,
-    ):
-        errors = driver.end(working("filter"), lambda: cluster.kill_worker(0))
-        assert driver.process.returncode == 0, errors
-    for name in ("ingest", "filter", "dedup", "caption"):
-        mine = results[name].dir
+    with Hold(cluster) as hold, Driver(tmp_path, package, small_warc, cluster, store=s3_root) as driver:
+        hold.kill_worker_of(hold.process(driver))
+        hold.release()
+        driver.succeed()
+    for name in list(STAGES)[: list(STAGES).index(LAST) + 1]:
+        (mine,) = find_committed(alone, name)
         its = s3_root / mine.name
         entries = read_manifest(mine)["files"]
         assert read_manifest(its) == read_manifest(mine)
@@ -178,70 +239,41 @@ WITHOUT = """
 import pathlib, sys
 names = ("nextflow_data", "nextflow_tokenize", "nextflow_pipelines", "nextflow_orchestration", "megatron_nextflow")
 sys.path[:] = [place for place in sys.path if not any(pathlib.Path(place, name).is_dir() for name in names)]
+sys.meta_path[:] = [finder for finder in sys.meta_path if not getattr(finder, "__module__", "").startswith("__editable__")]
 """
 
 
 @pytest.mark.slow
 def test_executors_without_our_packages_are_sent_them(
-    results: Mapping[str, StageResult], root: Path, warc: Path, cluster: Standalone, tmp_path: Path
+    alone: Path, small_warc: Path, package: Path, cluster: Standalone, tmp_path: Path
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text(WITHOUT)
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\nPYTHONPATH="{tmp_path}:$PYTHONPATH" exec {sys.executable} "$@"\n')
     python.chmod(0o755)
-    with Driver(cluster, tmp_path / "driver", "ingest", warc, python=str(python)) as driver:
+    with Driver(tmp_path, package, small_warc, cluster, "ingest", python=str(python)) as driver:
         errors = driver.end()
-        assert driver.process.returncode == 1 and "set spark.ship to true" in errors
-    with Driver(cluster, tmp_path / "driver", "filter", warc, python=str(python), ship=True) as driver:
-        errors = driver.end()
-        assert driver.process.returncode == 0, errors
-    assert tree(tmp_path / "driver" / "run") == expected(root, "filter")
+        assert driver.process.returncode == 1 and "set spark.ship to true" in errors, errors
+    with Driver(tmp_path, package, small_warc, cluster, python=str(python), ship=True) as driver:
+        driver.succeed()
+    assert tree(tmp_path / "run") == tree(alone)
 
 
 @pytest.mark.slow
-def test_what_a_cluster_cannot_give_is_told(warc: Path, cluster: Standalone, tmp_path: Path) -> None:
-    options = {"spark.executor.memory": "4g"}
-    with Driver(cluster, tmp_path / "driver", "ingest", warc, options=options) as driver:
-        errors = driver.end()
-        assert "an executor asks for 4,096 MiB, and the largest of 2 workers of spark://127.0.0.1" in errors
-        assert "has 1,024: lower spark.executor.memory in spark.options" in errors
-    cluster.kill_worker(0)
-    cluster.kill_worker(1)
-    with Driver(cluster, tmp_path / "driver", "ingest", warc, wait_seconds=150) as driver:
-        errors = driver.end()
-        assert "no executor came from spark://127.0.0.1" in errors and "Finished units are kept" in errors
+def test_what_a_cluster_cannot_give_is_told(small_warc: Path, package: Path, cluster: Standalone, tmp_path: Path) -> None:
+    def told(**settings: Any) -> str:
+        with Driver(tmp_path, package, small_warc, cluster, "ingest", **settings) as driver:
+            errors = driver.end()
+            assert driver.process.returncode == 1, errors
+            return errors.splitlines()[-1]
 
-
-def test_a_master_that_is_not_there_is_told_before_spark_is_started() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-        assert reach(f"spark://127.0.0.1:{port}") == "127.0.0.1"
-        assert reach(f"k8s://https://127.0.0.1:{port}") == "127.0.0.1"
-    for master, said in (
-        (f"spark://127.0.0.1:{port}", f"nothing listens at 127.0.0.1:{port}: start the cluster, or correct the address"),
-        ("spark://no-such-host.invalid:7077", "no host is known as no-such-host.invalid"),
-        ("spark://host", "it must be spark://HOST:PORT"),
-        ("mesos://host:5050", "known are local"),
-    ):
-        with pytest.raises(ClusterRefused, match=said):
-            reach(master)
-    assert reach("local[2]") is None
-
-
-def test_yarn_without_its_settings_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("HADOOP_CONF_DIR", raising=False)
-    monkeypatch.delenv("YARN_CONF_DIR", raising=False)
-    with pytest.raises(ClusterRefused, match="HADOOP_CONF_DIR"):
-        reach("yarn")
-    monkeypatch.setenv("YARN_CONF_DIR", "/etc/hadoop")
-    assert reach("yarn") is None
-
-
-def test_a_cluster_is_told_the_address_by_which_the_driver_was_seen_unless_the_recipe_names_one() -> None:
-    master = "spark://host:7077"
-    assert spark_settings(SparkConfig(master=master), "10.0.0.9")["spark.driver.host"] == "10.0.0.9"
-    named = SparkConfig(master=master, driver_host="driver.example")
-    assert spark_settings(named, "10.0.0.9")["spark.driver.host"] == "driver.example"
-    assert spark_settings(SparkConfig(master=master))["spark.ui.enabled"] == "true"
-    local = spark_settings(SparkConfig())
-    assert "spark.driver.host" not in local and local["spark.ui.enabled"] == "false"
+    page = cluster.page.removeprefix("http://").removesuffix("/")
+    assert f"the cluster spark://{page} did not take the driver in" in told(master=f"spark://{page}", wait_seconds=10)
+    large = told(options={"spark.executor.memory": "4g"})
+    assert "an executor asks for 4,096 MiB, and the largest of " in large
+    assert "has 1,024: lower spark.executor.memory in spark.options" in large
+    for number in range(len(cluster.workers)):
+        cluster.kill_worker(number)
+    none = told(wait_seconds=60)
+    assert "no executor came from spark://127.0.0.1" in none and "it has no worker alive; start workers" in none
+    assert "Finished units are kept" in none
