@@ -12,7 +12,7 @@ from nextflow_orchestration.runs.records import recipes_of
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_two_recipes_run_at_once_in_one_root(whole: Any, tmp_path: Path) -> None:
     local, _ = whole
     runner = type(local)(tmp_path, local.warc, local.home)

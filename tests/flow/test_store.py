@@ -73,7 +73,7 @@ def same_bytes(one: Commit, other: Commit) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(1800)
 def test_a_run_in_a_bucket_through_a_failing_network_is_the_local_run(
     whole: Any, s3_root: StorePath, fault_proxy: FaultProxy, tmp_path: Path
 ) -> None:
@@ -124,7 +124,7 @@ def test_a_run_in_a_bucket_through_a_failing_network_is_the_local_run(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(1800)
 def test_a_run_reads_its_input_from_the_bucket_too(
     whole: Any, s3_root: StorePath, fault_proxy: FaultProxy, tmp_path: Path
 ) -> None:
