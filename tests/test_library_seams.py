@@ -88,6 +88,13 @@ def _() -> bool:
     return from_arrow_schema(pa.schema([("x", nested)])).simpleString() == "struct<x:array<struct<a:int>>>"
 
 
+@seam("pyspark", "pipelines/nextflow_pipelines/spark/session.py", "_ensure_initialized")
+def _() -> bool:
+    from pyspark import SparkContext
+
+    return takes(SparkContext._ensure_initialized, "instance", "gateway", "conf")
+
+
 @seam("torch", "megatron_nextflow/launching/torchrun.py", "signals_to_handle")
 def _() -> bool:
     from torch.distributed import run
