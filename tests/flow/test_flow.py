@@ -178,8 +178,8 @@ def test_a_flipped_byte_is_named_by_the_audit_and_refused_by_the_trainer(whole: 
     assert "shard-000000.tar" in (tmp_path / "audit.html").read_text()
     (tokenizer,) = runner.root.glob("vision_tokenizer-*/tokenizer")
     train = runner.start(
-        "train", str(runner.recipe), "--set", f"train.data.vision_tokenizer={tokenizer}", "--shards", str(copy), "--out",
-        str(tmp_path / "out"), "--set", "train.data.verify=true",
+        "train", str(runner.recipe), "--set", f"train.data.vision_tokenizer={tokenizer}", "--set", "train.data.verify=true",
+        "--shards", str(copy), "--out", str(tmp_path / "out"),
     )  # fmt: skip
     said = train.communicate()[0]
     assert train.returncode == 2 and "shard-000000.tar" in said and "Traceback" not in said

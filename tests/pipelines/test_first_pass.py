@@ -23,9 +23,11 @@ from nextflow_data.sources.read_once import ReadOnce
 from nextflow_data.sources.warc import WarcConfig, WarcSource
 from nextflow_data.storage.config import StorageConfig
 from nextflow_data.storage.files import state_of
-from nextflow_pipelines.first_pass import _chain, _unit
+from nextflow_pipelines.contract.locks import stage_lock
+from nextflow_pipelines.first_pass import _chain, _unit, discard, first_pass, pass_plan
 from nextflow_pipelines.inputs import InputFile, KnownContents, input_files
 from nextflow_pipelines.sources import Place
+from nextflow_pipelines.spark.context import RunContext
 
 LIMITS = IngestConfig()
 
@@ -209,3 +211,28 @@ def test_what_was_learned_is_known_until_the_file_changes(tmp_path: Path) -> Non
     files[1].write_bytes(b"another content")
     assert [file.place.path.name for file in known().unknown()] == ["1.warc"]
     assert not (root / "sources").joinpath("nothing").exists()
+
+
+def test_a_pass_that_another_run_is_at_is_waited_for_and_not_cleared_away(tmp_path: Path) -> None:
+    class Waited(Exception):
+        pass
+
+    def told(done: int, total: int | None, note: str) -> None:
+        raise Waited(note)
+
+    source = tmp_path / "a.warc"
+    source.write_bytes(b"content")
+    entries = [WarcConfig(files=(str(source),))]
+    ctx = RunContext(tmp_path / "root", progress=told)
+    files = input_files(entries, StorageConfig())
+    known = KnownContents(ctx.root, files)
+    plan = pass_plan(LIMITS, entries, known)
+    folder = tmp_path / "root" / plan.folder(ctx.root).name
+    (folder / "_work").mkdir(parents=True)
+    with stage_lock(ctx.root, folder.name):
+        with pytest.raises(Waited, match="waiting for process"):
+            first_pass(ctx, LIMITS, entries, files, known)
+        discard(ctx, plan)
+        assert (folder / "_work").is_dir()
+    discard(ctx, plan)
+    assert not folder.exists()
