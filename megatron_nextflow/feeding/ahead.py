@@ -26,6 +26,9 @@ from megatron_nextflow.sequence.batch import LayoutBatch
 BATCHES = 2
 """Global batches that wait laid out; our choice: one for the next step and one for a read that takes longer."""
 
+CLOSE_SECONDS = 10.0
+"""Longest wait for the thread at the end."""
+
 
 class PacksAhead:
     """Packs of which those that were announced are read in `threads` threads; with 0, each when it is asked for."""
@@ -97,9 +100,11 @@ class FeedAhead:
         return iter(fed.batches)
 
     def close(self) -> None:
-        """Stop reading ahead. A read that is under way ends by itself, and nobody waits for it."""
+        """Stop reading ahead, and wait for the batch that is being laid out, but not long for a store."""
         self._closed.set()
         self._packs.close()
+        # A thread that is in torch when the interpreter ends takes the process down with it (std::terminate).
+        self._thread.join(CLOSE_SECONDS)
 
     def _run(self) -> None:
         coming = self._feed.coming()
