@@ -103,8 +103,9 @@ def versions() -> str:
 
 
 def command() -> str:
-    """The command line, the script by its place in the project."""
-    return " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    """The command line, the script by its place in the project, other absolute paths by their last part."""
+    given = [Path(one).name if one.startswith("/") else one for one in sys.argv[1:]]
+    return " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *given])
 
 
 def in_turns(functions: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
