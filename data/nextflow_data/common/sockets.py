@@ -17,6 +17,7 @@ from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from pkgutil import iter_modules
+from threading import RLock
 from typing import Generic, TypeVar
 
 from nextflow_data.common.errors import RequestError
@@ -39,6 +40,7 @@ class Socket(Generic[P]):
         self._parts: dict[str, P] = {}
         self._offered: dict[str, EntryPoint] | None = None
         self._twice: dict[str, str] = {}
+        self._lock = RLock()  # threads that read images ask at once; a module that is imported may ask itself
 
     def register(self, name: str) -> Callable[[P], P]:
         """Decorator: the part of that name. A name that is taken is a ValueError."""
@@ -79,19 +81,20 @@ class Socket(Generic[P]):
 
     def _look(self) -> dict[str, EntryPoint]:
         """What other packages offer, by name; imports ours. Looked for once a process: it reads every package's metadata."""
-        if self._offered is None:
-            self._offered = {}
-            for module in iter_modules(import_module(self.package).__path__, f"{self.package}."):
-                import_module(module.name)
-            for point in entry_points(group=self.group):
-                other = self._offered.setdefault(point.name, point).value
-                # Registered already, and not by us: the package's module was imported before anyone looked.
-                ours = self._parts.get(point.name)
-                if ours is not None and _place(ours).startswith(f"{self.package}."):
-                    self._twice[point.name] = f"{_place(ours)} and {point.value}"
-                elif other != point.value:
-                    self._twice[point.name] = f"{other} and {point.value}"
-        return self._offered
+        with self._lock:
+            if self._offered is None:
+                self._offered = {}
+                for module in iter_modules(import_module(self.package).__path__, f"{self.package}."):
+                    import_module(module.name)
+                for point in entry_points(group=self.group):
+                    other = self._offered.setdefault(point.name, point).value
+                    # Registered already, and not by us: the package's module was imported before anyone looked.
+                    ours = self._parts.get(point.name)
+                    if ours is not None and _place(ours).startswith(f"{self.package}."):
+                        self._twice[point.name] = f"{_place(ours)} and {point.value}"
+                    elif other != point.value:
+                        self._twice[point.name] = f"{other} and {point.value}"
+            return self._offered
 
     def _load(self, point: EntryPoint) -> None:
         try:

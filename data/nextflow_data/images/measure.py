@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import warnings
 from typing import Literal, TypedDict, get_args
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image as Pillow
 from PIL import ImageOps, UnidentifiedImageError
-from scipy import fft, ndimage
+from scipy import fft
 
 from nextflow_data.config import IngestConfig
 from nextflow_data.document import Image, Ref
@@ -63,24 +65,28 @@ def open_rgb(payload: bytes, config: IngestConfig, max_side: int | None = None) 
 
     Raises ImageRejected.
     """
-    return _decode(payload, config, max_side)[0]
+    if max_side is None:
+        return _decode(payload, config)[0]
+    image, _, size = _decode(payload, config, 2 * max_side)
+    return _shrunk(image, size, max_side)
 
 
 def measure(payload: bytes, config: IngestConfig) -> ImageMeasures:
     """Measures the image in `payload`. Raises ImageRejected."""
     image, name, (width, height) = _decode(payload, config, config.measure_side)
-    rgb = np.asarray(image, dtype=np.float32)
-    grey = rgb @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
+    grey = _shrunk(image.convert("L"), (width, height), config.measure_side)
+    # Grey levels with the border repeated once: what follows counts in whole numbers, so that it is the same everywhere.
+    levels = np.pad(np.asarray(grey), 1, mode="edge").astype(np.int16)
     return {
         "sha256": hashlib.sha256(payload).hexdigest(),
         "format": name,
         "width": width,
         "height": height,
-        "phash": perceptual_hash(image),
-        "sharpness": round(float(ndimage.laplace(grey).var(dtype=np.float64)), 6),
+        "phash": perceptual_hash(grey),
+        "sharpness": round(_sharpness(levels), 6),
         "entropy": round(_entropy(grey), 6),
-        "edge_density": round(_edge_density(grey), 6),
-        "colourfulness": round(_colourfulness(rgb), 6),
+        "edge_density": round(_edge_density(levels), 6),
+        "colourfulness": round(_colourfulness(image.reduce(-(-max(image.size) // config.measure_side))), 6),
     }
 
 
@@ -105,15 +111,27 @@ def try_measure(payload: bytes, config: IngestConfig) -> ImageMeasures | tuple[s
 def perceptual_hash(image: Pillow.Image) -> str:
     """The 64-bit DCT hash of `image` as 16 hex digits: the 8×8 lowest frequencies of a 32×32 grey thumbnail, each bit saying
     whether its coefficient is above their median (Zauner 2010, §3.2.1). Near-equal images differ in few bits."""
-    grey = np.asarray(image.convert("L").resize((32, 32), Pillow.Resampling.LANCZOS), dtype=np.float64)
+    grey = np.asarray(image.convert("L").resize((32, 32), Pillow.Resampling.LANCZOS, reducing_gap=3.0), dtype=np.float64)
     low = fft.dctn(grey, type=2, norm="ortho")[:8, :8].ravel()
     # A flat image has only rounding noise beside its mean: its bits must not be drawn by lot.
     bits = np.where(np.abs(low) < 1e-6, 0.0, low) > np.median(low[1:]) + 1e-9
     return np.packbits(bits).tobytes().hex()
 
 
-def _decode(payload: bytes, config: IngestConfig, max_side: int | None) -> tuple[Pillow.Image, str, tuple[int, int]]:
-    """(RGB image, format in lower case, (width, height) as shown before shrinking)."""
+def _shrunk(image: Pillow.Image, shown: tuple[int, int], max_side: int) -> Pillow.Image:
+    """An image that is `shown` in that size, with its longer side at most `max_side`."""
+    if max(image.size) <= max_side:
+        return image
+    scale = max_side / max(shown)
+    size = (max(1, round(shown[0] * scale)), max(1, round(shown[1] * scale)))
+    return image.resize(size, Pillow.Resampling.LANCZOS, reducing_gap=3.0)
+
+
+def _decode(
+    payload: bytes, config: IngestConfig, least_side: int | None = None
+) -> tuple[Pillow.Image, str, tuple[int, int]]:
+    """(RGB image, format in lower case, (width, height) as shown). With `least_side` a JPEG may be decoded smaller, to no
+    less than that, which is cheaper by as much."""
     if not payload:
         raise ImageRejected("empty-image")
     if len(payload) > config.max_image_bytes:
@@ -129,17 +147,13 @@ def _decode(payload: bytes, config: IngestConfig, max_side: int | None) -> tuple
                 raise ImageRejected("too-many-pixels", f"{width}x{height}")
             name = "jpeg" if image.format == "MPO" else str(image.format).lower()
             orientation = image.getexif().get(0x0112, 1)
-            if max_side is not None:
-                image.draft("RGB", (2 * max_side, 2 * max_side))
+            if least_side is not None:
+                image.draft("RGB", (least_side, least_side))
             image.load()
             rgb = _to_rgb(image)
             if orientation in range(2, 9):
                 rgb = ImageOps.exif_transpose(_with_orientation(rgb, orientation))
                 width, height = (height, width) if orientation >= 5 else (width, height)
-            if max_side is not None and max(rgb.size) > max_side:
-                scale = max_side / max(width, height)
-                size = (max(1, round(width * scale)), max(1, round(height * scale)))
-                rgb = rgb.resize(size, Pillow.Resampling.LANCZOS, reducing_gap=3.0)
             return rgb, name, (width, height)
         except ImageRejected:
             raise
@@ -179,19 +193,45 @@ def _to_rgb(image: Pillow.Image) -> Pillow.Image:
     return image if mode == "RGB" else image.convert("RGB")
 
 
-def _entropy(grey: np.ndarray) -> float:
-    counts = np.bincount(np.clip(np.rint(grey), 0, 255).astype(np.uint8).ravel(), minlength=256)
-    share = counts[counts > 0] / grey.size
+def _entropy(grey: Pillow.Image) -> float:
+    counts = np.array(grey.histogram())
+    share = counts[counts > 0] / counts.sum()
     return float(abs(-(share * np.log2(share)).sum()))
 
 
-def _edge_density(grey: np.ndarray) -> float:
-    magnitude = np.hypot(ndimage.sobel(grey, axis=0), ndimage.sobel(grey, axis=1)) / 4
-    return float((magnitude > EDGE_THRESHOLD).mean())
+def _sharpness(levels: npt.NDArray[np.int16]) -> float:
+    found = levels[:-2, 1:-1] + levels[2:, 1:-1]
+    found += levels[1:-1, :-2]
+    found += levels[1:-1, 2:]
+    found -= 4 * levels[1:-1, 1:-1]
+    return _moments(found)[1]
 
 
-def _colourfulness(rgb: np.ndarray) -> float:
-    red, green, blue = rgb[..., 0], rgb[..., 1], rgb[..., 2]
-    rg, yb = red - green, (red + green) / 2 - blue
-    spread = np.hypot(rg.std(dtype=np.float64), yb.std(dtype=np.float64))
-    return float(spread + 0.3 * np.hypot(rg.mean(dtype=np.float64), yb.mean(dtype=np.float64)))
+def _edge_density(levels: npt.NDArray[np.int16]) -> float:
+    squares = _slope(levels)
+    squares *= squares
+    down = _slope(levels.T).T
+    down *= down
+    squares += down
+    return np.count_nonzero(squares > (4 * EDGE_THRESHOLD) ** 2) / squares.size
+
+
+def _slope(levels: npt.NDArray[np.int16]) -> npt.NDArray[np.int32]:
+    """Sobel's along the second axis."""
+    smooth = levels[:-2] + levels[2:]
+    smooth += levels[1:-1]
+    smooth += levels[1:-1]
+    return (smooth[:, 2:] - smooth[:, :-2]).astype(np.int32)
+
+
+def _colourfulness(rgb: Pillow.Image) -> float:
+    red, green, blue = (np.asarray(band, dtype=np.int16) for band in rgb.split())
+    (rg, rg_spread), (yb, yb_spread) = _moments(red - green), _moments(red + green - 2 * blue)
+    return math.sqrt(rg_spread + yb_spread / 4) + 0.3 * math.hypot(rg, yb / 2)
+
+
+def _moments(values: npt.NDArray[np.int16]) -> tuple[float, float]:
+    """Mean and variance. Sums of whole numbers are exact in float64, in whatever order they are taken."""
+    flat = values.ravel().astype(np.float64)
+    total, squares = int(flat.sum()), int(flat @ flat)
+    return total / flat.size, (squares * flat.size - total * total) / flat.size**2

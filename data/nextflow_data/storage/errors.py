@@ -27,3 +27,7 @@ class Conflict(StoreError):
 
 class ConditionalWritesMissing(RequestError):
     """A store takes no notice of If-None-Match, so two writers could both believe that they were first."""
+
+
+STORE_FAULTS = (StoreError, ChangedObject, PermissionError)
+"""What no reader of data may take for a bad record: a stage stops at it, and goes on from there another time."""

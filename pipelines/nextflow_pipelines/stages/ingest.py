@@ -56,7 +56,7 @@ from nextflow_pipelines.stages.ingest_images import (
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
-VERSION = 2
+VERSION = 3
 
 DRAFTS = pa.schema([*RECORDS, *(pa.field(name, pa.string()) for name in ("draft", "reason", "detail"))])
 _LINKS, _DRAFTS = "_work/links", "_work/drafts"

@@ -11,7 +11,7 @@ reads codes to count them), decisions, asides.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
@@ -20,16 +20,18 @@ import pyarrow as pa
 from nextflow_data.common.stage_names import TOKENIZE as NAME
 from nextflow_data.common.whole_files import file_sha256
 from nextflow_data.config import IngestConfig
-from nextflow_data.document import Document
+from nextflow_data.decisions import Aside, Decision
+from nextflow_data.document import Document, Image
 from nextflow_data.storage.config import StorageConfig
 from nextflow_data.storage.files import local_copy
 from nextflow_data.storage.store_path import AnyPath
 from nextflow_tokenize.config.tokenize import TokenizeConfig
-from nextflow_tokenize.documents.tokenized import TOKENIZED_VERSION, tokenized_schema
+from nextflow_tokenize.documents.tokenized import TOKENIZED_VERSION, TokenizedDocument, tokenized_schema
 
 from nextflow_pipelines.contract.stage import StageError, StagePlan
 from nextflow_pipelines.contract.tables import SCHEMAS, UnitTables
 from nextflow_pipelines.contract.work import StageWork
+from nextflow_pipelines.images_ahead import ImagesAhead
 from nextflow_pipelines.sources import image_loader
 from nextflow_pipelines.spark.context import RunContext, StageResult, run_contract
 from nextflow_pipelines.spark.gpus import TaskGpus
@@ -148,7 +150,6 @@ def _tokenize(
     out: UnitTables,
 ) -> None:
     from nextflow_tokenize.documents.encode import tokenize_documents
-    from nextflow_tokenize.packing.pieces import shape_of
 
     text, vision = _load(tokenizers, gpus.device())
     originals: deque[Document] = deque()
@@ -158,21 +159,37 @@ def _tokenize(
             originals.append(document)
             yield document
 
-    load = image_loader(root, ingest, storage)
-    for row, decisions, asides in tokenize_documents(documents(), text, vision, load, config, ingest):
-        document = originals.popleft()
-        out.write("asides", asides)
-        if row is None:
-            decisions = [*decisions, nothing_left(document, NAME, "no text and no image of it could be tokenised")]
-        else:
-            out.write(TOKENIZED, [row])
-            out.write(SHAPES, [_shape_row(shape_of(row))])
-            out.progress(images=sum(segment["kind"] == "image" for segment in row["segments"]))
-            for segment in row["segments"]:
-                out.out.count("tokens", "text", by=len(segment["text"] or ()))
-                out.out.count("tokens", "image codes", by=len(segment["target"] or ()))
-                out.out.count("tokens", "images", by=int(segment["kind"] == "image"))
-        out.write("decisions", decisions)
+    with ImagesAhead(image_loader(root, ingest, storage)) as load:
+        read = documents() if vision is None else load.ahead(documents(), _images)
+        for row, decisions, asides in tokenize_documents(read, text, vision, load, config, ingest):
+            _write(originals.popleft(), row, decisions, asides, out)
+
+
+def _images(document: Document) -> Iterator[Image]:
+    return (node["image"] for node in document["nodes"] if node["image"] is not None)
+
+
+def _write(
+    document: Document,
+    row: TokenizedDocument | None,
+    decisions: Sequence[Decision],
+    asides: Sequence[Aside],
+    out: UnitTables,
+) -> None:
+    from nextflow_tokenize.packing.pieces import shape_of
+
+    out.write("asides", asides)
+    if row is None:
+        decisions = [*decisions, nothing_left(document, NAME, "no text and no image of it could be tokenised")]
+    else:
+        out.write(TOKENIZED, [row])
+        out.write(SHAPES, [_shape_row(shape_of(row))])
+        out.progress(images=sum(segment["kind"] == "image" for segment in row["segments"]))
+        for segment in row["segments"]:
+            out.out.count("tokens", "text", by=len(segment["text"] or ()))
+            out.out.count("tokens", "image codes", by=len(segment["target"] or ()))
+            out.out.count("tokens", "images", by=int(segment["kind"] == "image"))
+    out.write("decisions", decisions)
 
 
 def _shape_row(shape: DocumentShape) -> dict[str, Any]:

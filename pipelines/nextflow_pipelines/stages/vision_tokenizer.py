@@ -28,6 +28,7 @@ import pyarrow as pa
 from nextflow_data.common.stage_names import VISION_TOKENIZER as NAME
 from nextflow_data.config import IngestConfig
 from nextflow_data.document import IMAGE
+from nextflow_data.storage.errors import STORE_FAULTS
 from nextflow_data.storage.files import any_path, local_copy
 from nextflow_data.storage.store_path import AnyPath
 from nextflow_tokenize.config.vision import VisionTokenizerConfig
@@ -202,6 +203,8 @@ def _fitting(ctx: RunContext, tokenizer: VisionTokenizer, images: Sequence[Encod
             picture = open_picture(image, side)
             if schedule_for(tokenizer, picture.size) is not None:
                 found.append(picture)
+        except STORE_FAULTS:
+            raise
         except Exception:  # any of a dozen decoders' errors: it is counted, and the tokenize stage puts the image aside
             continue
     return found, len(images) - len(found)

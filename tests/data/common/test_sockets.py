@@ -3,6 +3,7 @@
 import importlib
 import re
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from nextflow_data.common.sockets import Socket, UnknownPart
@@ -40,6 +41,13 @@ def test_ours_and_theirs_by_name_and_theirs_only_when_asked_for(socket):
     assert socket.names() == ["both", "fancy", "plain", "sole", "torn"] and "theirs" not in sys.modules
     assert socket.get("sole")() == "ours" and socket.get("fancy")() == "theirs"
     assert "fancy" in socket and "other" not in socket
+
+
+def test_threads_that_ask_at_once_all_find_it(socket, tmp_path):
+    slow = (tmp_path / "own_parts" / "plain.py").read_text()
+    (tmp_path / "own_parts" / "plain.py").write_text(f"import time\n\ntime.sleep(0.3)\n{slow}")
+    with ThreadPoolExecutor(8) as pool:
+        assert [part() for part in pool.map(socket.get, ["sole"] * 8)] == ["ours"] * 8
 
 
 def test_an_unknown_name_lists_the_known_and_a_broken_part_says_why(socket):

@@ -8,9 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from nextflow_data.common.sockets import UnknownPart
 from nextflow_data.config import IngestConfig
 from nextflow_data.document import text_node
 from nextflow_data.records import Unusable
+from nextflow_data.storage.errors import StoreError
 from nextflow_tokenize.config.tokenize import TextTokenizerConfig, TokenizeConfig
 from nextflow_tokenize.config.vision import SelfCorrectionConfig, VisionTokenizerConfig
 from nextflow_tokenize.documents.encode import tokenize_documents
@@ -52,6 +54,8 @@ def document(name, *nodes, task="interleaved"):
 
 
 def load(image):
+    if image["sha256"] not in FILES:
+        raise Unusable("missing-file", "pages.warc")
     payload = FILES[image["sha256"]]
     if hashlib.sha256(payload).hexdigest() != image["sha256"]:
         raise Unusable("content-changed")  # as `read_image` does
@@ -143,6 +147,15 @@ def test_bad_images_leave_the_document(text, vision):
     assert decisions[4]["value"] == pytest.approx(128 / 40) and decisions[4]["threshold"] == 1.5
     assert [a["reason"] for a in asides] == [rule for rule in rules if rule != "max-upscale"]
     assert all((a["uri"], a["offset"], a["address"]) == ("pages.warc", 7, "http://a/i.png") for a in asides)
+
+
+@pytest.mark.parametrize("fault", [StoreError("503"), PermissionError("expired"), UnknownPart("no such source")])
+def test_what_is_not_the_images_fault_ends_the_work(text, vision, fault):
+    def failing(image):
+        raise fault
+
+    with pytest.raises(type(fault)):
+        list(tokenize_documents([document("d", image_node(picture(1)))], text, vision, failing, TokenizeConfig()))
 
 
 def test_a_bomb_is_refused_before_it_is_decoded(text, vision):

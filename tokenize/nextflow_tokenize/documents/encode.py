@@ -19,6 +19,7 @@ from nextflow_data.common.stage_names import TOKENIZE
 from nextflow_data.config import IngestConfig
 from nextflow_data.decisions import Aside, Decision, Finding, Subject, aside, decision
 from nextflow_data.document import Document, Image, Node
+from nextflow_data.records import Unusable
 
 from nextflow_tokenize.config.tokenize import TokenizeConfig
 from nextflow_tokenize.documents.tokenized import TokenizedDocument, TokenizedSegment
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
     from nextflow_tokenize.vision.model import VisionTokenizer
 
 LoadImage = Callable[[Image], bytes]
-"""Gives the bytes of an image node's file; may raise anything."""
+"""Gives the bytes of an image node's file. Unusable is raised for an image without which its document goes on; whatever else
+is raised (a store that fails, a package that is missing) ends the work."""
 
 Result = tuple[TokenizedDocument | None, list[Decision], list[Aside]]
 """A document (None where nothing is left of it), what was decided about its nodes, and what was kept aside."""
@@ -167,8 +169,8 @@ class _Run:
             return None
         try:
             payload = self.load_image(image)
-        except Exception as error:  # a moved file, a broken archive, a network: the document goes on without the image
-            reason = "image-changed" if getattr(error, "reason", "") == "content-changed" else "image-unreadable"
+        except Unusable as error:  # a file that is gone, a broken archive: the document goes on without the image
+            reason = "image-changed" if error.reason == "content-changed" else "image-unreadable"
             self._reject(pending, index, image, reason, f"{type(error).__name__}: {error}")
             return None
         try:

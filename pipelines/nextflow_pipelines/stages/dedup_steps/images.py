@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 from nextflow_data.config import DedupConfig, IngestConfig
-from nextflow_data.document import IMAGE
+from nextflow_data.document import IMAGE, Image
 from nextflow_data.storage.store_path import AnyPath
 
 from nextflow_pipelines.contract.tables import UnitTables, iter_batches
+from nextflow_pipelines.images_ahead import ImagesAhead
 from nextflow_pipelines.spark.runner import bucket_of
 from nextflow_pipelines.stages.common import read_parquet
 from nextflow_pipelines.stages.dedup_steps.sorted_tables import beside, changes, distinct, shared
@@ -158,26 +159,29 @@ def make_thumbnails(
     from nextflow_data.dedup.images import thumbnail
     from nextflow_data.records import Unusable
 
-    read = loader()
     own = iter_batches(images[bucket : bucket + 1], _FEW, ["image_id", "image"])
-    before: tuple[str, bytes | None] = ("", None)
     parts = (t.slice(n, _FEW) for t in distinct(tables, ["one", "other"]) for n in range(0, t.num_rows, _FEW))
-    for rows, found in beside(parts, "one", own, "image_id"):
-        sides: list[dict[str, Any]] = []
-        made: list[dict[str, Any]] = []
-        ones = rows["one"].to_pylist()
-        for n, (one, other) in enumerate(zip(ones, rows["other"].to_pylist(), strict=True)):
-            if one != before[0]:
+
+    def sides() -> Iterator[tuple[str, str, Image | None]]:
+        """(one, other, the image where it is another than the row's before)."""
+        last = None
+        for rows, found in beside(parts, "one", own, "image_id"):
+            for n, one in enumerate(rows["one"].to_pylist()):
+                yield one, rows["other"][n].as_py(), None if one == last else found["image"][n].as_py()
+                last = one
+
+    small: bytes | None = None
+    with ImagesAhead(loader()) as read:
+        for one, other, image in read.ahead(sides(), lambda side: [] if side[2] is None else [side[2]]):
+            if image is not None:
                 try:
-                    before = one, thumbnail(read(found["image"][n].as_py()), config, ingest)
+                    small = thumbnail(read(image), config, ingest)
                 except Unusable:
-                    before = one, None
-            if before[1] is not None and other:
-                sides.append({"parent": other, "child": one, "thumbnail": before[1]})
-            elif before[1] is not None:
-                made.append({"image_id": one, "thumbnail": before[1]})
-        out.write("_work/thumbnails", made)
-        out.write("_work/image-sides", sides)
+                    small = None
+            if small is not None and other:
+                out.write("_work/image-sides", [{"parent": other, "child": one, "thumbnail": small}])
+            elif small is not None:
+                out.write("_work/thumbnails", [{"image_id": one, "thumbnail": small}])
 
 
 def confirm_pairs(

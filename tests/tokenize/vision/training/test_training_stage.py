@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from nextflow_data.common.json_lines import read_rows
+from nextflow_data.storage.errors import StoreError
 from nextflow_tokenize.config.vision import VisionTokenizerConfig, VisionTrainingConfig
 from nextflow_tokenize.schedule import grids
 from nextflow_tokenize.vision.codes.codebook import GradientCodes, RunningMeans, place, place_semantic
@@ -103,6 +104,14 @@ def test_bad_images_are_left_out_with_a_reason(trained):
     assert set(failed) == {image.sha256 for image in BAD}
     assert "the file is gone" in failed["ab" * 32]
     assert "too few" in failed[BAD[2].sha256]
+
+
+def test_a_store_that_fails_is_no_bad_image(tmp_path):
+    def failing():
+        raise StoreError("503")
+
+    with pytest.raises(StoreError):
+        train_one_stage([*IMAGES, EncodedImage("ef" * 32, failing)], settings(), tmp_path / "out")
 
 
 def test_the_same_run_gives_the_same_files(trained, tmp_path):

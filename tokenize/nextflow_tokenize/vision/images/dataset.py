@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from nextflow_data.common.errors import RequestError
 from nextflow_data.config import IngestConfig
+from nextflow_data.storage.errors import STORE_FAULTS
 from PIL import Image
 
 from nextflow_tokenize.schedule import LEVEL_OF, PIXELS_PER_TOKEN, Grid, choose_grids
@@ -125,6 +126,8 @@ def load_pool(
         encoded = keyed[key]
         try:
             picture = open_picture(encoded, cache.max_side, cache)
+        except STORE_FAULTS:
+            raise
         except Exception as error:  # any of a dozen decoders' errors: one image must not stop a run
             failed[encoded.sha256] = f"{type(error).__name__}: {error}"
             continue
@@ -207,6 +210,8 @@ class CropSampler:
             picture, own = self.pictures[chosen], self._of[LEVEL_OF[len(schedule)]].get(chosen) == schedule
             try:
                 image = picture.image
+            except STORE_FAULTS:
+                raise
             except Exception as error:  # as in load_pool; another image takes its place
                 failed[picture.sha256] = f"{type(error).__name__}: {error}"
                 continue
