@@ -1,9 +1,10 @@
 """Does a data run's time grow as its corpus does, and the driver's memory not at all?
 
 A corpus of changed copies of one archive (changed_copies.py) at 1, 4 and 16 times its size, through the stages of a data
-run, each size in a process of its own: seconds and the driver's peak memory by stage, its Python's and its JVM's apart (in
-local mode the JVM is the executor too, within `spark.driver_memory`). The exponent is that of time between the smallest and
-the largest, log(t16 / t1) / log 16. Goals: exponent at most 1.05, the driver's Python within 10 % from 4 to 16 times.
+run, each size in a process of its own, on a Spark master and two workers of one core on loopback: so the driver is nothing
+but a driver. Told by stage are seconds, the peak of the driver's Python, the peak of its JVM, and what of that one's heap
+was in use after a collection at the stage's end. The exponent is that of time between the smallest and the largest,
+log(t16 / t1) / log 16. Goals: exponent at most 1.05, the driver's memory within 10 % from 4 to 16 times.
 `--copies 4` of a 7 MB archive is 500 MB at 16 times. Run: python benchmarks/bench_scale.py ARCHIVE.warc.gz [--copies 4]
 """
 
@@ -20,12 +21,13 @@ from typing import Any
 
 from changed_copies import changed_copies
 from common import report, table
+from nextflow_pipelines.spark.standalone import Standalone
 
 RECIPE = """
 name: scale
 root: {root}
 input: {archives}
-spark: {{files: {files}, partitions: {files}}}
+spark: {{master: "{master}", files: {files}, partitions: {files}, options: {{spark.executor.memory: 1g}}}}
 vision_tokenizer: {{levels: [128], codebook_size: 512, training: {{steps: 2, max_images: 64, batch_tokens: 128}}}}
 text_tokenizer: {{vocab_size: 4096}}
 tokenize: {{level: 128, lower_levels: []}}
@@ -38,9 +40,11 @@ def run(archive: Path, copies: int, last: str, scratch: Path) -> tuple[float, di
     archives = changed_copies(archive, scratch / "corpus", copies, files=8)
     recipe = scratch / "recipe.yaml"
     names = json.dumps([str(path) for path in archives])
-    recipe.write_text(RECIPE.format(root=scratch / "run", archives=names, files=8), encoding="utf-8")
     command = [sys.executable, str(Path(__file__).with_name("one_scale.py")), str(recipe), last]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=scratch)
+    with Standalone(scratch / "cluster", workers=2) as cluster:
+        words = RECIPE.format(root=scratch / "run", archives=names, files=8, master=cluster.master)
+        recipe.write_text(words, encoding="utf-8")
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=scratch)
     if done.returncode:
         raise SystemExit(f"{copies} copies failed")
     return sum(path.stat().st_size for path in archives) / 1e6, json.loads(done.stdout.splitlines()[-1])
@@ -65,12 +69,12 @@ def main() -> None:
     for name in [*found[0], "all"]:
         seconds = [sum(s["seconds"] for s in one.values()) if name == "all" else one[name]["seconds"] for one in found]
         cells = [name, *(f"{value:.1f}" for value in seconds), f"{math.log(seconds[-1] / seconds[0]) / span:.2f}"]
-        for kind in ("python", "java"):
+        for kind in ("python", "java", "heap"):
             most = [max(s[kind] for s in one.values()) if name == "all" else one[name][kind] for one in found]
             cells.append(" / ".join(f"{value / 2**20:.0f}" for value in most))
         rows.append(cells)
     words = [f"{times}×, {size:.0f} MB" for times, size in zip(options.times, sizes, strict=True)]
-    header = ["stage", *(f"{word}: s" for word in words), "exponent", "driver's Python, MiB", "its JVM, MiB"]
+    header = ["stage", *(f"{word}: s" for word in words), "exponent", "driver's Python, MiB", "its JVM, MiB", "of it in use"]
     documents = [one["ingest"]["rows"]["documents"] for one in found]
     remarks = [f"Documents: {', '.join(f'{count:,}' for count in documents)}."]
     remarks.append("Exponents below 1 are fixed costs: Spark's jobs, the tokenizers' training.")

@@ -23,6 +23,13 @@ def reset(process: int | str) -> None:
     Path(f"/proc/{process}/clear_refs").write_text("5", encoding="ascii")
 
 
+def heap(context: Any) -> int:
+    """Bytes of the driver's Java objects that are in use."""
+    runtime = context.session().sparkContext._jvm.java.lang.Runtime.getRuntime()
+    runtime.gc()
+    return int(runtime.totalMemory() - runtime.freeMemory())
+
+
 def main() -> None:
     from nextflow_orchestration.recipes.run import load_recipe
     from nextflow_pipelines.registry import STAGES, run_stage
@@ -41,7 +48,7 @@ def main() -> None:
         results[name] = run_stage(name, context, recipe.sections(), results, recipe.entries())
         seconds = time.perf_counter() - began
         rows = results[name].counts.get("rows", {})
-        found[name] = {"seconds": seconds, "python": peak("self"), "java": peak(java), "rows": rows}
+        found[name] = {"seconds": seconds, "python": peak("self"), "java": peak(java), "heap": heap(context), "rows": rows}
         print(name, found[name], file=sys.stderr, flush=True)
         if name == sys.argv[2]:
             break

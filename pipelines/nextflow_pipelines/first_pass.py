@@ -25,6 +25,7 @@ from nextflow_data.sources.base import Source, SourceConfig
 from nextflow_data.sources.one_pass import OnePass
 from nextflow_data.sources.read_once import ReadOnce
 from nextflow_data.storage.config import StorageConfig
+from nextflow_data.storage.files import list_files
 from nextflow_data.storage.opener import StoreOpener
 from nextflow_data.storage.store_path import AnyPath
 
@@ -63,6 +64,8 @@ READ = pa.schema(
     ]
 )
 """A record as it was read. Of one that makes a document: the addresses that it names, and its draft or why there is none."""
+RECORD = READ.names[: READ.get_field_index("links")]
+"""The columns that say what a record is, whatever became of it."""
 _FLUSH = 8 << 20
 """Characters of drafts that are gathered before they are written."""
 
@@ -111,8 +114,11 @@ def pass_plan(limits: IngestConfig, entries: Sequence[SourceConfig], known: Know
 
 
 def discard(ctx: RunContext, plan: StagePlan) -> None:
-    """Removes what a pass left, once all of it has gone into a commit; another run that is at it now removes it itself."""
+    """Removes what a pass left (also that of a run that was killed) once all of it has gone into a commit; another run that
+    is at it now removes it itself."""
     folder = plan.folder(ctx.root)
+    if not (folder.exists() if isinstance(folder, Path) else any(list_files(folder))):
+        return
     with suppress(StageBusy), stage_lock(ctx.root, folder.name):
         remove_work(folder)
         if isinstance(folder, Path):

@@ -16,16 +16,14 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
-from nextflow_data.common.range_opener import DEFAULT_KIND, RangeOpener, kind_and_place, uri_of
-from nextflow_data.common.whole_files import file_sha256
+from nextflow_data.common.range_opener import RangeOpener, kind_and_place, uri_of
 from nextflow_data.config import IngestConfig
 from nextflow_data.document import Image
 from nextflow_data.sources.base import SOURCES, Source, SourceConfig, read_image
 from nextflow_data.storage.config import StorageConfig
-from nextflow_data.storage.files import any_path, put, state_of
+from nextflow_data.storage.files import any_path, put
 from nextflow_data.storage.opener import StoreOpener
 from nextflow_data.storage.store_path import AnyPath, StorePath
 from nextflow_data.storage.stores.base import FileState
@@ -109,28 +107,6 @@ def image_loader(root: AnyPath, limits: IngestConfig, storage: StorageConfig | N
     that cannot be used, and OSError where its file cannot be read or has changed since it was ingested."""
     opener = source_opener(root, storage)
     return lambda image: read_image(image, opener, limits)
-
-
-@dataclass(frozen=True)
-class SourceFile:
-    """An input file: its name in references, and the sha256 of its content."""
-
-    uri: str
-    sha256: str
-
-
-def bind_sources(root: AnyPath, paths: Sequence[Path], kind: str = DEFAULT_KIND) -> list[SourceFile]:
-    """Makes references to files of this machine open under another root, to which documents were copied. Files of one
-    content count once, the order is kept. Raises FileNotFoundError, naming the file, before anything is written."""
-    places: dict[str, Place] = {}
-    found: dict[str, SourceFile] = {}
-    for path in paths:
-        state, digest = state_of(path), file_sha256(path)
-        file = SourceFile(reference(kind, digest, path.name), digest)
-        if found.setdefault(digest, file) is file:
-            places[file.uri] = Place(path.absolute(), state)
-    write_places(root, places)
-    return list(found.values())
 
 
 @dataclass

@@ -89,7 +89,7 @@ def carry_out(ctx: RunContext, config: IngestConfig, entries: Sequence[SourceCon
         return _work(ctx, sources, [(uri, files[n], read[n]) for uri, n in zip(uris, numbers, strict=True)], work)
 
     result = run_contract(ctx, plan, work_on)
-    if not ctx.look and (passed is not None or not result.skipped):
+    if not ctx.look:
         discard(ctx, pass_plan(config, entries, known))
     return result
 

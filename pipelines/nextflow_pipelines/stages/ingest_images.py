@@ -13,6 +13,7 @@ from nextflow_data.records import RecordInfo, Unusable, put_aside
 from nextflow_data.storage.store_path import AnyPath
 
 from nextflow_pipelines.contract.tables import UnitTables
+from nextflow_pipelines.first_pass import READ, RECORD
 from nextflow_pipelines.sources import BoundSources
 from nextflow_pipelines.spark.runner import bucket_of
 from nextflow_pipelines.stages.common import read_parquet, rows_of
@@ -22,17 +23,9 @@ if TYPE_CHECKING:
 
 RECORDS = pa.schema(
     [
-        pa.field("address", pa.string(), nullable=False),
+        READ.field("address"),
         pa.field("uri", pa.string(), nullable=False),
-        pa.field("offset", pa.int64(), nullable=False),
-        pa.field("length", pa.int64(), nullable=False),
-        pa.field("kind", pa.string(), nullable=False),
-        pa.field("mime", pa.string()),
-        pa.field("charset", pa.string()),
-        pa.field("status", pa.int32()),
-        pa.field("record_id", pa.string()),
-        pa.field("date", pa.string()),
-        pa.field("licence", pa.string()),
+        *[READ.field(name) for name in RECORD[1:]],
         pa.field("doc_id", pa.string(), nullable=False),
     ]
 )

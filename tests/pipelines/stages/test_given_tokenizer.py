@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from bound import bind_sources
 from nextflow_data.common.whole_files import file_sha256
 from nextflow_pipelines.contract.stage import StageError, read_manifest
 from nextflow_pipelines.contract.tables import read_table
 from nextflow_pipelines.registry import run_stage
-from nextflow_pipelines.sources import bind_sources
 from nextflow_pipelines.spark.context import RunContext, StageResult
 from nextflow_tokenize.config.vision import VisionTokenizerConfig
 from nextflow_tokenize.vision.identity import identity

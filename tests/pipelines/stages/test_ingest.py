@@ -15,6 +15,7 @@ from nextflow_data.sources.warc import WarcConfig
 from nextflow_pipelines import first_pass
 from nextflow_pipelines.contract.stage import StageError, read_manifest
 from nextflow_pipelines.contract.tables import read_table
+from nextflow_pipelines.inputs import KnownContents, input_files
 from nextflow_pipelines.registry import run_stage
 from nextflow_pipelines.sources import image_loader
 from nextflow_pipelines.spark.config import SparkConfig
@@ -80,13 +81,18 @@ def test_a_file_that_changed_is_read_again_and_nothing_else(session: Any, tmp_pa
         (folder / f"{name}.jsonl").write_text(json.dumps({"text": f"This is {name}."}) + "\n")
     entries = [JsonlConfig(files=(f"{folder}/",))]
     ctx, sections = RunContext(tmp_path / "run", SparkConfig(files=1, partitions=1)), {"ingest": IngestConfig()}
+    known = KnownContents(ctx.root, input_files(entries, ctx.storage))
+    first_pass_folder = first_pass.pass_plan(IngestConfig(), entries, known).folder(ctx.root)
     first = run_stage("ingest", ctx, sections, {}, entries)
     found = {row["nodes"][0]["text"] for row in read_table(first.dir, "documents").to_pylist()}
     assert found == {"This is a b.", "This is c."}
     read: list[str] = []
     ctx.progress = lambda done, total, note: read.append(note)
+    left = ctx.root / first_pass_folder.name / "_work" / "rows"  # as a kill between commit and clearing away leaves it
+    left.mkdir(parents=True)
+    (left / "rows.parquet").write_bytes(b"1")
     assert run_stage("ingest", ctx, sections, {}, entries).skipped and not any("reading" in note for note in read)
-    assert "2 input files are listed" in read
+    assert "2 input files are listed" in read and not list(ctx.root.glob("first_pass-*"))
 
     (folder / "c.jsonl").write_text(json.dumps({"text": "This is another."}) + "\n")
     looked = RunContext(ctx.root, ctx.spark, look=True)

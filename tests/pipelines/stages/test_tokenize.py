@@ -12,10 +12,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from bound import bind_sources
 from nextflow_pipelines.contract.stage import read_manifest
 from nextflow_pipelines.contract.tables import dataset_files
 from nextflow_pipelines.registry import run_stage
-from nextflow_pipelines.sources import bind_sources
 from nextflow_pipelines.spark.config import SparkConfig
 from nextflow_pipelines.spark.context import RunContext, StageResult
 from nextflow_pipelines.spark.gpus import GpuError

@@ -5,8 +5,8 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from bound import bind_sources
 from nextflow_pipelines.registry import run_stage
-from nextflow_pipelines.sources import bind_sources
 from nextflow_pipelines.spark.context import RunContext, StageResult
 from nextflow_tokenize.vision.training import checkpoints as training_state
 
