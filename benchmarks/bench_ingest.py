@@ -2,7 +2,8 @@
 
 The same WARC files with as many processes: this tree's ingest, the ingest of commit c1cd4ca (before one pass over the data),
 and datatrove's WarcReader with its trafilatura extractor in a LocalPipelineExecutor, which gives text alone. Each runs in a
-process of its own; the start of the JVM and of Spark's workers is shown apart and not counted, nor are datatrove's imports.
+process of its own; what it takes to start (the JVM, its first join, Spark's workers) is shown apart and not counted, nor are
+datatrove's imports.
 Images are stated apart too: what one process measures of them in a second, beside Pillow with imagehash, which decodes and
 hashes only. Goals: text alone 3 times datatrove's documents/s, the stage 1.5 times c1cd4ca's with images and 2.5 times
 without, images twice Pillow's with imagehash. The corpus is changed copies of one archive (changed_copies.py).

@@ -31,7 +31,9 @@ def main() -> None:
     context = RunContext(root, SparkConfig(master=f"local[{processes}]", files=processes, partitions=processes))
     began = time.perf_counter()
     session = context.session()
-    session.range(processes).mapInArrow(lambda batches: batches, "id long").count()
+    rows = session.range(1000)  # a join, a shuffle and a sort, so that Spark's planner and Python's workers are loaded
+    joined = rows.join(rows.distinct(), "id").repartition(processes, "id").sortWithinPartitions("id")
+    joined.mapInArrow(lambda batches: batches, "id long").count()
     started = time.perf_counter()
     done = run_stage("ingest", context, {"ingest": IngestConfig()}, {}, given)
     ended = time.perf_counter()

@@ -26,7 +26,8 @@ _BLOCKS = _HEADINGS | frozenset(
      "blockquote", "hr", "address", "fieldset", "legend", "form", "details", "summary", "center", "listing", "xmp",
      "plaintext", "menu", "hgroup"}
 )  # fmt: skip
-_BREAKS_TABLE = _HEADINGS | frozenset({"table", "ul", "ol", "dl", "pre", "figure", "blockquote", "section", "article", "hr"})
+_HANDLED = _BLOCKS | {"img", "br", "noscript"}
+"""Elements at which more is to be done than to read their text."""
 _PRE = frozenset({"pre", "listing", "xmp", "plaintext"})
 _FIGURE_CLASSES = frozenset({"figure", "wp-caption", "thumb", "image-container", "figure-wrapper"})
 _CAPTION_CLASSES = frozenset({"caption", "figcaption", "wp-caption-text", "thumbcaption", "caption-text", "title"})
@@ -41,7 +42,6 @@ class PageWalk:
     def __init__(self, page: ParsedPage, root: etree._Element, config: IngestConfig) -> None:
         self.page, self.root, self.config = page, root, config
         self.regions = find_regions(root, config)
-        self.layout_tables = _layout_tables(root)
         self.pieces: list[str] = []
         self.paragraph = 0
         self.kinds: list[BlockKind] = ["paragraph"]
@@ -57,26 +57,34 @@ class PageWalk:
 
     def run(self) -> None:
         walker = etree.iterwalk(self.root, events=("start", "end", "comment", "pi"))
+        skip = self.regions.skip
         for event, element in walker:
             if event == "start":
-                if element in self.regions.skip or element.tag in UNSEEN:
-                    if element.tag == "svg" and element not in self.regions.skip:
+                tag = element.tag
+                if tag in UNSEEN or element in skip:
+                    if tag == "svg" and element not in skip:
                         self.counts.setdefault("inline-svg", []).append(None)
                     walker.skip_subtree()
-                else:
-                    self._start(element, element.tag)
-            elif event == "end":
-                if element not in self.regions.skip and element.tag not in UNSEEN:
-                    self._end(element, element.tag)
-                elif element.tag in _BLOCKS:
-                    self._break()
-                self._text(element.tail)
+                    continue
+                if tag in _HANDLED or self.figures:
+                    self._start(element, tag)
+                text = element.text
             else:
-                self._text(element.tail)
+                if event == "end":
+                    tag = element.tag
+                    if tag in UNSEEN or element in skip:
+                        if tag in _BLOCKS:
+                            self._break()
+                    elif tag in _HANDLED or self.captions:
+                        self._end(element, tag)
+                text = element.tail
+            if text and not self.noscript:
+                self.pieces.append(text if self.pre else _one_space(text))
         self._break()
         self._report()
 
     def _start(self, element: etree._Element, tag: str) -> None:
+        """An element of `_HANDLED` begins, or any within a figure."""
         if tag == "img":
             self._image(element)
         elif tag == "br":
@@ -92,7 +100,6 @@ class PageWalk:
             self._break()
             self.kinds.append("caption")
             self.captions.append((element, len(self.page.blocks)))
-        self._text(element.text)
 
     def _open_block(self, element: etree._Element, tag: str) -> None:
         if tag in ("td", "th"):
@@ -117,7 +124,7 @@ class PageWalk:
                 self.lists[-1] = number + 1
             self.marker = "  " * max(len(self.lists) - 1, 0) + ("- " if number is None else f"{number}. ")
         elif tag == "table":
-            self.tables.append(element not in self.layout_tables)
+            self.tables.append(element not in self.regions.layout_tables)
             self.kinds.append("table" if self.tables[-1] else "paragraph")
         elif tag in _PRE:
             self.pre += 1
@@ -161,10 +168,6 @@ class PageWalk:
                 figure.lead = text
             figure.waiting.clear()
 
-    def _text(self, text: str | None) -> None:
-        if text and not self.noscript:
-            self.pieces.append(text if self.pre else _SPACE.sub(" ", text))
-
     def _in_cell(self) -> bool:
         return bool(self.tables) and self.tables[-1]
 
@@ -177,6 +180,8 @@ class PageWalk:
             return
         text = "".join(self.pieces)
         self.pieces.clear()
+        if text.isspace():
+            return
         kind = self.kinds[-1]
         if self.pre:
             text = text.strip("\n").rstrip()
@@ -248,6 +253,16 @@ class _Figure:
     waiting: list[ImageCandidate] = field(default_factory=list)
 
 
+def _one_space(text: str) -> str:
+    """`text` with one space for each run of white space."""
+    if not text.isascii():
+        return _SPACE.sub(" ", text)
+    found = " ".join(text.split())  # of ASCII it parts at the characters of _SPACE
+    if not found:
+        return " "
+    return f"{' ' if text[0].isspace() else ''}{found}{' ' if text[-1].isspace() else ''}"
+
+
 def _tidy_row(text: str) -> str:
     cells = [cell.strip() for cell in re.sub(r"\s+", " ", text).split(" | ")]
     while cells and not cells[-1]:
@@ -255,26 +270,3 @@ def _tidy_row(text: str) -> str:
     while cells and not cells[0]:
         cells.pop(0)
     return " | ".join(cells)
-
-
-def _layout_tables(root: etree._Element) -> set[etree._Element]:
-    """Tables that lay out a page instead of listing data: those that hold blocks, or say so, or have one column of prose."""
-    layout: set[etree._Element] = set()
-    stack: list[etree._Element] = []
-    paragraphs = 0
-    for event, element in etree.iterwalk(root, events=("start", "end")):
-        tag = element.tag
-        if event == "start":
-            if stack and (tag in _BREAKS_TABLE or (tag in ("p", "div") and paragraphs >= 1)):
-                layout.update(stack if tag == "table" else stack[-1:])
-            if tag == "table":
-                stack.append(element)
-                if element.get("role", "").lower() in ("presentation", "none"):
-                    layout.add(element)
-            elif tag in ("td", "th"):
-                paragraphs = 0
-            elif tag == "p":
-                paragraphs += 1
-        elif tag == "table" and stack:
-            stack.pop()
-    return layout
