@@ -152,7 +152,7 @@ def main() -> None:
     print(report("ingest", __doc__ or "", sections, remarks, options.out))
 
 
-def large(payloads: list[bytes], most: int = 12) -> list[bytes]:
+def large(payloads: list[bytes], most: int = 4) -> list[bytes]:
     """The largest of the images as JPEGs of 12 megapixels."""
     found = []
     for payload in sorted(payloads, key=len)[-most:]:

@@ -70,6 +70,11 @@ def copies(place: AnyPath) -> list[Copy]:
     return sorted(filter(None, (_named(path) for path, _ in list_files(place / COPIES, "*.json"))))
 
 
+def is_copy(path: AnyPath) -> bool:
+    """Whether a path is a copy's or what a training copies to, rather than a training's own. All of a store is."""
+    return not isinstance(path, Path) or _named(path) is not None or (path / COPIES).is_dir()
+
+
 def _named(path: AnyPath) -> Copy | None:
     found = _NAME.fullmatch(path.name)
     return Copy(int(found[1]), int(found[2]), path) if found else None

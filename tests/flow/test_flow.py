@@ -76,14 +76,10 @@ def at_work(root: Path, stage: str) -> bool:
     return any(not (folder / "manifest.json").exists() for folder in root.glob(f"{stage}-*"))
 
 
+@pytest.mark.slow  # among the quick tests a stage of Spark's is killed in tests/pipelines, a training in the trainer's
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize(
-    ("number", "stages"),
-    [
-        (signal.SIGKILL, ("train",)),  # a stage of Spark's is killed in tests/pipelines; all of them take minutes
-        pytest.param(signal.SIGKILL, STAGES, marks=pytest.mark.slow),
-        pytest.param(signal.SIGINT, STAGES, marks=pytest.mark.slow),
-    ],
+    ("number", "stages"), [(signal.SIGKILL, ("train",)), (signal.SIGKILL, STAGES), (signal.SIGINT, STAGES)]
 )
 def test_stopped_in_a_stage_the_shards_are_the_same(
     whole: Any, tmp_path: Path, number: signal.Signals, stages: tuple[str, ...]

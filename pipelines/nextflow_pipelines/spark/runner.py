@@ -190,7 +190,7 @@ def run_frame(
     work: StageWork,
     prefix: str,
     buckets: int,
-    frame: Callable[[SparkSession], DataFrame],
+    frame: Callable[[SparkSession], DataFrame] | None,
     sort: Sequence[str],
     function: FrameFunction,
     schemas: Schemas,
@@ -199,7 +199,8 @@ def run_frame(
 ) -> list[str]:
     """Shuffles a DataFrame by its column `bucket` (0…buckets−1), sorts within by `sort`, and runs each bucket as a unit.
 
-    `frame` makes the DataFrame and is called only when something is left to do. `sort` must order rows completely, or the
+    `frame` makes the DataFrame and is called only when something is left to do; None where there are no rows, which costs
+    no job. `sort` must order rows completely, or the
     result is not reproducible. Returns the units' names; raises as `run_units` does.
     """
     from pyspark.sql import functions as F
@@ -207,18 +208,18 @@ def run_frame(
     names = bucket_names(prefix, buckets)
     missing = set(work.pending(names))
     pending = [bucket for bucket, name in enumerate(names) if name in missing]
-    if pending:
+    job = _Job(work.dir, dict(schemas), made_with())
+    if pending and frame is not None:
         spark = session()
         partitions = min(len(pending), int(spark.conf.get("spark.sql.shuffle.partitions", "8") or 8))
         rows = frame(spark).where(F.col("bucket").isin(pending))
         spread = _spread(rows, buckets, pending, partitions)
-        job = _Job(work.dir, dict(schemas), made_with())
         task = partial(_frame_task, job, prefix, function)
         _run_job(spark, spread.sortWithinPartitions("bucket", *sort).mapInArrow(task, _REPORT), work, names, progress, note)
-        empty = set(work.missing([names[bucket] for bucket in pending]))
-        for bucket in pending:
-            if names[bucket] in empty:
-                job.do(names[bucket], partial(function, bucket, iter(())))
+    empty = set(work.missing([names[bucket] for bucket in pending]))
+    for bucket in pending:
+        if names[bucket] in empty:
+            job.do(names[bucket], partial(function, bucket, iter(())))
     return names
 
 

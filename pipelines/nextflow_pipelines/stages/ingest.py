@@ -133,6 +133,7 @@ def _work(
         "2/5 naming records",
     )
     records, links = work.files(scans, "records"), work.files(scans, _LINKS)
+    any_images = any("image" in record["counts"].get("records", {}) for record in work.records(scans))
     lies: list[tuple[str, int]] = []
     total = 0
     for uri, file, _ in read:
@@ -143,7 +144,7 @@ def _work(
         work,
         "measured",
         files,
-        partial(named_images, records, links, lies, total, files),
+        partial(named_images, records, links, lies, total, files) if any_images else None,
         ["uri", "offset"],
         partial(measure, sources),
         {MEASURED_SET: MEASURED},
@@ -155,19 +156,20 @@ def _work(
         work,
         "images",
         files,
-        partial(by_address, work.files(measured, MEASURED_SET), files),
+        partial(by_address, work.files(measured, MEASURED_SET), files) if any_images else None,
         ["address", "uri", "offset"],
         write_images,
         {"images": IMAGES, "asides": SCHEMAS["asides"]},
         progress,
         "4/5 sorting images",
     )
+    measured_files = work.files(images, "images") if any_images else []
     documents = run_frame(
         ctx.session,
         work,
         "part",
         files,
-        partial(_drafts_with_images, work.files(scans, _DRAFTS), links, work.files(images, "images"), files),
+        partial(_drafts_with_images, work.files(scans, _DRAFTS), links, measured_files, files),
         ["doc_id", "uri", "offset"],
         partial(_assemble, sources),
         SCHEMAS,
@@ -215,9 +217,14 @@ def _write_named(source: Source[Any], uri: str, before: int, table: pa.Table, ou
 def _drafts_with_images(
     drafts: list[AnyPath], links: list[AnyPath], images: list[AnyPath], files: int, spark: SparkSession
 ) -> DataFrame:
-    """A row a document with `found`: the image record for each address, of the page's own file if that has it."""
+    """A row a document with `found`: the image record for each address, of the page's own file if that has it. Without
+    `images` no address has one."""
     from pyspark.sql import functions as F
 
+    rows = read_parquet(spark, drafts, schema=DRAFTS)
+    rows = rows.withColumn("bucket", bucket_of(rows["doc_id"], files))
+    if not images:
+        return rows.withColumn("found", F.lit(None).cast("array<string>"))
     measured = read_parquet(spark, images, schema=IMAGES).withColumnsRenamed({"uri": "image_uri", "offset": "image_offset"})
     joined = read_parquet(spark, links, schema=LINKS).join(measured, "address")
     # Usable before unusable, own source before others, then the first.
@@ -226,8 +233,7 @@ def _drafts_with_images(
     found = chosen.groupBy("doc_id", "uri").agg(
         F.collect_list(F.struct("address", "best.rejected", "best.image")).alias("found")
     )
-    rows = read_parquet(spark, drafts, schema=DRAFTS)
-    return rows.withColumn("bucket", bucket_of(rows["doc_id"], files)).join(found, ["doc_id", "uri"], "left")
+    return rows.join(found, ["doc_id", "uri"], "left")
 
 
 def _assemble(sources: BoundSources, bucket: int, tables: Iterator[pa.Table], out: UnitTables) -> None:

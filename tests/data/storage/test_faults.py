@@ -97,11 +97,13 @@ def test_what_a_stale_listing_leaves_out_is_there(s3_root: StorePath, fault_prox
 
 
 @pytest.mark.slow
-def test_a_listing_of_many_names(s3_root: StorePath, fault_proxy: FaultProxy, through: Through) -> None:
-    """10^4 real objects over eleven pages, with faults; half of the names are odd. About a minute."""
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("count", [2_100, pytest.param(100_000, marks=pytest.mark.slow)])
+def test_a_listing_of_many_names(s3_root: StorePath, fault_proxy: FaultProxy, through: Through, count: int) -> None:
+    """Real objects over pages of a thousand, with faults; half of the names are odd."""
     from concurrent.futures import ThreadPoolExecutor
 
-    names = [f"d{number % 7}/{number:05d}{' %+#?é'[number % 6] if number % 2 else ''}" for number in range(10_000)]
+    names = [f"d{number % 7}/{number:05d}{' %+#?é'[number % 6] if number % 2 else ''}" for number in range(count)]
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda name: put(s3_root / name, b""), names))
     fault_proxy.rates = {"error_500": 0.2, "cut": 0.2}

@@ -142,6 +142,26 @@ def test_a_copy_serves_where_a_checkpoint_does(whole: Path, place: Path, tmp_pat
         local_checkpoint(str(place / "files"))
 
 
+def test_the_commands_list_and_verify_copies(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nextflow_orchestration.cli import app
+    from typer.testing import CliRunner
+
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    listed = CliRunner().invoke(app, ["checkpoint", "list", str(place)])
+    assert listed.exit_code == 0 and all(one.path.name in listed.stdout for one in copies(place))
+    newest = copies(place)[-1]
+    assert [line for line in listed.stdout.splitlines() if "in force" in line and newest.path.name in line]
+    for address in (place, newest.path):
+        verified = CliRunner().invoke(app, ["checkpoint", "verify", str(address)])
+        assert verified.exit_code == 0 and "whole" in verified.stdout and "of step 6" in verified.stdout
+    shutil.rmtree(place / "files")
+    (tmp_path / "other").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "other"))
+    assert CliRunner().invoke(app, ["checkpoint", "verify", str(place)]).exit_code == 1
+    assert CliRunner().invoke(app, ["checkpoint", "list", str(place / "nothing")]).exit_code == 2
+
+
 def test_what_fails_is_counted_and_tried_again(whole: Path, tmp_path: Path) -> None:
     six = folder(whole / "run") / "step-00000006"
     notices = Notices()
