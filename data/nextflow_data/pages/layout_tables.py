@@ -11,25 +11,9 @@ from collections.abc import Mapping
 from lxml import etree
 
 _BREAKS = frozenset(
-    {
-        "h1",
-        "h2",
-        "h3",
-        "h4",
-        "h5",
-        "h6",
-        "table",
-        "ul",
-        "ol",
-        "dl",
-        "pre",
-        "figure",
-        "blockquote",
-        "section",
-        "article",
-        "hr",
-    }
-)
+    {"h1", "h2", "h3", "h4", "h5", "h6", "table", "ul", "ol", "dl", "pre", "figure", "blockquote", "section", "article",
+     "hr"}
+)  # fmt: skip
 TABLE_PARTS = _BREAKS | frozenset({"td", "th", "p", "div"})
 """The tags to call `start` for; `end` is for tables alone."""
 
