@@ -85,6 +85,7 @@ def mnf(home: Path, installed: Path | None, *arguments: str) -> subprocess.Compl
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
 
 
+@pytest.mark.slow
 def test_a_recipe_with_its_rule_and_its_captioner_runs(
     prefect_home: Path, installed: Path, small_warc: Path, tmp_path: Path
 ) -> None:

@@ -94,6 +94,6 @@ def verify(
         size = sum(entry.size for entry in manifest.files.values())
         tensors = len(shapes(read_metadata(found)))
         Console(highlight=False).print(
-            f"{place}: whole; {len(manifest.files)} files, {size:,} bytes, {tensors} tensors of step {manifest.state.step}",
+            f"{place if is_copy(place) else found}: whole; {len(manifest.files)} files, {size:,} bytes, {tensors} tensors of step {manifest.state.step}",
             soft_wrap=True,
         )
