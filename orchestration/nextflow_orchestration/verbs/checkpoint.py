@@ -93,7 +93,8 @@ def verify(
         manifest = verify_folder(found)
         size = sum(entry.size for entry in manifest.files.values())
         tensors = len(shapes(read_metadata(found)))
+        named = place if is_copy(place) else found
         Console(highlight=False).print(
-            f"{place if is_copy(place) else found}: whole; {len(manifest.files)} files, {size:,} bytes, {tensors} tensors of step {manifest.state.step}",
+            f"{named}: whole; {len(manifest.files)} files, {size:,} bytes, {tensors} tensors of step {manifest.state.step}",
             soft_wrap=True,
         )
