@@ -36,7 +36,7 @@ from nextflow_data.storage.config import StorageConfig
 from nextflow_data.storage.files import any_path, put_if_absent, read_range
 from nextflow_data.storage.store_path import AnyPath, StorePath
 
-from nextflow_pipelines.contract.made_with import check_worker, made_with
+from nextflow_pipelines.contract.made_with import made_with
 from nextflow_pipelines.contract.stage import WORK, StageError
 from nextflow_pipelines.contract.tables import UnitTables
 from nextflow_pipelines.contract.units import unit_output, unit_record
@@ -44,6 +44,7 @@ from nextflow_pipelines.contract.work import StageWork, is_disk_full
 from nextflow_pipelines.spark.context import Progress, no_progress
 from nextflow_pipelines.spark.gpus import TaskGpus
 from nextflow_pipelines.spark.ship import with_hint
+from nextflow_pipelines.spark.task import enter_task
 from nextflow_pipelines.spark.watch import ClusterWatch
 
 if TYPE_CHECKING:
@@ -169,7 +170,7 @@ class _Lines:
 def _unit_task(
     job: _Job, lines: _Lines, function: UnitFunction, batches: Iterator[pa.RecordBatch]
 ) -> Iterator[pa.RecordBatch]:
-    check_worker(job.driver)
+    enter_task(job.driver)
     for batch in batches:
         for index in batch.column(0).to_pylist():
             name, payload = lines.read(index)
@@ -241,7 +242,7 @@ def _spread(rows: DataFrame, buckets: int, pending: list[int], partitions: int) 
 def _frame_task(
     job: _Job, prefix: str, function: FrameFunction, batches: Iterator[pa.RecordBatch]
 ) -> Iterator[pa.RecordBatch]:
-    check_worker(job.driver)
+    enter_task(job.driver)
     for bucket, group in groupby(_runs(batches), key=lambda run: run[0]):
         name = f"{prefix}-{bucket:05d}"
         job.do(name, partial(function, bucket, (table for _, table in group)))

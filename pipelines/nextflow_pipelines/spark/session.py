@@ -48,8 +48,12 @@ def spark_settings(config: SparkConfig, here: str | None = None) -> dict[str, st
         "spark.ui.enabled": str(not is_local(config.master) if config.ui is None else config.ui).lower(),
         "spark.ui.showConsoleProgress": "false",
         "spark.python.worker.reuse": "true",
+        # Over TCP each task of Python's waits 40 ms for an acknowledgement that the kernel delays.
+        "spark.python.unix.domain.socket.enabled": "true",
     }
-    if not is_local(config.master):
+    if is_local(config.master):
+        settings["spark.python.daemon.module"] = "nextflow_pipelines.spark.daemon"
+    else:
         settings |= _cluster_settings(config, here)
     return settings | config.options
 

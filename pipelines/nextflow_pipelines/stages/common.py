@@ -15,10 +15,11 @@ from nextflow_data.storage.config import StorageConfig
 from nextflow_data.storage.files import any_path
 from nextflow_data.storage.store_path import AnyPath, StorePath
 
-from nextflow_pipelines.contract.made_with import check_worker, made_with
+from nextflow_pipelines.contract.made_with import made_with
 from nextflow_pipelines.contract.tables import dataset_files, iter_batches, parquet_file
 from nextflow_pipelines.spark.context import FactsToCome, StageResult
 from nextflow_pipelines.spark.runner import Unit
+from nextflow_pipelines.spark.task import enter_task
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -77,7 +78,7 @@ def _read_task(
     schema: pa.Schema,
     batches: Iterator[pa.RecordBatch],
 ) -> Iterator[pa.RecordBatch]:
-    check_worker(driver)
+    enter_task(driver)
     for batch in batches:
         files = [any_path(name, config) for name in batch.column("file").to_pylist()]
         for table in iter_batches(files, FRAME_ROWS, columns):
