@@ -156,7 +156,7 @@ def test_an_empty_warc_is_told_of_and_reported(whole: Any, tmp_path: Path) -> No
     said = runner.finish("run", str(runner.recipe), "--set", "train=null", "--set", "generate.level=7")
     assert "0 packs" in said and "report" in said and "generate" not in said
     assert "empty.warc.gz" in (runner.root / "report.html").read_text()
-    assert json.loads((runner.root / "run.json").read_text()).keys() == {"pack"}
+    assert json.loads((runner.root / "run.json").read_text()).keys() == {"recipe", "pack"}
 
 
 def test_a_flipped_byte_is_named_by_the_audit_and_refused_by_the_trainer(whole: Any, tmp_path: Path) -> None:
