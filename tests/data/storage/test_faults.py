@@ -96,7 +96,6 @@ def test_what_a_stale_listing_leaves_out_is_there(s3_root: StorePath, fault_prox
     assert (root / "new").is_file() and not put_if_absent(root / "new", b"y")
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("count", [2_100, pytest.param(100_000, marks=pytest.mark.slow)])
 def test_a_listing_of_many_names(s3_root: StorePath, fault_proxy: FaultProxy, through: Through, count: int) -> None:
